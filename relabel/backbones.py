@@ -1,0 +1,187 @@
+"""Backbones by name: modules that return (logits, features).
+
+`cnn8` is ours, for small images and small budgets; `linear` is the head alone, for vectors and for
+features computed once (`--freeze`); every classification model of torchvision whose last layer is a
+`nn.Linear` joins by its torchvision name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+
+from relabel.errors import RelabelError
+
+SMALL_IMAGE = 64  # up to this size a stem that divides the resolution by four would leave nothing to see
+
+
+class Backbone(nn.Module):
+    """A feature extractor and a linear head.
+
+    `forward(inputs)` returns (logits [B, C], features [B, D]) with logits = head(features); the
+    last-layer meta-gradient relies on exactly that. Logits are float32 whatever the autocast type:
+    a probability of 1e-4 has to survive the subtraction 1 - p.
+    """
+
+    def __init__(self, body: nn.Module, head: nn.Linear) -> None:
+        super().__init__()
+        self.body = body
+        self.head = head
+
+    def forward(self, inputs: Tensor) -> tuple[Tensor, Tensor]:
+        """Inputs [B, 3, H, W] or [B, D] to (logits [B, C], features [B, D])."""
+        features = self.body(inputs).float()
+        with torch.autocast(features.device.type, enabled=False):
+            return self.head(features), features
+
+
+def build(name: str, num_classes: int, image_size: int, weights: str = "none") -> Backbone:
+    """A backbone for `image_size` px square images and `num_classes` classes.
+
+    `weights` is `none`, `imagenet` (torchvision's own download and cache) or the path of a state dict,
+    whose classifier is ignored when it has another number of classes. Raises RelabelError for an
+    unknown name and for weights that are missing, unreadable or of another architecture.
+    """
+    if name == "cnn8":
+        if weights == "imagenet":
+            raise RelabelError(
+                "--weights imagenet: cnn8 has no ImageNet weights.", "Use a torchvision backbone."
+            )
+        backbone = _cnn8(num_classes)
+        if weights != "none":
+            _load(backbone, _read_state_dict(Path(weights)), weights)
+        return backbone
+    return _torchvision(name, num_classes, image_size, weights)
+
+
+def linear(dimension: int, num_classes: int) -> Backbone:
+    """The head alone, on vectors [B, dimension]."""
+    return Backbone(nn.Identity(), nn.Linear(dimension, num_classes))
+
+
+def _conv(channels_in: int, channels_out: int, *, pool: bool = False) -> nn.Sequential:
+    # Pooling before the normalisation leaves a quarter of the values to normalise and to rectify:
+    # on a CPU those memory-bound steps cost as much as the convolution itself.
+    layers: list[nn.Module] = [nn.Conv2d(channels_in, channels_out, 3, padding=1, bias=False)]
+    if pool:
+        layers.append(nn.MaxPool2d(2))
+    return nn.Sequential(*layers, nn.BatchNorm2d(channels_out), nn.ReLU(inplace=True))
+
+
+def _cnn8(num_classes: int, width: int = 64) -> Backbone:
+    """Seven 3 x 3 convolutions and a linear head, any image size from 8 px."""
+    body = nn.Sequential(
+        _conv(3, width // 2),
+        _conv(width // 2, width, pool=True),
+        _conv(width, width),
+        _conv(width, 2 * width, pool=True),
+        _conv(2 * width, 2 * width),
+        _conv(2 * width, 4 * width, pool=True),
+        _conv(4 * width, 4 * width),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+    )
+    return Backbone(body, nn.Linear(4 * width, num_classes))
+
+
+def _torchvision(name: str, num_classes: int, image_size: int, weights: str) -> Backbone:
+    from torchvision import models
+
+    if name not in models.list_models(module=models):
+        raise RelabelError(
+            f"--backbone {name}: no such backbone.",
+            "Use cnn8 or a torchvision classification model such as resnet18, resnet50 or mobilenet_v3_small.",
+        )
+    model = models.get_model(name, weights=None)
+    if weights == "imagenet":
+        entry = models.get_model_weights(name).DEFAULT
+        try:
+            state = entry.get_state_dict(progress=False, check_hash=True)
+        except (OSError, RuntimeError) as error:
+            raise RelabelError(
+                f"--weights imagenet: {name}'s weights are not in the cache and could not be downloaded ({error}).",
+                "Connect once, set TORCH_HOME to a cache that has them, or use --weights none.",
+            ) from error
+        _load(model, state, weights)
+    elif weights != "none":
+        _load(model, _read_state_dict(Path(weights)), weights)
+    if image_size <= SMALL_IMAGE:
+        _small_image_stem(model)
+    return Backbone(model, _detach_head(model, name, num_classes))
+
+
+def _detach_head(model: nn.Module, name: str, num_classes: int) -> nn.Linear:
+    """Replace the model's last `nn.Linear` by an identity and return a fresh one of `num_classes`."""
+    last = [key for key, module in model.named_modules() if isinstance(module, nn.Linear)][-1:]
+    if not last or list(model.named_modules())[-1][0] != last[0]:
+        raise RelabelError(
+            f"--backbone {name}: its last layer is not linear.",
+            "Use for example resnet18 or mobilenet_v3_small.",
+        )
+    owner, _, attribute = last[0].rpartition(".")
+    head = cast(nn.Linear, model.get_submodule(last[0]))
+    setattr(model.get_submodule(owner), attribute, nn.Identity())
+    return nn.Linear(head.in_features, num_classes)
+
+
+def _small_image_stem(model: nn.Module) -> None:
+    """Keep the resolution in the first layers: stride 1 in the first convolution, no max-pooling.
+
+    ResNets for 32 px images replace the 7 x 7 first convolution by a 3 x 3 one (He et al. 2016, 4.2);
+    the pretrained kernel's centre is kept, so that `--weights` still means something.
+    """
+    for key, module in model.named_modules():
+        if isinstance(module, nn.Conv2d):
+            owner, _, attribute = key.rpartition(".")
+            stem = nn.Conv2d(3, module.out_channels, 3, stride=1, padding=1, bias=module.bias is not None)
+            middle = module.kernel_size[0] // 2
+            with torch.no_grad():
+                stem.weight.copy_(module.weight[:, :, middle - 1 : middle + 2, middle - 1 : middle + 2])
+                if module.bias is not None and stem.bias is not None:
+                    stem.bias.copy_(module.bias)
+            setattr(model.get_submodule(owner), attribute, stem)
+            break
+    if isinstance(getattr(model, "maxpool", None), nn.MaxPool2d):
+        model.maxpool = nn.Identity()
+
+
+def _read_state_dict(path: Path) -> Mapping[str, Tensor]:
+    """The state dict in a file, read without executing anything from it."""
+    if not path.is_file():
+        raise RelabelError(
+            f"--weights {path}: no such file.", "Use none, imagenet or the path of a state dict."
+        )
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:
+        raise RelabelError(
+            f"--weights {path}: not a state dict that can be loaded safely ({type(error).__name__}).",
+            "Save one with torch.save(model.state_dict(), PATH).",
+        ) from error
+    if isinstance(state, Mapping) and isinstance(state.get("state_dict"), Mapping):
+        state = state["state_dict"]
+    if not isinstance(state, Mapping) or not all(isinstance(value, Tensor) for value in state.values()):
+        raise RelabelError(
+            f"--weights {path}: holds no state dict.", "Save one with torch.save(model.state_dict(), PATH)."
+        )
+    return state
+
+
+def _load(model: nn.Module, state: Mapping[str, Tensor], weights: str) -> None:
+    """Load all but a classifier of another shape; anything else that does not fit is an error."""
+    own = model.state_dict()
+    head = [key for key, module in model.named_modules() if isinstance(module, nn.Linear)][-1]
+    head_keys = {f"{head}.weight", f"{head}.bias"}
+    fitting = {key: value for key, value in state.items() if key not in head_keys}
+    wrong = [key for key, value in fitting.items() if key not in own or own[key].shape != value.shape]
+    wrong += [key for key in own if key not in state and key not in head_keys]
+    if wrong:
+        raise RelabelError(
+            f"--weights {weights}: does not fit the backbone ({len(wrong)} of its tensors differ, first {wrong[0]}).",
+            "Choose the --backbone these weights were saved from.",
+        )
+    model.load_state_dict(fitting, strict=False)

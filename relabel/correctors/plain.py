@@ -1,0 +1,18 @@
+"""No corrector: plain cross-entropy on the given labels, the baseline every corrector has to beat."""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from relabel.correctors.base import Corrector, Memory
+
+
+class Plain(Corrector):
+    """Trains on the given labels; only the calibration corrects."""
+
+    uses_trusted_rows = False
+
+    def soft_label(self, logits: Tensor, given: Tensor, memory: Memory) -> Tensor:
+        """One-hot given labels [B, C]."""
+        return F.one_hot(given, logits.shape[1]).to(logits.dtype)

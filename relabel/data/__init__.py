@@ -1,0 +1,1 @@
+"""What a user hands in: rows, verified labels and pixels."""

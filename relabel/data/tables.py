@@ -1,0 +1,196 @@
+"""Reads the tables that name images: CSV, Parquet or JSON lines, with a name column and a label column.
+
+Only the columns that matter are kept. Row numbers are what the user sees when opening the file: line
+numbers for text (the CSV header is row 1), 1-based rows for Parquet.
+"""
+
+import csv
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from relabel.errors import RelabelError
+
+NAME_COLUMNS = ("file_name", "filename", "image_path", "path")
+TABLE_SUFFIXES = (".csv", ".tsv", ".parquet", ".jsonl")
+
+
+@dataclass
+class Table:
+    """A name and a label per entry; `rows[i]` is the row number to show for entry i."""
+
+    name_column: str
+    names: list[str]
+    labels: list[str | None]  # None where empty
+    rows: Sequence[int]
+
+
+@dataclass
+class _Cells:
+    found: list[str]  # every column of the file
+    columns: dict[str, list[object]]  # only the wanted ones among them
+    rows: Sequence[int]
+
+
+def read_table(
+    path: Path, name_columns: Sequence[str] = NAME_COLUMNS, *, label_required: bool = True
+) -> Table:
+    """Read the first of `name_columns` that is there, and `label`.
+
+    Raises RelabelError, naming the file and row, for anything that is not such a table.
+    """
+    suffix = path.suffix.lower()
+    if suffix not in TABLE_SUFFIXES:
+        raise RelabelError(
+            f"{path} is not a kind of table that can be read here.",
+            "Use .csv, .parquet or .jsonl with the columns file_name and label.",
+        )
+    read = {".parquet": _read_parquet, ".jsonl": _read_jsonl}.get(suffix, _read_csv)
+    try:
+        cells = read(path, (*name_columns, "label"))
+    except FileNotFoundError:
+        raise RelabelError(f"There is no file {path}.", "Check the spelling of the path.") from None
+    except UnicodeDecodeError:
+        raise RelabelError(
+            f"{path}, row {_undecodable_line(path)}: the text is not UTF-8.", "Save the file as UTF-8."
+        ) from None
+    except (OSError, pa.ArrowException) as error:
+        reason = " ".join(str(getattr(error, "strerror", None) or error).split()).rstrip(".")
+        raise RelabelError(f"{path} cannot be read: {reason}.", "Write the file again.") from None
+
+    name_column = next((column for column in name_columns if column in cells.columns), None)
+    if name_column is None or (label_required and "label" not in cells.columns):
+        raise RelabelError(
+            f"{path} needs the columns file_name and label, and has {first_few(cells.found, 10) or 'none'}.",
+            f"Rename the columns; for file_name, also accepted: {', '.join(name_columns[1:])}.",
+        )
+    names = [
+        _text(value, path, row, name_column)
+        for value, row in zip(cells.columns[name_column], cells.rows, strict=True)
+    ]
+    for name, row in zip(names, cells.rows, strict=True):
+        if not name:
+            raise RelabelError(
+                f"{path}, row {row}: {name_column} is empty.", "Name an image there, or remove the row."
+            )
+    labels: list[str | None] = [None] * len(names)
+    if "label" in cells.columns:
+        labels = [
+            printable(_text(value, path, row, "label").strip()) or None
+            for value, row in zip(cells.columns["label"], cells.rows, strict=True)
+        ]
+    return Table(name_column, names, labels, cells.rows)
+
+
+def first_few(items: Sequence[str], limit: int = 5) -> str:
+    """List `items` for a sentence: the first `limit`, then how many more there are."""
+    more = [f"and {len(items) - limit} more"] if len(items) > limit else []
+    return ", ".join([*items[:limit], *more])
+
+
+def printable(text: str) -> str:
+    """Escape what is not valid Unicode (odd file names, JSON half-characters): Arrow would refuse it."""
+    return text.encode("utf-8", "backslashreplace").decode()
+
+
+def _read_csv(path: Path, wanted: Sequence[str]) -> _Cells:
+    with open(path, encoding="utf-8-sig", newline="") as file:
+        header_line = file.readline()
+        file.seek(0)
+        delimiter = next((mark for mark in ",;\t" if mark in header_line), ",")
+        reader = csv.reader(file, delimiter=delimiter, strict=True)
+        found: list[str] = []
+        columns: dict[str, list[object]] = {}
+        picked: list[tuple[int, list[object]]] = []
+        rows: list[int] = []
+        row = 1
+        try:
+            for cells in reader:
+                if not cells:
+                    pass  # a blank line
+                elif not found:
+                    found = [name.strip() for name in cells]
+                    columns = {name: [] for name in wanted if name in found}
+                    picked = [(found.index(name), values) for name, values in columns.items()]
+                elif len(cells) != len(found):
+                    raise RelabelError(
+                        f"{path}, row {row}: {len(cells)} cells where the header has {len(found)}.",
+                        "Put quotes around a cell that holds a separator.",
+                    )
+                else:
+                    rows.append(row)
+                    for position, values in picked:
+                        values.append(cells[position])
+                row = reader.line_num + 1  # a quoted cell may span lines: report where the row starts
+        except csv.Error as error:
+            raise RelabelError(
+                f"{path}, row {row}: not valid CSV ({error}).", "Check the quotes in that row."
+            ) from None
+    return _Cells(found, columns, rows)
+
+
+def _undecodable_line(path: Path) -> int:
+    with open(path, "rb") as file:
+        for number, line in enumerate(file, 1):
+            try:
+                line.decode()
+            except UnicodeDecodeError:
+                return number
+    return 1
+
+
+def _read_jsonl(path: Path, wanted: Sequence[str]) -> _Cells:
+    found: dict[str, None] = {}
+    columns: dict[str, list[object]] = {name: [] for name in wanted}
+    rows = []
+    with open(path, encoding="utf-8-sig") as file:
+        for row, line in enumerate(file, 1):
+            if not line.strip():
+                continue
+            try:
+                entry = json.loads(line)
+            except (ValueError, RecursionError):
+                entry = None
+            if not isinstance(entry, dict):
+                raise RelabelError(
+                    f"{path}, row {row}: not a JSON object.",
+                    'Write one object a line, such as {"file_name": "a.png", "label": "cat"}.',
+                )
+            found.update(dict.fromkeys(entry))
+            rows.append(row)
+            for name, values in columns.items():
+                values.append(entry.get(name))
+    return _Cells(list(found), {name: columns[name] for name in wanted if name in found}, rows)
+
+
+def _read_parquet(path: Path, wanted: Sequence[str]) -> _Cells:
+    with pq.ParquetFile(path) as file:
+        found = list(file.schema_arrow.names)
+        table = file.read(columns=[name for name in wanted if name in found])
+    columns = {name: table.column(name).to_pylist() for name in wanted if name in found}
+    return _Cells(found, columns, range(1, table.num_rows + 1))
+
+
+def _text(value: object, path: Path, row: int, column: str) -> str:
+    match value:
+        case str():
+            return value
+        case None:
+            return ""
+        case bool():
+            return str(value).lower()
+        case int():
+            return str(value)
+        case float() if math.isnan(value):
+            return ""
+        case float():  # pandas turns integers with gaps into floats
+            return str(int(value)) if value.is_integer() else str(value)
+    raise RelabelError(
+        f"{path}, row {row}: {column} is a {type(value).__name__}, not text or a number.",
+        f"Write {column} as text.",
+    )

@@ -1,0 +1,166 @@
+"""Reads `--trusted`: the rows of SOURCE, or separate images, whose labels a person has verified.
+
+Everything wrong with it is reported by row number here, before any training starts.
+"""
+
+import difflib
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from relabel.data.sources import FileIndex, Source, open_source
+from relabel.data.tables import NAME_COLUMNS, first_few, read_table
+from relabel.errors import RelabelError
+
+
+@dataclass
+class TrustedSet:
+    """Verified labels: M rows of SOURCE and, from a folder, images that are not in it."""
+
+    rows: NDArray[np.int64]  # [M] positions in the Source
+    labels: NDArray[np.int64]  # [M] verified class ids
+    external: list[Path]  # verified images that are not in SOURCE
+    external_labels: NDArray[np.int64]  # [len(external)] verified class ids
+    warnings: list[str]
+
+
+def read_trusted(path: Path, source: Source) -> TrustedSet:
+    """Read a table that points into `source`, or a folder of verified images in class folders.
+
+    Images of a folder that lies inside SOURCE become trusted rows, so that they cannot leak into both sides.
+    Raises RelabelError for whatever cannot be trusted as it stands.
+    """
+    if not path.exists():
+        raise RelabelError(
+            f"--trusted: there is no file or folder {path}.", "Check the spelling of the path."
+        )
+    entries = _folder_entries(path, source) if path.is_dir() else _table_entries(path, source)
+    class_ids = {name: position for position, name in enumerate(source.class_names)}
+    strangers = [
+        (where, label)
+        for where, label in zip(entries.where, entries.labels, strict=True)
+        if label not in class_ids
+    ]
+    if strangers:
+        unknown = [f"{where} ({label!r})" for where, label in strangers]
+        hint = _suggestion(strangers[0][1], source.class_names)
+        _refuse(path, "the class is not one of SOURCE's", unknown, hint)
+
+    seen: dict[int, str] = {}
+    twice = []
+    labels, external_labels = [], []
+    for position, label, where in zip(entries.positions, entries.labels, entries.where, strict=True):
+        if position is None:
+            external_labels.append(class_ids[label])
+        elif position in seen:
+            twice.append(f"{where} (same image as {seen[position]})")
+        elif position not in source.errors:
+            labels.append(class_ids[label])
+        if position is not None:
+            seen.setdefault(position, where)
+    _refuse(path, "images are listed twice", twice, "Keep one row for each image.")
+
+    unusable = [position for position in seen if position in source.errors]
+    warnings = []
+    if unusable:
+        names = first_few([f"{source.file_names[row]!r} ({source.errors[row]})" for row in unusable])
+        warnings.append(f"{len(unusable)} trusted row(s) cannot be used: {names}.")
+    if not labels and not external_labels:
+        raise RelabelError(
+            f"--trusted {path} holds no usable row.", "Verify the labels of at least a few images a class."
+        )
+    covered = {*labels, *external_labels}
+    bare = [repr(name) for position, name in enumerate(source.class_names) if position not in covered]
+    if bare:
+        warnings.append(f"No trusted row for the class(es) {first_few(bare)}.")
+    return TrustedSet(
+        rows=np.array([row for row in seen if row not in source.errors], dtype=np.int64),
+        labels=np.array(labels, dtype=np.int64),
+        external=entries.external,
+        external_labels=np.array(external_labels, dtype=np.int64),
+        warnings=warnings,
+    )
+
+
+@dataclass
+class _Entries:
+    """Every entry's label and where it stands; its position in SOURCE, or None for the next `external`."""
+
+    where: list[str]
+    labels: list[str]
+    positions: list[int | None]
+    external: list[Path] = field(default_factory=list)
+
+
+def _table_entries(path: Path, source: Source) -> _Entries:
+    table = read_table(path, (*NAME_COLUMNS, "index"))
+    if len(table.names) > len(source):
+        raise RelabelError(
+            f"--trusted {path} has {len(table.names)} rows, more than the {len(source)} of SOURCE.",
+            "Every trusted row must be an image of SOURCE, listed once.",
+        )
+    where = [f"row {row}" for row in table.rows]
+    if table.name_column == "index":
+        positions = [_position(text, len(source)) for text in table.names]
+        hint = f"index counts from 0 to {len(source) - 1}."
+    else:
+        index = FileIndex(source.root, source.file_names)
+        positions = [index.find(name) for name in table.names]
+        hint = f"Name files as SOURCE does, for example {source.file_names[0]!r}."
+    unknown = [
+        f"{at} ({name!r})"
+        for at, name, position in zip(where, table.names, positions, strict=True)
+        if position is None
+    ]
+    _refuse(path, "not in SOURCE", unknown, hint)
+    empty = [at for at, label in zip(where, table.labels, strict=True) if label is None]
+    _refuse(path, "the label is empty", empty, "Fill in the verified class, or remove the row.")
+    return _Entries(where, [label for label in table.labels if label], positions)
+
+
+def _position(text: str, length: int) -> int | None:
+    digits = text.strip()
+    if not (digits.isascii() and digits.isdecimal() and len(digits) < 19):
+        return None
+    return int(digits) if int(digits) < length else None
+
+
+def _folder_entries(path: Path, source: Source) -> _Entries:
+    verified = open_source(str(path), need_classes=False)
+    missing = [f"{verified.file_names[row]!r} ({reason})" for row, reason in verified.errors.items()]
+    _refuse(path, "images cannot be read", missing, "Restore the files, or remove them from the folder.")
+    where = [repr(name) for name in verified.file_names]
+    loose = [at for at, label in zip(where, verified.given, strict=True) if label < 0]
+    _refuse(path, "images have no class", loose, "Put each one in a folder named after its class.")
+    index = FileIndex(source.root, source.file_names)
+    positions = []
+    for reference in verified.references:
+        position = index.find(str(reference.absolute()))
+        if position is None:  # the folder may be made of links into SOURCE
+            position = index.find(str(reference.resolve()))
+        positions.append(position)
+    return _Entries(
+        where,
+        [verified.class_names[label] for label in verified.given],
+        positions,
+        [
+            reference
+            for reference, position in zip(verified.references, positions, strict=True)
+            if position is None
+        ],
+    )
+
+
+def _refuse(path: Path, problem: str, offenders: Sequence[str], hint: str) -> None:
+    if offenders:
+        raise RelabelError(f"--trusted {path}: {problem}: {first_few(offenders)}.", hint)
+
+
+def _suggestion(label: str, class_names: Sequence[str]) -> str:
+    by_lower = {name.lower(): name for name in class_names}
+    close = difflib.get_close_matches(label.lower(), by_lower, n=1)
+    did_you_mean = f"Did you mean {by_lower[close[0]]!r}? " if close else ""
+    return f"{did_you_mean}Known classes: {first_few([repr(name) for name in class_names], 10)}."

@@ -1,0 +1,62 @@
+"""Files that are either there in full or not there at all."""
+
+import os
+import secrets
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from relabel.errors import RelabelError, RunError
+
+
+def check_output(path: Path, overwrite: bool) -> None:
+    """Refuse an output that could not be written at the end; call it before any work.
+
+    Raises `RelabelError` when the path is a folder or a device, exists without `overwrite`, or has no
+    folder that can be written to.
+    """
+    if path.is_dir():
+        raise RelabelError(f"The output {path} is a folder.", "Name a file.")
+    if path.exists() and not path.is_file():
+        # Renaming over /dev/null or a named pipe would replace it by a plain file.
+        raise RelabelError(
+            f"The output {path} is not a plain file.", "Name a file, or - for standard output."
+        )
+    if path.exists() and not overwrite:
+        raise RelabelError(f"The output {path} exists.", "Choose another name or add --overwrite.")
+    folder = path.resolve().parent
+    if not folder.is_dir():
+        raise RelabelError(f"The output {path} has no folder {folder}.", "Make the folder first.")
+    if not os.access(folder, os.W_OK):
+        raise RelabelError(
+            f"The output {path} is in a folder you may not write to.", "Choose another folder."
+        )
+
+
+@contextmanager
+def atomic_path(destination: Path) -> Iterator[Path]:
+    """Yield a temporary path beside `destination`; when the body ends well it takes that name at once.
+
+    Whatever stops the body, Ctrl-C included, removes the temporary file and leaves an earlier `destination`
+    as it was. The file gets the mode an ordinary `open()` gives: the umask's, or the replaced file's.
+    Raises `RunError` when the disk refuses.
+    """
+    final = destination.resolve()  # a link stays a link: the file it points to is replaced
+    temporary = final.with_name(f".relabel-{secrets.token_hex(8)}.tmp")
+    try:
+        # Not `tempfile`: its 0600 would stay on the finished file.
+        os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
+        if final.exists():
+            temporary.chmod(stat.S_IMODE(final.stat().st_mode))
+        yield temporary
+        with temporary.open("rb+") as file:
+            os.fsync(file.fileno())
+        temporary.replace(final)
+    except OSError as error:
+        raise RunError(
+            f"{destination} could not be written: {error.strerror or error}.",
+            "Free some space or choose another place.",
+        ) from error
+    finally:
+        temporary.unlink(missing_ok=True)

@@ -1,0 +1,1 @@
+"""What a user gets back: calibrated labels in one Parquet file."""

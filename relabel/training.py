@@ -1,0 +1,265 @@
+"""The training loop: warm-up on the given labels, then the meta phase with a corrector.
+
+One pass over the training rows is an epoch. Per batch of the meta phase: the backbone's forward; the
+corrector's meta step on a trusted batch (`hypergradient`); the backbone's step on the corrected targets,
+reusing the same forward; the ledger.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from relabel import hypergradient
+from relabel.backbones import Backbone
+from relabel.correctors.base import Corrector, Memory
+from relabel.correctors.plain import Plain
+from relabel.data.loading import Inputs
+from relabel.device import Compute
+from relabel.errors import RunError
+from relabel.ledger import Ledger
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """How long and how fast: epochs, steps and rates of one run."""
+
+    epochs: int
+    warmup_epochs: int
+    average_from: int
+    batch_size: int
+    learning_rate: float
+    weight_decay: float
+    meta_learning_rate: float
+    meta_batch_size: int
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Which rows play which part; all row indices into `Inputs`.
+
+    train: [n] rows trained on under their given label (probe rows are among them);
+    given: [N] class ids, −1 unlabelled; unlabelled: [u] rows that are only predicted;
+    meta, meta_labels: [M] trusted rows that drive the meta loss and are never trained on.
+    """
+
+    train: Tensor
+    given: Tensor
+    unlabelled: Tensor
+    meta: Tensor
+    meta_labels: Tensor
+
+
+@dataclass(frozen=True)
+class EpochReport:
+    """What one epoch looked like: index from 0, mean training loss, mean trusted loss of the meta phase."""
+
+    epoch: int
+    epochs: int
+    phase: str
+    loss: float
+    meta_loss: float | None
+
+
+class Training:
+    """Backbone, corrector and ledger, and the state to stop and go on between two epochs.
+
+    Random numbers come from (seed, epoch), so the epoch number is the whole random state.
+    """
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        corrector: Corrector,
+        inputs: Inputs,
+        rows: Rows,
+        schedule: Schedule,
+        compute: Compute,
+        seed: int,
+    ) -> None:
+        self.backbone = backbone.to(compute.device, memory_format=compute.memory_format)
+        self.corrector = corrector.to(compute.device)
+        self.inputs = inputs
+        self.rows = rows
+        self.schedule = schedule
+        self.compute = compute
+        self.seed = seed
+        self.epoch = 0
+        self.ledger = Ledger(len(rows.given), backbone.head.out_features)
+        self._warmup = Plain()
+        self._steps = math.ceil(len(rows.train) / schedule.batch_size)
+        decayed = [p for p in backbone.parameters() if p.ndim > 1]
+        others = [p for p in backbone.parameters() if p.ndim <= 1]
+        self.optimizer = torch.optim.SGD(
+            [{"params": decayed, "weight_decay": schedule.weight_decay}, {"params": others}],
+            lr=schedule.learning_rate,
+            momentum=0.9,
+            nesterov=True,
+        )
+        self.meta_optimizer = (
+            torch.optim.Adam(corrector.parameters(), lr=schedule.meta_learning_rate)
+            if len(list(corrector.parameters()))
+            else None
+        )
+
+    def run(self, on_epoch: Callable[[EpochReport], None], on_step: Callable[[], None]) -> None:
+        """Train until the last epoch, calling `on_step` after each batch and `on_epoch` after each epoch."""
+        while self.epoch < self.schedule.epochs:
+            report = self._run_epoch(on_step)
+            self.epoch += 1
+            on_epoch(report)
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Batches per epoch."""
+        return self._steps
+
+    def _run_epoch(self, on_step: Callable[[], None]) -> EpochReport:
+        epoch, schedule = self.epoch, self.schedule
+        generator = torch.Generator().manual_seed(_derive(self.seed, epoch))
+        torch.manual_seed(
+            _derive(self.seed, epoch) + 1
+        )  # dropout inside a backbone draws from the global state
+        corrected = self.meta_optimizer is not None and epoch >= schedule.warmup_epochs
+        if corrected and not self.ledger.memory:
+            self.ledger.memory = self.corrector.begin(self.ledger.mean_probability())
+        if epoch == schedule.average_from:
+            self.ledger.forget_predictions()
+        meta_batches = self._meta_batches(generator) if corrected else None
+        loss_sum = torch.zeros((), device=self.compute.device)
+        meta_sum = torch.zeros((), device=self.compute.device)
+        order = self.rows.train[torch.randperm(len(self.rows.train), generator=generator)]
+        self.backbone.train()
+        for step, index in enumerate(torch.tensor_split(order, self._steps)):
+            rate = self._learning_rate(epoch * self._steps + step)
+            given = self.rows.given[index].to(self.compute.device)
+            logits, features = self._forward(index, generator)
+            memory: Memory = {}
+            corrector: Corrector = self._warmup
+            if meta_batches is not None:
+                corrector = self.corrector
+                memory = self.ledger.read(index, self.compute.device)
+                meta_sum += self._meta_step(
+                    logits, features, given, memory, rate, next(meta_batches), generator
+                )
+            loss = corrector.loss(logits, given, memory).mean()
+            self.optimizer.zero_grad(set_to_none=True)
+            loss.backward()  # type: ignore[no-untyped-call]
+            self.optimizer.step()
+            loss_sum += loss.detach()
+            with torch.no_grad():
+                logits = logits.detach()
+                self.ledger.add_prediction(index, torch.softmax(logits, dim=1))
+                self.ledger.write(index, corrector.remember(logits, given, memory))
+            on_step()
+        if epoch >= schedule.average_from:
+            self._predict_unlabelled()
+        mean_loss = loss_sum.item() / self._steps  # the epoch's one synchronisation with the device
+        if not math.isfinite(mean_loss):
+            raise RunError(f"The training loss is no longer finite in epoch {epoch + 1}.", "Lower --lr.")
+        return EpochReport(
+            epoch=epoch,
+            epochs=schedule.epochs,
+            phase="meta" if corrected else "train" if self.meta_optimizer is None else "warm-up",
+            loss=mean_loss,
+            meta_loss=meta_sum.item() / self._steps if corrected else None,
+        )
+
+    def _forward(self, index: Tensor, generator: torch.Generator | None) -> tuple[Tensor, Tensor]:
+        batch = self.inputs.batch(index, self.compute.device, generator)
+        with self.compute.autocast():
+            logits, features = self.backbone(batch)
+        return logits, features
+
+    def _meta_step(
+        self,
+        logits: Tensor,
+        features: Tensor,
+        given: Tensor,
+        memory: Memory,
+        rate: float,
+        meta_rows: Tensor,
+        generator: torch.Generator,
+    ) -> Tensor:
+        """One step of φ down the trusted loss after a look-ahead step; returns that loss's value."""
+        assert self.meta_optimizer is not None
+        # Evaluation mode: the trusted batch must not move BatchNorm's running statistics.
+        self.backbone.eval()
+        with torch.no_grad():
+            trusted_logits, trusted_features = self._forward(self.rows.meta[meta_rows], generator)
+        self.backbone.train()
+        labels = self.rows.meta_labels[meta_rows].to(self.compute.device)
+        parameters = list(self.corrector.parameters())
+        gradients = hypergradient.last_layer(
+            self.backbone.head,
+            features.detach(),
+            logits.detach(),
+            lambda z: self.corrector.loss(z, given, memory),
+            parameters,
+            trusted_features,
+            labels,
+            rate,
+        )
+        for parameter, gradient in zip(parameters, gradients, strict=True):
+            parameter.grad = gradient
+        self.meta_optimizer.step()
+        return torch.nn.functional.cross_entropy(trusted_logits, labels)
+
+    def _meta_batches(self, generator: torch.Generator) -> Iterator[Tensor]:
+        """Endless shuffled batches of positions in `rows.meta`."""
+        count = len(self.rows.meta)
+        while True:
+            yield from torch.randperm(count, generator=generator).split(self.schedule.meta_batch_size)
+
+    def _learning_rate(self, step: int) -> float:
+        """One cycle: up over the first fifth of the steps, then down to zero, both linear (Smith 2018)."""
+        total = self.schedule.epochs * self._steps
+        rise = max(1, total // 5)
+        share = (step + 1) / rise if step < rise else (total - step) / max(1, total - rise)
+        rate = self.schedule.learning_rate * share
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        return rate
+
+    def _predict_unlabelled(self) -> None:
+        for index, logits in self.predict(self.rows.unlabelled):
+            self.ledger.add_prediction(index, torch.softmax(logits, dim=1))
+
+    def predict(self, rows: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+        """(index [B], logits [B, C]) of `rows`, in evaluation mode, without augmentation."""
+        self.backbone.eval()
+        for index in rows.split(self.schedule.batch_size):
+            with torch.no_grad():
+                logits, _ = self._forward(index, None)
+            yield index, logits
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything that `load_state_dict` needs to go on as if never stopped; tensors and plain values."""
+        return {
+            "epoch": self.epoch,
+            "backbone": self.backbone.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "corrector": self.corrector.state_dict(),
+            "meta_optimizer": self.meta_optimizer.state_dict() if self.meta_optimizer else None,
+            "ledger": self.ledger.state_dict(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore what `state_dict` returned."""
+        self.epoch = state["epoch"]
+        self.backbone.load_state_dict(state["backbone"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.corrector.load_state_dict(state["corrector"])
+        if self.meta_optimizer:
+            self.meta_optimizer.load_state_dict(state["meta_optimizer"])
+        self.ledger.load_state_dict(state["ledger"])
+
+
+def _derive(seed: int, epoch: int) -> int:
+    """A generator seed for an epoch: apart for neighbouring seeds, and the same on every machine."""
+    return (seed * 1_000_003 + epoch * 7_919 + 17) % 2**62

@@ -1,0 +1,124 @@
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from relabel.data.sources import Source, open_source
+from relabel.data.trusted import TrustedSet, read_trusted
+from relabel.errors import RelabelError
+
+Tree = WriteTable = Callable[..., Path]
+
+
+@pytest.fixture
+def source(tree: Tree) -> Source:
+    """Rows 0..4: cat/1 cat/2 cat/10 dog/1 dog/2; classes cat, dog."""
+    return open_source(str(tree("cat/1.png", "cat/2.png", "cat/10.png", "dog/1.png", "dog/2.png")))
+
+
+def pairs(trusted: TrustedSet) -> list[tuple[int, int]]:
+    return list(zip(trusted.rows.tolist(), trusted.labels.tolist(), strict=True))
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".jsonl", ".parquet"])
+@pytest.mark.parametrize("column", ["file_name", "filename", "image_path", "path", "index"])
+def test_table_of_rows(source: Source, write_table: WriteTable, suffix: str, column: str) -> None:
+    names: list[object] = [str(source.root / "dog/1.png"), "./cat/10.png", "cat\\1.png"]
+    if column == "index":
+        names = [3, 2, 0]
+    rows = list(zip(names, [" cat ", "cat", "dog"], strict=True))
+    trusted = read_trusted(write_table(source.root.parent / f"t{suffix}", rows, (column, "label")), source)
+    assert pairs(trusted) == [(3, 0), (2, 0), (0, 1)]
+    assert (trusted.external, len(trusted.external_labels), trusted.warnings) == ([], 0, [])
+
+
+@pytest.mark.parametrize(
+    ("columns", "rows", "expected"),
+    [
+        ("file_name,label", [["cat/1.png", "cat"], ["x.png", "cat"], ["y.png", "cat"]],
+         ["not in SOURCE: row 3 ('x.png'), row 4 ('y.png').", "'cat/1.png'"]),
+        ("file_name,label", [["cat/1.png", "cta"], ["cat/2.png", "cat"]],
+         ["row 2 ('cta')", "Did you mean 'cat'?", "Known classes: 'cat', 'dog'."]),
+        ("file_name,label", [["cat/1.png", "cat"], ["./cat/1.png", "dog"]], ["row 3 (same image as row 2)"]),
+        ("file_name,label", [["cat/1.png", "cat"], ["cat/2.png", " "]], ["label is empty: row 3."]),
+        ("file_name,label", [["", "cat"]], ["row 2: file_name is empty"]),
+        ("file_name,label", [["cat/1.png", "cat"]] * 6, ["6 rows, more than the 5"]),
+        ("file_name,label", [], ["no usable row"]),
+        ("file_name,class", [["cat/1.png", "cat"]], ["has file_name, class"]),
+        ("index,label", [["-1", "cat"], ["5", "cat"], ["4", "cat"], ["one", "cat"], ["9" * 5000, "cat"]],
+         ["row 2 ('-1'), row 3 ('5'), row 5 ('one'), row 6", "from 0 to 4"]),
+    ],
+)  # fmt: skip
+def test_refusals_name_the_rows(
+    source: Source, write_table: WriteTable, columns: str, rows: list[list[str]], expected: list[str]
+) -> None:
+    path = write_table(source.root.parent / "t.csv", rows, columns.split(","))
+    with pytest.raises(RelabelError) as caught:
+        read_trusted(path, source)
+    assert str(path) in caught.value.message
+    assert caught.value.hint
+    for part in expected:
+        assert part in str(caught.value)
+
+
+def test_only_the_first_five_offenders_are_listed(tree: Tree, write_table: WriteTable) -> None:
+    source = open_source(str(tree(*(f"{kind}/{i}.png" for kind in ("a", "b") for i in range(6)))))
+    path = write_table(source.root / "t.csv", [[f"x{i}", "a"] for i in range(8)])
+    with pytest.raises(RelabelError, match=r"row 6 \('x4'\), and 3 more\.") as caught:
+        read_trusted(path, source)
+    assert "x5" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["gone.csv", "gone"])
+def test_missing_file(source: Source, name: str) -> None:
+    with pytest.raises(RelabelError, match=f"no file or folder .*{name}"):
+        read_trusted(source.root / name, source)
+
+
+def test_classes_without_a_trusted_row_are_warned_of(tree: Tree, write_table: WriteTable) -> None:
+    source = open_source(str(tree(*(f"{i}/x.png" for i in range(9)))))
+    trusted = read_trusted(write_table(source.root / "t.csv", [["0/x.png", 0]]), source)
+    assert trusted.warnings == ["No trusted row for the class(es) '1', '2', '3', '4', '5', and 3 more."]
+
+
+def test_trusted_rows_whose_image_is_missing_are_dropped(tree: Tree, write_table: WriteTable) -> None:
+    root = tree("a.png", "b.png")
+    rows = [["gone.png", "cat"], ["a.png", "cat"], ["b.png", "dog"]]
+    source = open_source(str(write_table(root / "m.csv", rows)))
+    trusted = read_trusted(write_table(root / "t.csv", rows), source)
+    assert pairs(trusted) == [(1, 0), (2, 1)]
+    assert "'gone.png' (file not found)" in trusted.warnings[0]
+    with pytest.raises(RelabelError, match="no usable row"):
+        read_trusted(write_table(root / "t.csv", rows[:1]), source)
+
+
+def test_folder_of_separate_images(source: Source, tree: Tree) -> None:
+    folder = tree("dog/b.png", "cat/a.png", root="verified")
+    trusted = read_trusted(folder, source)
+    assert trusted.external == [folder / "cat/a.png", folder / "dog/b.png"]
+    assert trusted.external_labels.tolist() == [0, 1]
+    assert pairs(trusted) == []
+
+
+def test_folder_images_that_are_rows_of_source_become_rows(source: Source, tree: Tree) -> None:
+    folder = tree("dog/new.png", root="verified")
+    (folder / "cat").mkdir()
+    (folder / "cat/link.png").symlink_to(source.root / "cat/1.png")
+    (folder / "cat/link2.png").symlink_to(source.root / "dog/2.png")
+    trusted = read_trusted(folder, source)
+    assert pairs(trusted) == [(0, 0), (4, 0)]
+    assert (trusted.external, trusted.external_labels.tolist()) == ([folder / "dog/new.png"], [1])
+    assert pairs(read_trusted(source.root, source)) == [(0, 0), (1, 0), (2, 0), (3, 1), (4, 1)]
+
+
+@pytest.mark.parametrize(
+    ("names", "expected"),
+    [
+        (["cat/1.png", "emu/1.png"], r"'emu/1.png' \('emu'\)"),
+        (["cat/1.png", "loose.png"], "no class: 'loose.png'"),
+        (["readme.txt"], "no image in"),
+    ],
+)
+def test_bad_folders(source: Source, tree: Tree, names: list[str], expected: str) -> None:
+    with pytest.raises(RelabelError, match=expected):
+        read_trusted(tree(*names, root="verified"), source)
