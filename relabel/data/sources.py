@@ -70,11 +70,11 @@ def open_source(location: str, labels: Path | None = None, *, need_classes: bool
     bring their own classes. Raises RelabelError when the source cannot be used as a whole; a row whose file
     is missing is kept and noted in `errors`.
     """
-    labels_required = need_classes and labels is None
+    expect_labels = need_classes and labels is None
     if os.path.isdir(location):
-        rows = _from_folder(Path(location), labels_required=labels_required)
+        rows = _from_folder(Path(location), expect_labels=expect_labels)
     elif os.path.isfile(location):
-        rows = _from_manifest(Path(location), labels_required=labels_required)
+        rows = _from_manifest(Path(location), expect_labels=expect_labels)
     else:
         raise _not_there(location)
     if len(rows.errors) == len(rows.names):
@@ -186,10 +186,10 @@ def _scan(root: Path) -> _Scan:
     return scan
 
 
-def _from_folder(root: Path, *, labels_required: bool) -> _Rows:
+def _from_folder(root: Path, *, expect_labels: bool) -> _Rows:
     scan = _scan(root)
     if scan.metadata:
-        return _from_metadata(root, scan, labels_required=labels_required)
+        return _from_metadata(root, scan, expect_labels=expect_labels)
     rows = _Rows(root, "folder", ignored=len(scan.others))
     for path in scan.images:
         folder = path.rpartition("/")[0].rpartition("/")[2]
@@ -202,27 +202,27 @@ def _from_folder(root: Path, *, labels_required: bool) -> _Rows:
             names = first_few([repr(name) for name in sorted(empty, key=natural_key)])
             rows.warnings.append(f"No image in the class folder(s) {names}: kept as classes all the same.")
             rows.classes |= empty
-        if loose:
+        if loose and expect_labels:
             rows.warnings.append(f"{loose} image(s) directly in {root} have no class folder: unlabelled.")
     return rows
 
 
-def _from_metadata(root: Path, scan: _Scan, *, labels_required: bool) -> _Rows:
+def _from_metadata(root: Path, scan: _Scan, *, expect_labels: bool) -> _Rows:
     rows = _Rows(root, "metadata")
     seen: dict[str, str] = {}
     for path in scan.metadata:
-        table = read_table(root / path, label_required=labels_required)
+        table = read_table(root / path, label_required=expect_labels)
         _add_listed(rows, table, root / path, path.rpartition("/")[0], seen)
     unlisted = [path for path in scan.images if path not in seen]
     for path in unlisted:
         rows.add(path, None, found=path not in scan.broken_links)
-    if unlisted:
+    if unlisted and expect_labels:
         rows.warnings.append(f"{len(unlisted)} image(s) in {root} are in no metadata file: unlabelled.")
     rows.ignored = sum(path not in seen for path in scan.others)
     return rows
 
 
-def _from_manifest(path: Path, *, labels_required: bool) -> _Rows:
+def _from_manifest(path: Path, *, expect_labels: bool) -> _Rows:
     suffix = path.suffix.lower()
     if suffix in _ARCHIVES:
         raise RelabelError(f"{path} is an archive, which this version cannot read.", "Unpack it first.")
@@ -231,7 +231,7 @@ def _from_manifest(path: Path, *, labels_required: bool) -> _Rows:
     if suffix == ".parquet":
         _refuse_embedded(path)
     rows = _Rows(path.parent, "manifest")
-    _add_listed(rows, read_table(path, label_required=labels_required), path, "", {})
+    _add_listed(rows, read_table(path, label_required=expect_labels), path, "", {})
     return rows
 
 

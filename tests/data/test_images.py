@@ -125,9 +125,14 @@ def test_exif_orientation_is_applied_once(tmp_path: Path, kind: str, orientation
     assert corners(decode(tmp_path / "turned", 16)) == expected
 
 
-def test_broken_exif_does_not_cost_the_image(tmp_path: Path) -> None:
-    Image.new("RGB", (9, 9), "red").save(tmp_path / "a.jpg", exif=b"Exif\0\0MM\0*\0\0\0\x08\xff\xff\0\0")
-    assert decode(tmp_path / "a.jpg", 4)[0, 0, 0] > 250
+@pytest.mark.parametrize(
+    "exif",
+    [b"Exif\0\0not a TIFF header", b"Exif\0\0MM\0*\0\0\0\x08\0\x05\x01\x12"],
+    ids=["makes Pillow raise", "makes Pillow warn"],
+)
+def test_broken_exif_does_not_cost_the_image(tmp_path: Path, exif: bytes) -> None:
+    Image.new("RGB", (9, 9), "red").save(tmp_path / "a.png", exif=exif)
+    assert (decode(tmp_path / "a.png", 4) == RED).all()
 
 
 @pytest.mark.parametrize("size", [(40, 20), (20, 40), (800, 400)])

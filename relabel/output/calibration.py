@@ -1,0 +1,266 @@
+"""From what training saw to probabilities one can act on, fitted on the probe rows.
+
+Probe rows are trusted rows that went through training as ordinary rows under their given label, so they
+are exchangeable with the rows nobody verified. On them a softmax over the classes
+
+    q_ic ∝ exp( Σ_k w_k log p^k_ic + w_T log T_{c,y_i} + w_keep 1[c = y_i] )
+
+is fitted: p^k are distributions from training (the epoch average, the last prediction, the corrector's
+soft label), T_{c,y} = p(given y | true c) the trusted rows' smoothed noise matrix. The few weights are
+shared by all classes, so permuting the classes permutes q. An unlabelled row has no last two terms.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from relabel.metrics import binomial_lower_bound, expected_calibration_error, noise_matrix
+
+Floats = NDArray[np.float64]
+Labels = NDArray[np.int64]
+
+CONFIDENCE = 0.9
+"""How sure the promise behind `fix` is: the bound on its precision holds for this share of probe samples."""
+
+_PRIOR = {"mean": 1.0, "transition": 0.5, "keep": 1.0}
+"""Where the weights stand without probes, and what few probes are drawn towards: leaning to the given label."""
+_PRIOR_STRENGTH = 1.0
+_FOLDS = 10
+_FLOOR = 1e-4  # what bf16 logits resolve; below it a logarithm would be noise
+
+
+@dataclass(frozen=True)
+class Promise:
+    """What the probes allow `fix` to promise.
+
+    threshold: least soft-label maximum of a `fix` row, None when `precision` cannot be promised;
+    changed: probe rows whose corrected label differs from the given one, and of these `right` are right;
+    needed: how many such rows, all right, the bound asks for at the least.
+    """
+
+    precision: float
+    threshold: float | None
+    changed: int
+    right: int
+    needed: int
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """The fitted map from evidence to soft labels, and what its own probes say of it.
+
+    weights: by evidence name; transition: [C, C] rows = true class, smoothed, rows sum to 1; figures under
+    `cross_validated` come from probes left out of the fit (None where no probe defines them).
+    """
+
+    weights: dict[str, float]
+    transition: Floats
+    probes: int
+    withheld: bool
+    """Whether corrections were withheld because on the probes they did more harm than good."""
+    promise: Promise
+    cross_validated: dict[str, float | None]
+
+    def soft_labels(self, evidence: Mapping[str, NDArray[np.floating]], given: Labels) -> Floats:
+        """Calibrated distributions [N, C] from distributions [N, C] by name and given labels [N] (−1: none)."""
+        if self.withheld:
+            return _kept(
+                _features(evidence, given, self.transition[:, given].T)[..., 0], given, self.transition
+            )
+        return _softmax(_features(evidence, given, self.transition[:, given].T) @ _vector(self.weights))
+
+    def actions(self, soft_label: Floats, given: Labels) -> NDArray[np.str_]:
+        """`keep`, `fix` or `review` per row [N].
+
+        A row whose corrected label differs is a `fix` above the promise's threshold and a `review` below; a
+        row that keeps its label is a `review` when that label is more likely wrong than right. An unlabelled
+        row has no label to keep and none to fix: `review`.
+        """
+        corrected = soft_label.argmax(axis=1)
+        confidence = soft_label.max(axis=1)
+        changed = (corrected != given) & (given >= 0)
+        threshold = np.inf if self.promise.threshold is None else self.promise.threshold
+        doubtful = (given < 0) | changed | (confidence <= 0.5)
+        action = np.where(doubtful, "review", "keep")
+        action[changed & (confidence >= threshold)] = "fix"
+        return action
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for the Parquet metadata."""
+        return {
+            "probes": self.probes,
+            "weights": self.weights,
+            "withheld": self.withheld,
+            "fix_precision_asked": self.promise.precision,
+            "fix_threshold": self.promise.threshold,
+            "fix_confidence": CONFIDENCE,
+            "probes_changed": self.promise.changed,
+            "probes_changed_right": self.promise.right,
+            **self.cross_validated,
+        }
+
+
+def fit(
+    evidence: Mapping[str, NDArray[np.floating]],
+    given: Labels,
+    true: Labels,
+    counts: NDArray[np.int64],
+    precision: float,
+    seed: int,
+) -> Calibration:
+    """Fit the calibration on P probe rows.
+
+    evidence: distributions [P, C] by name, the first of them the epoch average; given, true: [P] class ids;
+    counts: [C, C] verified rows by (true, given) over ALL trusted rows of the source, probes included;
+    precision: what `fix` shall promise. Works with no probe at all: the prior weights, and no promise.
+    """
+    num_classes = len(counts)
+    names = [*evidence, "transition", "keep"]
+    prior = {name: _PRIOR.get(name, 0.0) for name in names}
+    transition = smoothed_transition(counts)
+    # A probe's own verified pair must not stand in the matrix that scores it.
+    own = (
+        np.stack([_leave_one_out(counts, t, y) for t, y in zip(true, given, strict=True)])
+        if len(true)
+        else None
+    )
+    features = _features(evidence, given, own if own is not None else np.zeros((0, num_classes)))
+    weights = _fit_weights(features, true, _vector(prior))
+
+    held_out = np.zeros((len(true), num_classes))
+    fold = np.random.default_rng(seed).permutation(len(true)) % _FOLDS
+    for part in range(min(_FOLDS, len(true))):
+        rest = fold != part
+        held_out[~rest] = _softmax(features[~rest] @ _fit_weights(features[rest], true[rest], _vector(prior)))
+    kept_right = int(np.count_nonzero(given == true))
+    withheld = int(np.count_nonzero(held_out.argmax(axis=1) == true)) < kept_right
+    if withheld:
+        held_out = _kept(features[..., 0], given, transition)
+    return Calibration(
+        weights=dict(zip(names, (float(weight) for weight in weights), strict=True)),
+        transition=transition,
+        probes=len(true),
+        withheld=withheld,
+        promise=_promise(held_out, given, true, precision),
+        cross_validated=_figures(held_out, given, true),
+    )
+
+
+def smoothed_transition(counts: NDArray[np.int64]) -> Floats:
+    """p(given | true) [C, C] from verified pairs [true, given], drawn towards uniform noise at the pooled rate.
+
+    C pseudo-rows a class: a class nobody verified has the pooled rate, one with hundreds its own.
+    """
+    num_classes = len(counts)
+    total, wrong = counts.sum(), counts.sum() - np.trace(counts)
+    rate = (wrong + 1) / (total + 2)
+    prior = np.full((num_classes, num_classes), rate / (num_classes - 1))
+    np.fill_diagonal(prior, 1 - rate)
+    smoothed: Floats = (counts + num_classes * prior) / (counts.sum(axis=1, keepdims=True) + num_classes)
+    return smoothed
+
+
+def _leave_one_out(counts: NDArray[np.int64], true: int, given: int) -> Floats:
+    rest = counts.copy()
+    rest[true, given] -= 1
+    return smoothed_transition(rest)[:, given]
+
+
+def _features(evidence: Mapping[str, NDArray[np.floating]], given: Labels, likelihood: Floats) -> Floats:
+    """[N, C, K + 2]: K log distributions, log T_{·,y} and the given-label indicator (zero when unlabelled)."""
+    columns = [np.log(np.clip(p, _FLOOR, None, dtype=np.float64)) for p in evidence.values()]
+    labelled = (given >= 0)[:, None]
+    columns.append(np.where(labelled, np.log(likelihood), 0.0))
+    columns.append((np.arange(likelihood.shape[1]) == given[:, None]).astype(np.float64))
+    return np.stack(columns, axis=-1)
+
+
+def _vector(weights: Mapping[str, float]) -> Floats:
+    return np.array(list(weights.values()))
+
+
+def _softmax(scores: Floats) -> Floats:
+    exponent = np.exp(scores - scores.max(axis=-1, keepdims=True))
+    return exponent / exponent.sum(axis=-1, keepdims=True)
+
+
+def _fit_weights(features: Floats, true: Labels, prior: Floats) -> Floats:
+    """Maximum a-posteriori weights [K + 2] under a Gaussian around `prior`; the problem is convex."""
+    from scipy.optimize import minimize
+
+    rows = np.arange(len(true))
+
+    def objective(weights: Floats) -> tuple[float, Floats]:
+        scores = features @ weights
+        top = scores.max(axis=1, keepdims=True, initial=-np.inf) if len(true) else scores
+        log_norm = top[:, 0] + np.log(np.exp(scores - top).sum(axis=1)) if len(true) else np.zeros(0)
+        probability = np.exp(scores - log_norm[:, None])
+        expected = np.einsum("nc,nck->k", probability, features)
+        offset = weights - prior
+        loss = float((log_norm - scores[rows, true]).sum() + _PRIOR_STRENGTH / 2 * offset @ offset)
+        return loss, expected - features[rows, true].sum(axis=0) + _PRIOR_STRENGTH * offset
+
+    fitted: Floats = minimize(objective, prior, jac=True, method="BFGS").x
+    return fitted
+
+
+def _kept(log_mean: Floats, given: Labels, transition: Floats) -> Floats:
+    """Soft labels that change nothing: the pooled share of right labels on the given one, the rest spread.
+
+    Rows without a label get the epoch average, the only evidence they have.
+    """
+    num_classes = len(transition)
+    right = max(float(np.diag(transition).mean()), 0.5 + 1e-3)
+    soft = np.full(log_mean.shape, (1 - right) / (num_classes - 1))
+    soft[np.arange(len(given)), given] = right
+    return np.where((given >= 0)[:, None], soft, _softmax(log_mean))
+
+
+def _promise(soft_label: Floats, given: Labels, true: Labels, precision: float) -> Promise:
+    """The lowest threshold at which the precision of `fix` is at least `precision`, by fixed-sequence testing.
+
+    Learn then Test (Angelopoulos et al. 2021) with exact binomial tests: thresholds are walked from strict to
+    lax in an order that does not look at what is right, each tested at the full level, and the first that
+    fails ends the walk. The walk starts where the test can first succeed: `needed` rows, all right.
+    """
+    confidence, corrected = soft_label.max(axis=1), soft_label.argmax(axis=1)
+    changed = np.flatnonzero(corrected != given)
+    changed = changed[np.argsort(-confidence[changed], kind="stable")]
+    right = (corrected == true)[changed]
+    needed = int(np.ceil(np.log(1 - CONFIDENCE) / np.log(precision)))
+    threshold = None
+    for rows in range(needed, len(changed) + 1):
+        if rows < len(changed) and confidence[changed[rows]] == confidence[changed[rows - 1]]:
+            continue  # rows that tie cannot be told apart by a threshold
+        if binomial_lower_bound(int(right[:rows].sum()), rows, CONFIDENCE) < precision:
+            break
+        threshold = float(confidence[changed[rows - 1]])
+    return Promise(precision, threshold, len(changed), int(right.sum()), needed)
+
+
+def _figures(soft_label: Floats, given: Labels, true: Labels) -> dict[str, float | None]:
+    rows = np.arange(len(true))
+    noise_probability = 1 - soft_label[rows, given]
+    return {
+        "probe_accuracy_before": float((given == true).mean()) if len(true) else None,
+        "probe_accuracy_after": float((soft_label.argmax(axis=1) == true).mean()) if len(true) else None,
+        "probe_calibration_error": expected_calibration_error(noise_probability, given != true),
+    }
+
+
+def expected_noise_matrix(soft_label: Floats, given: Labels) -> Floats:
+    """p(given | true) [C, C] as the soft labels [N, C] of the labelled rows tell it; rows sum to 1."""
+    num_classes = soft_label.shape[1]
+    joint = np.zeros((num_classes, num_classes))
+    np.add.at(joint.T, given[given >= 0], soft_label[given >= 0])
+    return joint / np.maximum(joint.sum(axis=1, keepdims=True), 1e-12)
+
+
+def verified_counts(given: Labels, true: Labels, num_classes: int) -> NDArray[np.int64]:
+    """[C, C] verified rows by (true, given); unlabelled ones left out."""
+    return noise_matrix(given, true, num_classes)
