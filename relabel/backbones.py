@@ -94,7 +94,7 @@ def _torchvision(name: str, num_classes: int, image_size: int, weights: str) -> 
     if name not in models.list_models(module=models):
         raise RelabelError(
             f"--backbone {name}: no such backbone.",
-            "Use cnn8 or a torchvision classification model such as resnet18, resnet50 or mobilenet_v3_small.",
+            "Use cnn8 or a torchvision classifier such as resnet18, resnet50 or mobilenet_v3_small.",
         )
     model = models.get_model(name, weights=None)
     if weights == "imagenet":
@@ -103,7 +103,7 @@ def _torchvision(name: str, num_classes: int, image_size: int, weights: str) -> 
             state = entry.get_state_dict(progress=False, check_hash=True)
         except (OSError, RuntimeError) as error:
             raise RelabelError(
-                f"--weights imagenet: {name}'s weights are not in the cache and could not be downloaded ({error}).",
+                f"--weights imagenet: {name}'s weights are not cached and could not be downloaded ({error}).",
                 "Connect once, set TORCH_HOME to a cache that has them, or use --weights none.",
             ) from error
         _load(model, state, weights)
@@ -181,7 +181,7 @@ def _load(model: nn.Module, state: Mapping[str, Tensor], weights: str) -> None:
     wrong += [key for key in own if key not in state and key not in head_keys]
     if wrong:
         raise RelabelError(
-            f"--weights {weights}: does not fit the backbone ({len(wrong)} of its tensors differ, first {wrong[0]}).",
+            f"--weights {weights}: does not fit the backbone: {len(wrong)} tensors differ, first {wrong[0]}.",
             "Choose the --backbone these weights were saved from.",
         )
     model.load_state_dict(fitting, strict=False)

@@ -12,7 +12,9 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from relabel import hypergradient
@@ -82,7 +84,7 @@ class Training:
         compute: Compute,
         seed: int,
     ) -> None:
-        self.backbone = backbone.to(compute.device, memory_format=compute.memory_format)
+        self.backbone = backbone.to(compute.device).to(memory_format=compute.memory_format)
         self.corrector = corrector.to(compute.device)
         self.inputs = inputs
         self.rows = rows
@@ -95,15 +97,19 @@ class Training:
         self._steps = math.ceil(len(rows.train) / schedule.batch_size)
         decayed = [p for p in backbone.parameters() if p.ndim > 1]
         others = [p for p in backbone.parameters() if p.ndim <= 1]
+        groups: list[dict[str, Any]] = [
+            {"params": decayed, "weight_decay": schedule.weight_decay},
+            {"params": others},
+        ]
         self.optimizer = torch.optim.SGD(
-            [{"params": decayed, "weight_decay": schedule.weight_decay}, {"params": others}],
+            groups,
             lr=schedule.learning_rate,
             momentum=0.9,
             nesterov=True,
         )
         self.meta_optimizer = (
             torch.optim.Adam(corrector.parameters(), lr=schedule.meta_learning_rate)
-            if len(list(corrector.parameters()))
+            if list(corrector.parameters())
             else None
         )
 
@@ -214,7 +220,9 @@ class Training:
         """Endless shuffled batches of positions in `rows.meta`."""
         count = len(self.rows.meta)
         while True:
-            yield from torch.randperm(count, generator=generator).split(self.schedule.meta_batch_size)
+            yield from torch.tensor_split(
+                torch.randperm(count, generator=generator), math.ceil(count / self.schedule.meta_batch_size)
+            )
 
     def _learning_rate(self, step: int) -> float:
         """One cycle: up over the first fifth of the steps, then down to zero, both linear (Smith 2018)."""
@@ -233,10 +241,28 @@ class Training:
     def predict(self, rows: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
         """(index [B], logits [B, C]) of `rows`, in evaluation mode, without augmentation."""
         self.backbone.eval()
-        for index in rows.split(self.schedule.batch_size):
+        for start in range(0, len(rows), self.schedule.batch_size):
+            index = rows[start : start + self.schedule.batch_size]
             with torch.no_grad():
                 logits, _ = self._forward(index, None)
             yield index, logits
+
+    def evidence(self) -> dict[str, NDArray[np.floating[Any]]]:
+        """What training says of every row, as distributions [N, C] by name, for the calibration.
+
+        `mean`: the epoch-averaged softmax; `last`: the finished backbone's, without augmentation;
+        `corrector`: the corrector's own soft label, the mean where it never made one.
+        """
+        mean = self.ledger.mean_probability()
+        last = torch.empty_like(mean)
+        for index, logits in self.predict(torch.arange(len(mean))):
+            last[index] = torch.softmax(logits, dim=1).cpu()
+        found = {"mean": mean, "last": last}
+        if "soft_label" in self.ledger.memory:
+            corrected = mean.clone()
+            corrected[self.rows.train] = self.ledger.memory["soft_label"][self.rows.train]
+            found["corrector"] = corrected
+        return {name: values.numpy() for name, values in found.items()}
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that `load_state_dict` needs to go on as if never stopped; tensors and plain values."""

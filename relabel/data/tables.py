@@ -38,9 +38,13 @@ class _Cells:
 
 
 def read_table(
-    path: Path, name_columns: Sequence[str] = NAME_COLUMNS, *, label_required: bool = True
+    path: Path,
+    name_columns: Sequence[str] = NAME_COLUMNS,
+    *,
+    label_columns: Sequence[str] = ("label",),
+    label_required: bool = True,
 ) -> Table:
-    """Read the first of `name_columns` that is there, and `label`.
+    """Read the first of `name_columns` that is there, and the first of `label_columns`.
 
     Raises RelabelError, naming the file and row, for anything that is not such a table.
     """
@@ -52,7 +56,7 @@ def read_table(
         )
     read = {".parquet": _read_parquet, ".jsonl": _read_jsonl}.get(suffix, _read_csv)
     try:
-        cells = read(path, (*name_columns, "label"))
+        cells = read(path, (*name_columns, *label_columns))
     except FileNotFoundError:
         raise RelabelError(f"There is no file {path}.", "Check the spelling of the path.") from None
     except UnicodeDecodeError:
@@ -64,7 +68,8 @@ def read_table(
         raise RelabelError(f"{path} cannot be read: {reason}.", "Write the file again.") from None
 
     name_column = next((column for column in name_columns if column in cells.columns), None)
-    if name_column is None or (label_required and "label" not in cells.columns):
+    label_column = next((column for column in label_columns if column in cells.columns), None)
+    if name_column is None or (label_required and label_column is None):
         raise RelabelError(
             f"{path} needs the columns file_name and label, and has {first_few(cells.found, 10) or 'none'}.",
             f"Rename the columns; for file_name, also accepted: {', '.join(name_columns[1:])}.",
@@ -79,10 +84,10 @@ def read_table(
                 f"{path}, row {row}: {name_column} is empty.", "Name an image there, or remove the row."
             )
     labels: list[str | None] = [None] * len(names)
-    if "label" in cells.columns:
+    if label_column is not None:
         labels = [
-            printable(_text(value, path, row, "label").strip()) or None
-            for value, row in zip(cells.columns["label"], cells.rows, strict=True)
+            printable(_text(value, path, row, label_column).strip()) or None
+            for value, row in zip(cells.columns[label_column], cells.rows, strict=True)
         ]
     return Table(name_column, names, labels, cells.rows)
 

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from relabel.metrics import binomial_lower_bound, expected_calibration_error, noise_matrix
+from relabel.metrics import binomial_lower_bound, expected_calibration_error
 
 Floats = NDArray[np.float64]
 Labels = NDArray[np.int64]
@@ -28,7 +28,7 @@ CONFIDENCE = 0.9
 """How sure the promise behind `fix` is: the bound on its precision holds for this share of probe samples."""
 
 _PRIOR = {"mean": 1.0, "transition": 0.5, "keep": 1.0}
-"""Where the weights stand without probes, and what few probes are drawn towards: leaning to the given label."""
+"""Where the weights stand without probes and what few probes are drawn towards: the given label."""
 _PRIOR_STRENGTH = 1.0
 _FOLDS = 10
 _FLOOR = 1e-4  # what bf16 logits resolve; below it a logarithm would be noise
@@ -67,12 +67,11 @@ class Calibration:
     cross_validated: dict[str, float | None]
 
     def soft_labels(self, evidence: Mapping[str, NDArray[np.floating]], given: Labels) -> Floats:
-        """Calibrated distributions [N, C] from distributions [N, C] by name and given labels [N] (−1: none)."""
+        """Calibrated [N, C] from distributions [N, C] by name and given labels [N] (−1: none)."""
+        features = _features(evidence, given, self.transition[:, given].T)
         if self.withheld:
-            return _kept(
-                _features(evidence, given, self.transition[:, given].T)[..., 0], given, self.transition
-            )
-        return _softmax(_features(evidence, given, self.transition[:, given].T) @ _vector(self.weights))
+            return _kept(features[..., 0], given, self.transition)
+        return _softmax(features @ _vector(self.weights))
 
     def actions(self, soft_label: Floats, given: Labels) -> NDArray[np.str_]:
         """`keep`, `fix` or `review` per row [N].
@@ -124,12 +123,10 @@ def fit(
     prior = {name: _PRIOR.get(name, 0.0) for name in names}
     transition = smoothed_transition(counts)
     # A probe's own verified pair must not stand in the matrix that scores it.
-    own = (
-        np.stack([_leave_one_out(counts, t, y) for t, y in zip(true, given, strict=True)])
-        if len(true)
-        else None
-    )
-    features = _features(evidence, given, own if own is not None else np.zeros((0, num_classes)))
+    likelihood = np.zeros((len(true), num_classes))
+    for row, (true_class, given_class) in enumerate(zip(true, given, strict=True)):
+        likelihood[row] = _leave_one_out(counts, true_class, given_class)
+    features = _features(evidence, given, likelihood)
     weights = _fit_weights(features, true, _vector(prior))
 
     held_out = np.zeros((len(true), num_classes))
@@ -152,7 +149,7 @@ def fit(
 
 
 def smoothed_transition(counts: NDArray[np.int64]) -> Floats:
-    """p(given | true) [C, C] from verified pairs [true, given], drawn towards uniform noise at the pooled rate.
+    """p(given | true) [C, C] from verified pairs, drawn towards uniform noise at the pooled rate.
 
     C pseudo-rows a class: a class nobody verified has the pooled rate, one with hundreds its own.
     """
@@ -172,7 +169,7 @@ def _leave_one_out(counts: NDArray[np.int64], true: int, given: int) -> Floats:
 
 
 def _features(evidence: Mapping[str, NDArray[np.floating]], given: Labels, likelihood: Floats) -> Floats:
-    """[N, C, K + 2]: K log distributions, log T_{·,y} and the given-label indicator (zero when unlabelled)."""
+    """[N, C, K + 2]: K log distributions, log T_{·,y} and 1[c = y]; the last two 0 if unlabelled."""
     columns = [np.log(np.clip(p, _FLOOR, None, dtype=np.float64)) for p in evidence.values()]
     labelled = (given >= 0)[:, None]
     columns.append(np.where(labelled, np.log(likelihood), 0.0))
@@ -185,20 +182,21 @@ def _vector(weights: Mapping[str, float]) -> Floats:
 
 
 def _softmax(scores: Floats) -> Floats:
-    exponent = np.exp(scores - scores.max(axis=-1, keepdims=True))
-    return exponent / exponent.sum(axis=-1, keepdims=True)
+    exponent: Floats = np.exp(scores - scores.max(axis=-1, keepdims=True))
+    exponent /= exponent.sum(axis=-1, keepdims=True)
+    return exponent
 
 
 def _fit_weights(features: Floats, true: Labels, prior: Floats) -> Floats:
     """Maximum a-posteriori weights [K + 2] under a Gaussian around `prior`; the problem is convex."""
     from scipy.optimize import minimize
+    from scipy.special import logsumexp
 
     rows = np.arange(len(true))
 
     def objective(weights: Floats) -> tuple[float, Floats]:
         scores = features @ weights
-        top = scores.max(axis=1, keepdims=True, initial=-np.inf) if len(true) else scores
-        log_norm = top[:, 0] + np.log(np.exp(scores - top).sum(axis=1)) if len(true) else np.zeros(0)
+        log_norm = logsumexp(scores, axis=1)
         probability = np.exp(scores - log_norm[:, None])
         expected = np.einsum("nc,nck->k", probability, features)
         offset = weights - prior
@@ -222,7 +220,7 @@ def _kept(log_mean: Floats, given: Labels, transition: Floats) -> Floats:
 
 
 def _promise(soft_label: Floats, given: Labels, true: Labels, precision: float) -> Promise:
-    """The lowest threshold at which the precision of `fix` is at least `precision`, by fixed-sequence testing.
+    """The lowest threshold that keeps the precision of `fix` at `precision`, by fixed-sequence testing.
 
     Learn then Test (Angelopoulos et al. 2021) with exact binomial tests: thresholds are walked from strict to
     lax in an order that does not look at what is right, each tested at the full level, and the first that
@@ -258,9 +256,5 @@ def expected_noise_matrix(soft_label: Floats, given: Labels) -> Floats:
     num_classes = soft_label.shape[1]
     joint = np.zeros((num_classes, num_classes))
     np.add.at(joint.T, given[given >= 0], soft_label[given >= 0])
-    return joint / np.maximum(joint.sum(axis=1, keepdims=True), 1e-12)
-
-
-def verified_counts(given: Labels, true: Labels, num_classes: int) -> NDArray[np.int64]:
-    """[C, C] verified rows by (true, given); unlabelled ones left out."""
-    return noise_matrix(given, true, num_classes)
+    joint /= np.maximum(joint.sum(axis=1, keepdims=True), 1e-12)
+    return joint

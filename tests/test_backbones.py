@@ -1,0 +1,225 @@
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torchvision import models
+
+from relabel import backbones
+from relabel.backbones import Backbone, build
+from relabel.errors import RelabelError
+
+
+def images(size: int, batch: int = 2) -> Tensor:
+    return torch.randn(batch, 3, size, size, generator=torch.Generator().manual_seed(size))
+
+
+def assert_same(one: dict[str, Tensor], other: dict[str, Tensor]) -> None:
+    torch.testing.assert_close(one, other, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("size", [8, 9, 33, 64, 150])
+def test_cnn8_takes_any_size_from_8_px(size: int) -> None:
+    backbone = build("cnn8", 5, size)
+    logits, features = backbone(images(size))
+    assert logits.shape == (2, 5)
+    assert features.shape == (2, backbone.head.in_features)
+    assert torch.equal(logits, backbone.head(features))
+
+
+@pytest.mark.parametrize("name", ["cnn8", "resnet18", "mobilenet_v3_small"])
+def test_logits_are_the_head_of_the_features_in_float32_under_autocast(name: str) -> None:
+    backbone = build(name, 4, 32).train()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        logits, features = backbone(images(32))
+    assert logits.dtype == features.dtype == torch.float32
+    assert torch.equal(logits, backbone.head(features))
+    logits.sum().backward()
+    assert all(parameter.grad is not None for parameter in backbone.parameters())
+
+
+def test_linear_is_the_head_alone() -> None:
+    vectors = torch.randn(3, 7)
+    logits, features = backbones.linear(7, 4)(vectors)
+    assert logits.shape == (3, 4)
+    assert torch.equal(features, vectors)
+
+
+@pytest.mark.parametrize(
+    ("name", "size", "resolution"),
+    [
+        ("resnet18", 64, 64),
+        ("resnet18", 65, 17),  # the usual stem: a stride of two, twice
+        ("mobilenet_v3_small", 64, 64),
+        ("mobilenet_v3_small", 65, 33),
+    ],
+)
+def test_the_stem_keeps_the_resolution_of_small_images(name: str, size: int, resolution: int) -> None:
+    backbone = build(name, 3, size).eval()
+    first_block = {"resnet18": "layer1", "mobilenet_v3_small": "features.1"}[name]
+    seen: list[torch.Size] = []
+    backbone.body.get_submodule(first_block).register_forward_pre_hook(
+        lambda _, inputs: seen.append(inputs[0].shape[2:])
+    )
+    assert backbone(images(size))[0].shape == (2, 3)
+    assert seen == [torch.Size([resolution, resolution])]
+
+
+@pytest.mark.parametrize(
+    ("name", "weights", "message"),
+    [
+        ("resnet19", "none", "resnet19: no such backbone"),
+        ("fcn_resnet50", "none", "fcn_resnet50: no such backbone"),
+        ("squeezenet1_0", "none", "squeezenet1_0: its last layer is not linear"),
+        ("cnn8", "imagenet", "cnn8 has no ImageNet weights"),
+        ("cnn8", "nowhere.pt", "nowhere.pt: no such file"),
+        ("resnet18", "nowhere.pt", "nowhere.pt: no such file"),
+    ],
+)
+def test_what_cannot_be_built_is_refused(name: str, weights: str, message: str) -> None:
+    with pytest.raises(RelabelError, match=message) as caught:
+        build(name, 3, 32, weights)
+    assert caught.value.hint
+
+
+def saved(path: Path, state: object) -> str:
+    torch.save(state, path)
+    return str(path)
+
+
+@pytest.mark.parametrize("wrapped", [False, True])
+def test_weights_of_the_same_class_count_are_taken_whole(tmp_path: Path, wrapped: bool) -> None:
+    state = build("cnn8", 4, 8).state_dict()
+    path = saved(tmp_path / "weights.pt", {"state_dict": state, "epoch": 3} if wrapped else state)
+    assert_same(build("cnn8", 4, 8, path).state_dict(), state)
+
+
+def test_torchvision_weights_of_the_same_class_count_are_taken_whole(tmp_path: Path) -> None:
+    model = models.mobilenet_v3_small(num_classes=4)
+    path = saved(tmp_path / "weights.pt", model.state_dict())
+    backbone = build("mobilenet_v3_small", 4, 65, path).eval()
+    assert torch.equal(backbone(images(65))[0], model.eval()(images(65)))
+
+
+def test_weights_of_another_class_count_leave_the_head_fresh(tmp_path: Path) -> None:
+    donor = build("cnn8", 7, 8)
+    backbone = build("cnn8", 4, 8, saved(tmp_path / "weights.pt", donor.state_dict()))
+    assert_same(backbone.body.state_dict(), donor.body.state_dict())
+    assert backbone(images(8))[0].shape == (2, 4)
+
+
+def test_torchvision_weights_of_another_class_count_leave_the_head_fresh(tmp_path: Path) -> None:
+    model = models.mobilenet_v3_small(num_classes=7)
+    backbone = build("mobilenet_v3_small", 4, 65, saved(tmp_path / "weights.pt", model.state_dict()))
+    model.classifier[3] = nn.Identity()
+    assert_same(backbone.body.state_dict(), model.state_dict())
+    assert backbone.head.out_features == 4
+
+
+def test_a_small_image_stem_keeps_the_centre_of_the_loaded_kernel(tmp_path: Path) -> None:
+    model = models.resnet18()
+    backbone = build("resnet18", 4, 32, saved(tmp_path / "weights.pt", model.state_dict()))
+    stem = backbone.body.get_submodule("conv1")
+    assert isinstance(stem, nn.Conv2d)
+    assert torch.equal(stem.weight, model.conv1.weight[:, :, 2:5, 2:5])
+
+
+class RunsCode:
+    def __init__(self, marker: Path) -> None:
+        self.marker = marker
+
+    def __reduce__(self) -> tuple[Any, tuple[str]]:
+        return os.mkdir, (str(self.marker),)
+
+
+@pytest.mark.parametrize(
+    ("state", "message"),
+    [
+        ({"fc.weight": torch.zeros(2, 2)}, "does not fit the backbone"),
+        ([torch.zeros(2)], "holds no state dict"),
+        ({"epoch": 3}, "holds no state dict"),
+    ],
+)
+def test_files_that_hold_something_else_are_refused(tmp_path: Path, state: object, message: str) -> None:
+    path = saved(tmp_path / "weights.pt", state)
+    with pytest.raises(RelabelError, match=message) as caught:
+        build("cnn8", 4, 8, path)
+    assert path in caught.value.message
+
+
+@pytest.mark.parametrize(("donor", "name"), [("cnn8", "resnet18"), ("resnet18", "cnn8")])
+def test_weights_of_another_architecture_are_refused(tmp_path: Path, donor: str, name: str) -> None:
+    path = saved(tmp_path / "weights.pt", build(donor, 4, 32).state_dict())
+    with pytest.raises(RelabelError, match="does not fit the backbone"):
+        build(name, 4, 32, path)
+
+
+def test_a_part_of_a_state_dict_is_refused(tmp_path: Path) -> None:
+    state = build("cnn8", 4, 8).state_dict()
+    del state["body.0.0.weight"]
+    with pytest.raises(RelabelError, match=r"1 of its tensors differ, first body\.0\.0\.weight"):
+        build("cnn8", 4, 8, saved(tmp_path / "weights.pt", state))
+
+
+def test_a_file_that_is_no_torch_file_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "weights.pt"
+    path.write_bytes(b"not weights")
+    with pytest.raises(RelabelError, match="cannot|can be loaded safely"):
+        build("cnn8", 4, 8, str(path))
+
+
+def test_code_in_a_weights_file_is_not_executed(tmp_path: Path) -> None:
+    marker = tmp_path / "executed"
+    path = saved(tmp_path / "weights.pt", RunsCode(marker))
+    with pytest.raises(RelabelError, match="safely"):
+        build("cnn8", 4, 8, path)
+    assert not marker.exists()
+    torch.load(path, weights_only=False)
+    assert marker.exists(), "the file does hold code that runs when it is loaded carelessly"
+
+
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A cache laid out as torchvision's, and a network that answers nothing."""
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    for variable in ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY"):
+        monkeypatch.setenv(variable, "http://127.0.0.1:9")
+    for variable in ("no_proxy", "NO_PROXY"):
+        monkeypatch.delenv(variable, raising=False)
+    checkpoints = tmp_path / "hub" / "checkpoints"
+    checkpoints.mkdir(parents=True)
+    return checkpoints / models.MobileNet_V3_Small_Weights.DEFAULT.url.rpartition("/")[2]
+
+
+def imagenet() -> Backbone:
+    return build("mobilenet_v3_small", 4, 65, "imagenet")
+
+
+def test_imagenet_weights_come_from_the_torchvision_cache(cache: Path) -> None:
+    model = models.mobilenet_v3_small()
+    torch.save(model.state_dict(), cache)
+    backbone = imagenet()
+    model.classifier[3] = nn.Identity()
+    assert_same(backbone.body.state_dict(), model.state_dict())
+    assert backbone.head.out_features == 4
+
+
+def test_imagenet_weights_without_cache_and_network_are_refused(
+    cache: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(RelabelError, match="not in the cache and could not be downloaded") as caught:
+        imagenet()
+    assert "mobilenet_v3_small" in caught.value.message
+    assert "TORCH_HOME" in caught.value.hint
+    assert not cache.exists()
+    assert capsys.readouterr().out == "", "standard output is for the labels file"
+
+
+def test_code_in_the_cache_is_not_executed(cache: Path, tmp_path: Path) -> None:
+    marker = tmp_path / "executed"
+    torch.save(RunsCode(marker), cache)
+    with pytest.raises(RelabelError):
+        imagenet()
+    assert not marker.exists()
