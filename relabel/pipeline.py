@@ -24,7 +24,7 @@ from relabel.device import Compute, resolve
 from relabel.errors import RelabelError
 from relabel.metrics import noise_matrix, wilson_interval
 from relabel.output import calibration
-from relabel.output.calibration import Calibration
+from relabel.output.calibration import Calibration, Promise
 from relabel.progress import Silent, Watcher
 from relabel.training import EpochReport, Rows, Schedule, Training
 
@@ -276,13 +276,16 @@ def _calibrated(
         given[scored],
         scored_labels,
         counts,
-        config.precision,
         config.seed,
     )
     soft = fitted.soft_labels(evidence, given)
-    action = fitted.actions(soft, given)
+    usable = np.ones(len(source), dtype=bool)
+    usable[list(errors)] = False
     is_trusted = np.zeros(len(source), dtype=bool)
     is_trusted[trusted.rows] = True
+    unverified = usable & ~is_trusted
+    promise = fitted.promise(soft[unverified], given[unverified], config.precision)
+    action = calibration.actions(soft, given, promise)
     soft[trusted.rows] = np.eye(num_classes)[trusted.labels]
     changed = trusted.labels != given[trusted.rows]
     action[trusted.rows] = np.where(changed, "fix", "keep")
@@ -290,8 +293,6 @@ def _calibrated(
     noise_probability = np.full(len(source), np.nan)
     noise_probability[labelled] = 1 - soft[labelled, given[labelled]]
 
-    usable = np.ones(len(source), dtype=bool)
-    usable[list(errors)] = False
     corrected = soft.argmax(axis=1)
     matrix = calibration.expected_noise_matrix(soft[usable], given[usable])
     wrong, verified = int(counts.sum() - np.trace(counts)), int(counts.sum())
@@ -316,7 +317,7 @@ def _calibrated(
         "trusted_rows": len(trusted.rows) + len(trusted.external),
         **noise,
         "noise_matrix": matrix.round(6).tolist(),
-        "calibration": fitted.to_dict(),
+        "calibration": {**fitted.to_dict(), "promise": asdict(promise)},
     }
     summary = {
         "rows": len(source),
@@ -325,12 +326,12 @@ def _calibrated(
         "unlabelled_rows": int((~labelled).sum()),
         "trusted_rows": int(is_trusted.sum()),
         "trusted_outside_source": len(trusted.external),
-        "relabelled_rows": int((usable & labelled & (corrected != given)).sum()),
-        "actions": {name: int((action[usable] == name).sum()) for name in ("keep", "fix", "review")},
+        "relabelled_rows": int((unverified & labelled & (corrected != given)).sum()),
+        "actions": {name: int((action[unverified] == name).sum()) for name in ("keep", "fix", "review")},
         **noise,
         "largest_confusions": _largest(matrix, source.class_names),
         "calibration": fitted.to_dict(),
-        "promise": promise_sentence(fitted),
+        "promise": promise_sentence(fitted, promise),
     }
     return FitResult(
         source=source,
@@ -356,24 +357,21 @@ def _largest(matrix: NDArray[np.float64], names: list[str], entries: int = 5) ->
     ]
 
 
-def promise_sentence(fitted: Calibration) -> str:
+def promise_sentence(fitted: Calibration, promise: Promise) -> str:
     """What `fix` promises, or why it cannot, in one sentence."""
-    promise = fitted.promise
     percent = f"{promise.precision * 100:g} %"
     if fitted.withheld:
         return "On the probe rows corrections did more harm than good, so every given label is kept."
+    judged = f"{promise.right} of the {promise.probes} probe rows relabelled with such confidence are right"
     if promise.threshold is not None:
+        return f"At least {percent} of the fixes are expected to be right; {judged}."
+    if promise.probes < promise.needed:
         return (
-            f"At least {percent} of the fixes are right (with {calibration.CONFIDENCE:.0%} confidence), "
-            f"judged by {fitted.probes} probe rows; least confidence of a fix {promise.threshold:.3f}."
-        )
-    if promise.changed < promise.needed:
-        return (
-            f"Too few verified rows to promise {percent}: of {fitted.probes} probe rows {promise.changed} "
-            f"were relabelled, and the bound needs {promise.needed}; nothing is marked fix. "
-            f"Verify more rows or ask for less with --precision."
+            f"Too few verified rows to promise {percent}: {promise.probes} probe rows were relabelled with "
+            f"such confidence and it takes {promise.needed} at the least, so no row is marked fix; verify "
+            f"more rows or lower --precision."
         )
     return (
-        f"The probe rows do not support {percent}: of {promise.changed} relabelled ones {promise.right} "
-        f"are right; nothing is marked fix. Ask for less with --precision or verify more rows."
+        f"The probe rows do not support {percent}: {judged}, so no row is marked fix; lower --precision or "
+        f"verify more rows."
     )

@@ -116,16 +116,15 @@ class Training:
     def run(self, on_epoch: Callable[[EpochReport], None], on_step: Callable[[], None]) -> None:
         """Train until the last epoch, calling `on_step` after each batch and `on_epoch` after each epoch."""
         while self.epoch < self.schedule.epochs:
-            report = self._run_epoch(on_step)
-            self.epoch += 1
-            on_epoch(report)
+            on_epoch(self.run_epoch(on_step))
 
     @property
     def steps_per_epoch(self) -> int:
         """Batches per epoch."""
         return self._steps
 
-    def _run_epoch(self, on_step: Callable[[], None]) -> EpochReport:
+    def run_epoch(self, on_step: Callable[[], None] = lambda: None) -> EpochReport:
+        """One pass over the training rows."""
         epoch, schedule = self.epoch, self.schedule
         generator = torch.Generator().manual_seed(_derive(self.seed, epoch))
         torch.manual_seed(
@@ -168,6 +167,7 @@ class Training:
         mean_loss = loss_sum.item() / self._steps  # the epoch's one synchronisation with the device
         if not math.isfinite(mean_loss):
             raise RunError(f"The training loss is no longer finite in epoch {epoch + 1}.", "Lower --lr.")
+        self.epoch += 1
         return EpochReport(
             epoch=epoch,
             epochs=schedule.epochs,

@@ -1,5 +1,3 @@
-from __future__ import annotations
-
 import copy
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -119,10 +117,10 @@ def test_last_layer_equals_the_unrolled_gradient(name: str) -> None:
 @problems
 def test_last_layer_equals_central_differences(name: str, step: float = 1e-5) -> None:
     task = problem(name)
-    differences = []
-    for parameter in task.parameters:
+    differences, found = [], []
+    for parameter, gradient in zip(task.parameters, task.last_layer(RATE), strict=True):
         values = parameter.data.view(-1)
-        for i in range(len(values)):
+        for i in range(0, len(values), 1 + len(values) // 10):
             start = values[i].item()
             values[i] = start + step
             above = task.trusted_loss_after_a_step(RATE).item()
@@ -130,8 +128,8 @@ def test_last_layer_equals_central_differences(name: str, step: float = 1e-5) ->
             below = task.trusted_loss_after_a_step(RATE).item()
             values[i] = start
             differences.append((above - below) / (2 * step))
-    expected = torch.tensor(differences, dtype=torch.float64)
-    assert relative_error(flat(task.last_layer(RATE)), expected) <= 1e-6
+            found.append(gradient.view(-1)[i])
+    assert relative_error(torch.stack(found), torch.tensor(differences, dtype=torch.float64)) <= 1e-6
 
 
 @problems

@@ -11,12 +11,13 @@ ROOT = Path(relabel.__file__).parent
 LAYERS = (
     ("__main__",),
     ("cli",),
-    ("demo", "progress", "summary"),
+    ("demo", "summary"),
     ("pipeline",),
     ("training",),
     ("checkpoint", "hypergradient", "ledger"),
-    ("backbones", "correctors", "data", "output"),
-    ("config", "device", "files", "metrics", "noise"),
+    ("backbones", "correctors", "output"),
+    ("data",),
+    ("config", "device", "files", "metrics", "noise", "progress"),
     ("errors",),
     ("__init__",),
 )

@@ -72,12 +72,13 @@ class ImageInputs(Inputs):
                 index[:, None, None], self._reflect(rows)[:, :, None], self._reflect(columns)[:, None, :]
             ]
         picked = picked.to(device, non_blocking=True)
-        scaled: Tensor = (picked.float() / 255 - _MEAN.to(device)) / _STD.to(device)
-        return torch.permute(scaled, (0, 3, 1, 2))
+        scaled = (picked.float() / 255 - _MEAN.to(device)) / _STD.to(device)
+        return scaled.permute(0, 3, 1, 2)
 
     def _reflect(self, position: Tensor) -> Tensor:
         last = self.size - 1
-        return last - (last - position.abs()).abs()
+        reflected: Tensor = last - (last - position.abs()).abs()
+        return reflected
 
 
 class VectorInputs(Inputs):

@@ -12,6 +12,7 @@ shared by all classes, so permuting the classes permutes q. An unlabelled row ha
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -19,13 +20,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from relabel.metrics import binomial_lower_bound, expected_calibration_error
+from relabel.metrics import expected_calibration_error
 
 Floats = NDArray[np.float64]
 Labels = NDArray[np.int64]
-
-CONFIDENCE = 0.9
-"""How sure the promise behind `fix` is: the bound on its precision holds for this share of probe samples."""
 
 _PRIOR = {"mean": 1.0, "transition": 0.5, "keep": 1.0}
 """Where the weights stand without probes and what few probes are drawn towards: the given label."""
@@ -36,16 +34,16 @@ _FLOOR = 1e-4  # what bf16 logits resolve; below it a logarithm would be noise
 
 @dataclass(frozen=True)
 class Promise:
-    """What the probes allow `fix` to promise.
+    """What `fix` promises: of the rows marked, in expectation at least `precision` are right.
 
-    threshold: least soft-label maximum of a `fix` row, None when `precision` cannot be promised;
-    changed: probe rows whose corrected label differs from the given one, and of these `right` are right;
-    needed: how many such rows, all right, the bound asks for at the least.
+    threshold: least soft-label maximum of a `fix` row, None when the promise cannot be made for any row;
+    probes, right: probe rows relabelled with a confidence of at least `precision`, and how many of these are
+    right; needed: how many such probes it takes at the least, all of them right.
     """
 
     precision: float
     threshold: float | None
-    changed: int
+    probes: int
     right: int
     needed: int
 
@@ -60,10 +58,14 @@ class Calibration:
 
     weights: dict[str, float]
     transition: Floats
-    probes: int
     withheld: bool
     """Whether corrections were withheld because on the probes they did more harm than good."""
-    promise: Promise
+    relabelled: NDArray[np.bool_]
+    """[P] probes whose cross-validated corrected label differs from the given one."""
+    right: NDArray[np.bool_]
+    """[P] probes whose cross-validated corrected label is right."""
+    confidence: Floats
+    """[P] cross-validated soft-label maximum."""
     cross_validated: dict[str, float | None]
 
     def soft_labels(self, evidence: Mapping[str, NDArray[np.floating]], given: Labels) -> Floats:
@@ -73,35 +75,55 @@ class Calibration:
             return _kept(features[..., 0], given, self.transition)
         return _softmax(features @ _vector(self.weights))
 
-    def actions(self, soft_label: Floats, given: Labels) -> NDArray[np.str_]:
-        """`keep`, `fix` or `review` per row [N].
+    def promise(self, soft_label: Floats, given: Labels, precision: float) -> Promise:
+        """Choose the threshold of `fix` for rows [N, C], [N] that nobody verified.
 
-        A row whose corrected label differs is a `fix` above the promise's threshold and a `review` below; a
-        row that keeps its label is a `review` when that label is more likely wrong than right. An unlabelled
-        row has no label to keep and none to fix: `review`.
+        A fix needs two things. Its own calibrated confidence must reach `precision`. And the probes must bear
+        that out by conformal selection (Jin and Candès 2023): a row's p-value is its rank among the probes
+        with such a correction that is wrong, and Benjamini-Hochberg at level 1 − precision picks the
+        threshold. Rows and probes being exchangeable, the expected share of wrong fixes is then at most
+        1 − precision, whatever the classifier and however few the probes. An exact binomial bound at 90 %
+        confidence would ask for more than twice as many probes, the confidence alone for none.
         """
-        corrected = soft_label.argmax(axis=1)
-        confidence = soft_label.max(axis=1)
-        changed = (corrected != given) & (given >= 0)
-        threshold = np.inf if self.promise.threshold is None else self.promise.threshold
-        doubtful = (given < 0) | changed | (confidence <= 0.5)
-        action = np.where(doubtful, "review", "keep")
-        action[changed & (confidence >= threshold)] = "fix"
-        return action
+        confidence, changed = _changes(soft_label, given)
+        confidence = np.sort(confidence[changed & (confidence >= precision)])[::-1]
+        judging = self.relabelled & (self.confidence >= precision)
+        wrong = np.sort(self.confidence[judging & ~self.right])
+        # For each candidate threshold: probes wrong at or above it, and rows it would mark.
+        wrong_above = len(wrong) - np.searchsorted(wrong, confidence, side="left")
+        marked = np.searchsorted(-confidence, -confidence, side="right")
+        expected_wrong = (1 + wrong_above) / (judging.sum() + 1) * len(confidence) / np.maximum(marked, 1)
+        kept = confidence[expected_wrong <= 1 - precision]
+        return Promise(
+            precision=precision,
+            threshold=float(kept.min()) if len(kept) else None,
+            probes=int(judging.sum()),
+            right=int((judging & self.right).sum()),
+            needed=math.ceil(1 / (1 - precision) - 1 - 1e-9),
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for the Parquet metadata."""
         return {
-            "probes": self.probes,
+            "probes": len(self.right),
             "weights": self.weights,
             "withheld": self.withheld,
-            "fix_precision_asked": self.promise.precision,
-            "fix_threshold": self.promise.threshold,
-            "fix_confidence": CONFIDENCE,
-            "probes_changed": self.promise.changed,
-            "probes_changed_right": self.promise.right,
             **self.cross_validated,
         }
+
+
+def actions(soft_label: Floats, given: Labels, promise: Promise) -> NDArray[np.str_]:
+    """`keep`, `fix` or `review` per row [N] of distributions [N, C].
+
+    A row whose corrected label differs is a `fix` from the promise's threshold on and a `review` below; a row
+    that keeps its label is a `review` when that label is more likely wrong than right. An unlabelled row has
+    no label to keep and none to fix: `review`.
+    """
+    confidence, changed = _changes(soft_label, given)
+    action = np.where((given < 0) | changed | (confidence <= 0.5), "review", "keep")
+    if promise.threshold is not None:
+        action[changed & (confidence >= promise.threshold)] = "fix"
+    return action
 
 
 def fit(
@@ -109,14 +131,13 @@ def fit(
     given: Labels,
     true: Labels,
     counts: NDArray[np.int64],
-    precision: float,
     seed: int,
 ) -> Calibration:
     """Fit the calibration on P probe rows.
 
     evidence: distributions [P, C] by name, the first of them the epoch average; given, true: [P] class ids;
     counts: [C, C] verified rows by (true, given) over ALL trusted rows of the source, probes included;
-    precision: what `fix` shall promise. Works with no probe at all: the prior weights, and no promise.
+    seed: of the cross-validation folds. Works with no probe at all: the prior weights, and no promise.
     """
     num_classes = len(counts)
     names = [*evidence, "transition", "keep"]
@@ -141,9 +162,10 @@ def fit(
     return Calibration(
         weights=dict(zip(names, (float(weight) for weight in weights), strict=True)),
         transition=transition,
-        probes=len(true),
         withheld=withheld,
-        promise=_promise(held_out, given, true, precision),
+        relabelled=_changes(held_out, given)[1],
+        right=held_out.argmax(axis=1) == true,
+        confidence=held_out.max(axis=1),
         cross_validated=_figures(held_out, given, true),
     )
 
@@ -219,26 +241,9 @@ def _kept(log_mean: Floats, given: Labels, transition: Floats) -> Floats:
     return np.where((given >= 0)[:, None], soft, _softmax(log_mean))
 
 
-def _promise(soft_label: Floats, given: Labels, true: Labels, precision: float) -> Promise:
-    """The lowest threshold that keeps the precision of `fix` at `precision`, by fixed-sequence testing.
-
-    Learn then Test (Angelopoulos et al. 2021) with exact binomial tests: thresholds are walked from strict to
-    lax in an order that does not look at what is right, each tested at the full level, and the first that
-    fails ends the walk. The walk starts where the test can first succeed: `needed` rows, all right.
-    """
-    confidence, corrected = soft_label.max(axis=1), soft_label.argmax(axis=1)
-    changed = np.flatnonzero(corrected != given)
-    changed = changed[np.argsort(-confidence[changed], kind="stable")]
-    right = (corrected == true)[changed]
-    needed = int(np.ceil(np.log(1 - CONFIDENCE) / np.log(precision)))
-    threshold = None
-    for rows in range(needed, len(changed) + 1):
-        if rows < len(changed) and confidence[changed[rows]] == confidence[changed[rows - 1]]:
-            continue  # rows that tie cannot be told apart by a threshold
-        if binomial_lower_bound(int(right[:rows].sum()), rows, CONFIDENCE) < precision:
-            break
-        threshold = float(confidence[changed[rows - 1]])
-    return Promise(precision, threshold, len(changed), int(right.sum()), needed)
+def _changes(soft_label: Floats, given: Labels) -> tuple[Floats, NDArray[np.bool_]]:
+    """The soft label's maximum [N] and whether the corrected label differs from a given one [N]."""
+    return soft_label.max(axis=1), (soft_label.argmax(axis=1) != given) & (given >= 0)
 
 
 def _figures(soft_label: Floats, given: Labels, true: Labels) -> dict[str, float | None]:

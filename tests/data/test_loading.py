@@ -1,0 +1,163 @@
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+
+from relabel.data import loading
+from relabel.data.images import decode
+from relabel.data.loading import ImageInputs, VectorInputs, decode_all
+
+CPU = torch.device("cpu")
+SIZE = 16
+REACH = 2
+MEAN, STD = (torch.tensor(v)[:, None, None] for v in ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225]))
+
+
+def seeded(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def coded(rows: int = 200) -> NDArray[np.uint8]:
+    """Images whose channels tell each pixel's column, row and image."""
+    images = np.empty((rows, SIZE, SIZE, 3), dtype=np.uint8)
+    images[..., 0], images[..., 1] = np.meshgrid(np.arange(SIZE), np.arange(SIZE))
+    images[..., 2] = np.arange(rows)[:, None, None]
+    return images
+
+
+def pixels(batch: Tensor) -> Tensor:
+    """Undo the normalisation: [B, 3, S, S] in 0..255."""
+    values = (batch * STD + MEAN) * 255
+    torch.testing.assert_close(values, values.round(), rtol=0, atol=1e-3)
+    return values.round().long()
+
+
+def reflected(shift: int) -> list[int]:
+    return [abs(i) if i < SIZE else 2 * (SIZE - 1) - i for i in range(shift, SIZE + shift)]
+
+
+def shifts_of(lines: Tensor, mirror: Sequence[bool]) -> list[tuple[int, bool]]:
+    """The (shift, mirrored) behind each line of positions; fails for a line with none."""
+    known = {
+        tuple(reflected(shift)[::-1] if mirrored else reflected(shift)): (shift, mirrored)
+        for shift in range(-REACH, REACH + 1)
+        for mirrored in mirror
+    }
+    return [known[tuple(line)] for line in lines.tolist()]
+
+
+@pytest.mark.parametrize("augmentation", loading.AUGMENTATIONS)
+def test_without_a_generator_images_are_plain(augmentation: str) -> None:
+    images = coded()
+    index = torch.tensor([7, 3, 3])
+    batch = ImageInputs(images, augmentation).batch(index, CPU, None)
+    assert batch.dtype == torch.float32
+    assert batch.is_contiguous(memory_format=torch.channels_last)
+    assert pixels(batch).permute(0, 2, 3, 1).numpy().tolist() == images[[7, 3, 3]].tolist()
+
+
+def test_none_is_plain_with_a_generator_too() -> None:
+    inputs, index = ImageInputs(coded(), "none"), torch.arange(5)
+    assert torch.equal(inputs.batch(index, CPU, seeded()), inputs.batch(index, CPU, None))
+
+
+@pytest.mark.parametrize("augmentation", ["flip", "shift"])
+def test_images_are_shifted_by_an_eighth_reflected_and_mirrored(augmentation: str) -> None:
+    mirror = (False, True) if augmentation == "flip" else (False,)
+    index = torch.arange(200)
+    seen = pixels(ImageInputs(coded(), augmentation).batch(index, CPU, seeded()))
+    assert (seen[:, 2] == index[:, None, None]).all(), "every value comes from the row's own image"
+    assert (seen[:, 0] == seen[:, 0, :1, :]).all(), "columns move together"
+    assert (seen[:, 1] == seen[:, 1, :, :1]).all(), "rows move together"
+    columns, rows = shifts_of(seen[:, 0, 0, :], mirror), shifts_of(seen[:, 1, :, 0], (False,))
+    every = range(-REACH, REACH + 1)
+    assert {shift for shift, _ in rows} == set(every)
+    assert set(columns) == {(shift, mirrored) for shift in every for mirrored in mirror}
+    assert len(set(zip(rows, columns, strict=True))) > 25 * len(mirror) * 0.8, "rows and columns are apart"
+
+
+def test_augmentation_follows_its_generator_and_no_other() -> None:
+    inputs, index = ImageInputs(coded(), "flip"), torch.arange(20)
+    state = torch.get_rng_state()
+    first = inputs.batch(index, CPU, seeded(1))
+    assert torch.equal(first, inputs.batch(index, CPU, seeded(1)))
+    assert not torch.equal(first, inputs.batch(index, CPU, seeded(2)))
+    generator = seeded(1)
+    inputs.batch(index, CPU, generator)
+    assert not torch.equal(first, inputs.batch(index, CPU, generator)), "each epoch sees another image"
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+@pytest.mark.parametrize("size", [1, 7])
+def test_images_too_small_to_shift_stay_whole(size: int) -> None:
+    images = np.random.default_rng(0).integers(0, 256, (3, size, size, 3), dtype=np.uint8)
+    inputs, index = ImageInputs(images, "shift"), torch.arange(3)
+    assert torch.equal(inputs.batch(index, CPU, seeded()), inputs.batch(index, CPU, None))
+
+
+def test_vectors_are_shown_as_they_are() -> None:
+    vectors = torch.randn(4, 3)
+    inputs = VectorInputs(vectors)
+    assert len(inputs) == 4
+    assert torch.equal(inputs.batch(torch.tensor([2, 0]), CPU, seeded()), vectors[[2, 0]])
+
+
+@pytest.fixture
+def references(tmp_path: Path) -> list[Path]:
+    """Forty images of different sizes and noise; row 5 is text and row 9 is not there."""
+    rng = np.random.default_rng(0)
+    paths = [tmp_path / "images" / f"{row}.png" for row in range(40)]
+    paths[0].parent.mkdir()
+    for row, path in enumerate(paths):
+        shape = (4 + row % 7, 5 + row % 5, 3)
+        Image.fromarray(rng.integers(0, 256, shape, dtype=np.uint8)).save(path)
+    paths[5].write_text("not an image")
+    paths[9].unlink()
+    return paths
+
+
+@pytest.mark.parametrize("workers", [1, 8, None])
+def test_every_image_is_decoded_into_its_own_row(references: list[Path], workers: int | None) -> None:
+    done: list[int] = []
+    images, errors = decode_all(references, 8, {3, 9}, done.append, workers)
+    assert images.shape == (40, 8, 8, 3)
+    assert set(errors) == {5}
+    assert "not an image" in errors[5]
+    assert str(references[5].parent) not in errors[5]
+    assert sum(done) == 38, "skipped rows are not waited for"
+    for row, path in enumerate(references):
+        expected = 0 if row in {3, 5, 9} else decode(path, 8)
+        assert (images[row] == expected).all(), row
+
+
+def test_a_missing_file_is_an_error_of_its_row(references: list[Path]) -> None:
+    errors = decode_all(references, 8, set(), lambda _: None)[1]
+    assert set(errors) == {5, 9}
+    assert "not found" in errors[9]
+
+
+def test_the_pixels_are_on_disk_in_a_file_without_a_name(
+    references: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scratch = tmp_path / "scratch"
+    scratch.mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(scratch))
+    images, _ = decode_all(references, 8, set(), lambda _: None)
+    assert isinstance(images, np.memmap)
+    assert list(scratch.iterdir()) == []
+    maps = Path("/proc/self/maps")
+    if maps.exists():
+        assert str(scratch) in maps.read_text()
+    batch = ImageInputs(images, "none").batch(torch.tensor([4]), CPU, None)
+    assert (pixels(batch)[0].permute(1, 2, 0).numpy() == decode(references[4], 8)).all()
+
+
+def test_a_source_without_rows_is_an_empty_array() -> None:
+    images, errors = decode_all([], 8, set(), lambda _: None)
+    assert images.shape == (0, 8, 8, 3)
+    assert errors == {}
