@@ -7,9 +7,11 @@ features computed once (`--freeze`); every classification model of torchvision w
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
+from contextlib import redirect_stdout
 from pathlib import Path
-from typing import cast
+from pickle import UnpicklingError
 
 import torch
 from torch import Tensor, nn
@@ -97,11 +99,14 @@ def _torchvision(name: str, num_classes: int, image_size: int, weights: str) -> 
             "Use cnn8 or a torchvision classifier such as resnet18, resnet50 or mobilenet_v3_small.",
         )
     model = models.get_model(name, weights=None)
+    model.aux_logits = False  # googlenet and inception would return several logits in training
+    path, head = _fresh_head(model, name, num_classes)
     if weights == "imagenet":
         entry = models.get_model_weights(name).DEFAULT
         try:
-            state = entry.get_state_dict(progress=False, check_hash=True)
-        except (OSError, RuntimeError) as error:
+            with redirect_stdout(sys.stderr):  # torch tells of the download on standard output
+                state = entry.get_state_dict(progress=False, check_hash=True, weights_only=True)
+        except (OSError, RuntimeError, EOFError, UnpicklingError) as error:
             raise RelabelError(
                 f"--weights imagenet: {name}'s weights are not cached and could not be downloaded ({error}).",
                 "Connect once, set TORCH_HOME to a cache that has them, or use --weights none.",
@@ -111,21 +116,34 @@ def _torchvision(name: str, num_classes: int, image_size: int, weights: str) -> 
         _load(model, _read_state_dict(Path(weights)), weights)
     if image_size <= SMALL_IMAGE:
         _small_image_stem(model)
-    return Backbone(model, _detach_head(model, name, num_classes))
+    _replace(model, path, nn.Identity())
+    backbone = Backbone(model, head)
+    try:
+        with torch.no_grad():
+            backbone.eval()(torch.zeros(1, 3, image_size, image_size))
+    except Exception as error:  # some architectures take one size only, or none this small
+        raise RelabelError(
+            f"--backbone {name} cannot take images of {image_size} px ({error}).", "Set another --image-size."
+        ) from error
+    return backbone.train()
 
 
-def _detach_head(model: nn.Module, name: str, num_classes: int) -> nn.Linear:
-    """Replace the model's last `nn.Linear` by an identity and return a fresh one of `num_classes`."""
-    last = [key for key, module in model.named_modules() if isinstance(module, nn.Linear)][-1:]
-    if not last or list(model.named_modules())[-1][0] != last[0]:
+def _fresh_head(model: nn.Module, name: str, num_classes: int) -> tuple[str, nn.Linear]:
+    """Replace the model's last `nn.Linear` by a fresh one of `num_classes`; returns its path and it."""
+    path, last = list(model.named_modules())[-1]
+    if not isinstance(last, nn.Linear):
         raise RelabelError(
             f"--backbone {name}: its last layer is not linear.",
             "Use for example resnet18 or mobilenet_v3_small.",
         )
-    owner, _, attribute = last[0].rpartition(".")
-    head = cast(nn.Linear, model.get_submodule(last[0]))
-    setattr(model.get_submodule(owner), attribute, nn.Identity())
-    return nn.Linear(head.in_features, num_classes)
+    head = nn.Linear(last.in_features, num_classes)
+    _replace(model, path, head)
+    return path, head
+
+
+def _replace(model: nn.Module, path: str, module: nn.Module) -> None:
+    owner, _, attribute = path.rpartition(".")
+    setattr(model.get_submodule(owner), attribute, module)
 
 
 def _small_image_stem(model: nn.Module) -> None:
@@ -176,7 +194,7 @@ def _load(model: nn.Module, state: Mapping[str, Tensor], weights: str) -> None:
     own = model.state_dict()
     head = [key for key, module in model.named_modules() if isinstance(module, nn.Linear)][-1]
     head_keys = {f"{head}.weight", f"{head}.bias"}
-    fitting = {key: value for key, value in state.items() if key not in head_keys}
+    fitting = {k: v for k, v in state.items() if k not in head_keys or own[k].shape == v.shape}
     wrong = [key for key, value in fitting.items() if key not in own or own[key].shape != value.shape]
     wrong += [key for key in own if key not in state and key not in head_keys]
     if wrong:

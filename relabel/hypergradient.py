@@ -49,5 +49,5 @@ def last_layer(
         residual = trusted_probability - F.one_hot(trusted_labels, logits.shape[1])
         residual /= len(trusted_labels)
         tangent = features @ (residual.T @ trusted_features).T + residual.sum(dim=0)
-    gradients = torch.autograd.grad((grad_logits * tangent).sum(), list(parameters))
+    gradients = torch.autograd.grad(grad_logits, list(parameters), grad_outputs=tangent)
     return [gradient * (-learning_rate / batch) for gradient in gradients]

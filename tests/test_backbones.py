@@ -165,7 +165,7 @@ def test_a_part_of_a_state_dict_is_refused(tmp_path: Path) -> None:
 def test_a_file_that_is_no_torch_file_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "weights.pt"
     path.write_bytes(b"not weights")
-    with pytest.raises(RelabelError, match="cannot|can be loaded safely"):
+    with pytest.raises(RelabelError, match="safely"):
         build("cnn8", 4, 8, str(path))
 
 

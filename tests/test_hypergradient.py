@@ -115,8 +115,8 @@ def test_last_layer_equals_the_unrolled_gradient(name: str) -> None:
 
 
 @problems
-def test_last_layer_equals_central_differences(name: str, step: float = 1e-5) -> None:
-    task = problem(name)
+def test_last_layer_equals_central_differences(name: str) -> None:
+    task, step = problem(name), 1e-5
     differences, found = [], []
     for parameter, gradient in zip(task.parameters, task.last_layer(RATE), strict=True):
         values = parameter.data.view(-1)

@@ -13,7 +13,7 @@ from relabel.metrics import (
 )
 
 
-def columns(**changes: Any) -> dict[str, Any]:  # noqa: ANN401
+def columns(**changes: Any) -> dict[str, Any]:
     """Ten rows: six labelled and plain, then one each unlabelled, trusted, failed and without truth."""
     rows: dict[str, Any] = {
         "given": [0, 1, 2, 0, 1, 2, -1, 0, 0, 0],

@@ -34,7 +34,9 @@ def imports(path: Path) -> set[str]:
             assert node.level == 0, f"{path}: relative import in line {node.lineno}"
             found |= {f"{node.module}.{alias.name}" for alias in node.names}
     names = {f"{name}.".split(".")[1] for name in found if name.split(".")[0] == "relabel"}
-    return {name if (ROOT / name).is_dir() or (ROOT / f"{name}.py").is_file() else "__init__" for name in names}
+    return {
+        name if (ROOT / name).is_dir() or (ROOT / f"{name}.py").is_file() else "__init__" for name in names
+    }
 
 
 @pytest.mark.parametrize("path", sorted(ROOT.rglob("*.py")), ids=lambda path: str(path.relative_to(ROOT)))

@@ -94,7 +94,7 @@ def run(training: Training) -> list[EpochReport]:
     return reports
 
 
-def finished(**changes: Any) -> Training:  # noqa: ANN401
+def finished(**changes: Any) -> Training:
     training = Setting(**changes).training()
     run(training)
     return training
@@ -107,7 +107,7 @@ def assert_identical(one: object, other: object) -> None:
 both = pytest.mark.parametrize("corrector", ["none", "mslc"])
 
 
-class Stopped(Exception):
+class StoppedError(Exception):
     pass
 
 
@@ -136,10 +136,10 @@ def test_a_stopped_run_goes_on_as_if_never_stopped(corrector: str, stop_after: i
     def stop(report: EpochReport) -> None:
         if report.epoch + 1 == stop_after:
             torch.save(stopped.state_dict(), file)
-            raise Stopped
+            raise StoppedError
 
     stopped = Setting(corrector=corrector).training()
-    with pytest.raises(Stopped):
+    with pytest.raises(StoppedError):
         stopped.run(stop, lambda: None)
     file.seek(0)
     resumed = Setting(corrector=corrector).training()
@@ -163,10 +163,10 @@ def evidence(training: Training) -> dict[str, Tensor]:
 def test_the_reports_tell_the_phases(corrector: str) -> None:
     reports = run(Setting(corrector=corrector).training())
     meta = corrector == "mslc"
-    assert [report.phase for report in reports] == (
-        ["warm-up"] * 2 + ["meta"] * 3 if meta else ["train"] * 5
-    )
-    assert [report.meta_loss is not None for report in reports] == [meta and report.epoch >= 2 for report in reports]
+    assert [report.phase for report in reports] == (["warm-up"] * 2 + ["meta"] * 3 if meta else ["train"] * 5)
+    assert [report.meta_loss is not None for report in reports] == [
+        meta and report.epoch >= 2 for report in reports
+    ]
     assert all(report.epochs == 5 and report.loss > 0 for report in reports)
 
 
@@ -261,7 +261,12 @@ def accuracy(probability: Tensor, rows: Tensor) -> float:
 
 @pytest.mark.parametrize(
     ("corrector", "backbone", "amp"),
-    [("none", "tiny", None), ("mslc", "tiny", None), ("mslc", "tiny", torch.bfloat16), ("mslc", "cnn8", None)],
+    [
+        ("none", "tiny", None),
+        ("mslc", "tiny", None),
+        ("mslc", "tiny", torch.bfloat16),
+        ("mslc", "cnn8", None),
+    ],
 )
 def test_the_average_prediction_is_better_than_the_given_labels(
     corrector: str, backbone: str, amp: torch.dtype | None

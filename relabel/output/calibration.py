@@ -93,7 +93,7 @@ class Calibration:
         wrong_above = len(wrong) - np.searchsorted(wrong, confidence, side="left")
         marked = np.searchsorted(-confidence, -confidence, side="right")
         expected_wrong = (1 + wrong_above) / (judging.sum() + 1) * len(confidence) / np.maximum(marked, 1)
-        kept = confidence[expected_wrong <= 1 - precision]
+        kept = confidence[expected_wrong <= 1 - precision + 1e-9]
         return Promise(
             precision=precision,
             threshold=float(kept.min()) if len(kept) else None,

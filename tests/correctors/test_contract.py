@@ -151,6 +151,8 @@ def test_a_step_on_the_loss_changes_neither_parameters_nor_memory(name: str) -> 
 
 
 def test_listing_the_correctors_imports_no_torch() -> None:
-    code = "import sys; from relabel.correctors import REGISTRY; assert REGISTRY; print('torch' in sys.modules)"
+    code = (
+        "import sys; from relabel.correctors import REGISTRY; assert REGISTRY; print('torch' in sys.modules)"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"

@@ -1,0 +1,326 @@
+"""Calibration on simulated rows whose true posterior is known."""
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from relabel.metrics import expected_calibration_error, noise_matrix
+from relabel.output.calibration import (
+    Calibration,
+    Promise,
+    actions,
+    expected_noise_matrix,
+    fit,
+    smoothed_transition,
+)
+
+C = 4
+SIGNAL = 1.8
+# Rows are true classes; the classes differ in how often and into what they are mislabelled.
+TRANSITION = np.array(
+    [[0.6, 0.3, 0.05, 0.05], [0.0, 0.9, 0.1, 0.0], [0.1, 0.1, 0.7, 0.1], [0.25, 0.0, 0.0, 0.75]]
+)
+
+Floats = NDArray[np.float64]
+Labels = NDArray[np.int64]
+Simulated = tuple[dict[str, Floats], Labels, Labels]
+
+
+def softmax(scores: Floats) -> Floats:
+    exponent = np.exp(scores - scores.max(axis=1, keepdims=True))
+    return exponent / exponent.sum(axis=1, keepdims=True)
+
+
+def simulate(rows: int, seed: int, sharpness: float = 1.0) -> Simulated:
+    """Evidence, given and true labels: of sharpness 1, the evidence is the exact posterior of the image."""
+    rng = np.random.default_rng(seed)
+    true = rng.integers(C, size=rows)
+    given = (rng.random((rows, 1)) > TRANSITION[true].cumsum(axis=1)).sum(axis=1).clip(max=C - 1)
+    image = rng.normal(size=(rows, C)) + SIGNAL * np.eye(C)[true]
+    return {"mean": softmax(sharpness * SIGNAL * image)}, given, true
+
+
+def fitted(simulated: Simulated, seed: int = 0) -> Calibration:
+    evidence, given, true = simulated
+    return fit(evidence, given, true, noise_matrix(given, true, C), seed)
+
+
+def accuracy(labels: Labels, true: Labels) -> float:
+    return float((labels == true).mean())
+
+
+@pytest.mark.parametrize("sharpness", [0.5, 1.0, 1.5])
+def test_the_weights_undo_the_evidence_s_own_sharpness(sharpness: float) -> None:
+    weights = fitted(simulate(4000, 0, sharpness)).weights
+    assert list(weights) == ["mean", "transition", "keep"]
+    assert weights["mean"] == pytest.approx(1 / sharpness, rel=0.1)
+    assert weights["transition"] == pytest.approx(1, abs=0.15)  # Bayes: posterior ∝ p_c T_{c,y}
+    assert weights["keep"] == pytest.approx(0, abs=0.2)
+
+
+@pytest.mark.parametrize("sharpness", [0.5, 1.5])
+def test_noise_probabilities_are_calibrated_and_labels_improve_on_fresh_rows(sharpness: float) -> None:
+    fresh_evidence, given, true = simulate(8000, 1, sharpness)
+    made = fitted(simulate(600, 0, sharpness))
+    soft_label = made.soft_labels(fresh_evidence, given)
+    noise_probability = 1 - soft_label[np.arange(len(given)), given]
+    error = expected_calibration_error(noise_probability, given != true)
+    assert error is not None
+    assert error < 0.03
+    uncalibrated = expected_calibration_error(
+        1 - fresh_evidence["mean"][np.arange(len(given)), given], given != true
+    )
+    assert uncalibrated is not None
+    assert error < uncalibrated / 2
+    corrected = accuracy(soft_label.argmax(axis=1), true)
+    assert corrected > accuracy(given, true) + 0.05
+    assert corrected > accuracy(fresh_evidence["mean"].argmax(axis=1), true)
+    before, after = (made.cross_validated[f"probe_accuracy_{when}"] for when in ("before", "after"))
+    assert before == pytest.approx(accuracy(given, true), abs=0.06)
+    assert after == pytest.approx(corrected, abs=0.04)
+
+
+def test_further_evidence_starts_without_weight_and_earns_it() -> None:
+    evidence, given, true = simulate(2000, 0)
+    noise = softmax(np.random.default_rng(5).normal(size=(2000, C)))
+    evidence["corrector"] = noise
+    made = fitted((evidence, given, true))
+    assert list(made.weights) == ["mean", "corrector", "transition", "keep"]
+    assert made.weights["corrector"] == pytest.approx(0, abs=0.1)
+    swapped = fitted(({"mean": noise, "corrector": evidence["mean"]}, given, true))
+    assert swapped.weights["corrector"] == pytest.approx(1, abs=0.1)
+
+
+def test_renaming_the_classes_renames_the_soft_labels() -> None:
+    order = np.array([2, 0, 3, 1])  # new class k is old class order[k]
+    evidence, given, true = simulate(300, 0)
+    renamed = {"mean": evidence["mean"][:, order]}, np.argsort(order)[given], np.argsort(order)[true]
+    one, other = fitted((evidence, given, true)), fitted(renamed)
+    assert other.transition == pytest.approx(one.transition[np.ix_(order, order)], abs=1e-12)
+    soft_label = one.soft_labels(evidence, given)
+    assert other.soft_labels(*renamed[:2]) == pytest.approx(soft_label[:, order], abs=1e-8)
+    assert other.confidence == pytest.approx(one.confidence, abs=1e-8)
+
+
+def test_a_seed_deals_the_folds_and_nothing_else() -> None:
+    simulated = simulate(300, 0)
+    one, again, other = fitted(simulated, 1), fitted(simulated, 1), fitted(simulated, 2)
+    assert one.weights == again.weights == other.weights
+    assert (one.confidence == again.confidence).all()
+    assert (one.confidence != other.confidence).any()
+
+
+def test_the_cross_validation_does_not_see_the_label_it_judges() -> None:
+    """With evidence that says nothing, a probe's own pair would otherwise give its class away."""
+    rng = np.random.default_rng(0)
+    true = np.arange(60) % 30
+    given = rng.permutation(true)
+    evidence = {"mean": np.full((60, 30), 1 / 30)}
+    made = fit(evidence, given, true, noise_matrix(given, true, 30), 0)
+    assert made.right.mean() < 0.15
+
+
+@pytest.mark.parametrize("probes", [0, 1, 5, 300])
+def test_soft_labels_sum_to_one_with_any_number_of_probes_and_with_unlabelled_rows(probes: int) -> None:
+    made = fitted(simulate(probes, 0))
+    evidence, given, _ = simulate(50, 1)
+    given[::5] = -1
+    evidence["mean"][3] = [1, 0, 0, 0]
+    soft_label = made.soft_labels(evidence, given)
+    assert soft_label.shape == (50, C)
+    assert soft_label.min() >= 0
+    assert soft_label.sum(axis=1) == pytest.approx(1)
+    assert made.relabelled.shape == made.right.shape == made.confidence.shape == (probes,)
+
+
+def test_an_unlabelled_row_has_the_evidence_alone() -> None:
+    made = fitted(simulate(300, 0))
+    evidence, given, _ = simulate(50, 1)
+    given[:] = -1
+    expected = softmax(made.weights["mean"] * np.log(evidence["mean"].clip(1e-4)))
+    assert made.soft_labels(evidence, given) == pytest.approx(expected)
+
+
+def test_without_probes_the_given_label_is_leant_to_and_nothing_is_promised() -> None:
+    made = fitted(simulate(0, 0))
+    assert not made.withheld
+    assert set(made.cross_validated.values()) == {None}
+    given = np.array([0, 0])
+    undecided, decided = [0.2, 0.4, 0.2, 0.2], [0.001, 0.997, 0.001, 0.001]
+    soft_label = made.soft_labels({"mean": np.array([undecided, decided])}, given)
+    assert soft_label.argmax(axis=1).tolist() == [0, 1]
+    promise = made.promise(soft_label, given, 0.5)
+    assert (promise.threshold, promise.probes) == (None, 0)
+
+
+@pytest.fixture
+def misled() -> Calibration:
+    """A probe whose label is right, and evidence that is sure of another class."""
+    given = np.array([0])
+    evidence = {"mean": np.array([[1e-4, 1, 1e-4, 1e-4]])}
+    return fitted((evidence, given, given))
+
+
+def test_corrections_that_harm_the_probes_are_withheld(misled: Calibration) -> None:
+    evidence, given, _ = simulate(200, 1)
+    given[:20] = -1
+    soft_label = misled.soft_labels(evidence, given)
+    assert misled.withheld
+    assert misled.to_dict()["withheld"] is True
+    assert (soft_label.argmax(axis=1) == given)[20:].all()
+    assert (soft_label.argmax(axis=1) == evidence["mean"].argmax(axis=1))[:20].all()
+    assert soft_label.sum(axis=1) == pytest.approx(1)
+    promise = misled.promise(soft_label, given, 0.95)
+    assert promise.threshold is None
+    assert set(actions(soft_label, given, promise)[20:]) <= {"keep", "review"}
+    assert (
+        misled.cross_validated["probe_accuracy_after"] == misled.cross_validated["probe_accuracy_before"] == 1
+    )
+
+
+def test_corrections_that_help_are_not_withheld() -> None:
+    assert not fitted(simulate(300, 0)).withheld
+
+
+def judged(confidence: Floats, right: NDArray[np.bool_]) -> Calibration:
+    """A calibration with these relabelled probes."""
+    return replace(
+        fitted(simulate(0, 0)),
+        relabelled=np.ones(len(right), dtype=bool),
+        right=right,
+        confidence=confidence,
+    )
+
+
+def relabelled_rows(confidence: Floats) -> tuple[Floats, Labels]:
+    """Binary soft labels of rows given 0 and corrected to 1 with such a confidence."""
+    return np.stack([1 - confidence, confidence], axis=1), np.zeros(len(confidence), dtype=np.int64)
+
+
+@pytest.mark.parametrize("precision", [0.5, 0.8, 0.9, 0.95, 0.99])
+def test_as_many_right_probes_as_needed_make_the_promise_and_one_fewer_does_not(precision: float) -> None:
+    rows = relabelled_rows(np.full(10, 0.999))
+
+    def promise(probes: int) -> Promise:
+        made = judged(np.full(probes, 0.995), np.ones(probes, dtype=bool))
+        return made.promise(*rows, precision)
+
+    needed = promise(0).needed
+    assert promise(needed - 1).threshold is None
+    assert promise(needed) == Promise(
+        precision=precision, threshold=0.999, probes=needed, right=needed, needed=needed
+    )
+
+
+def test_probes_that_kept_their_label_or_are_unsure_promise_nothing() -> None:
+    rows = relabelled_rows(np.full(10, 0.99))
+    right = np.ones(100, dtype=bool)
+    made = judged(np.full(100, 0.99), right)
+    assert made.promise(*rows, 0.95).threshold is not None
+    assert replace(made, relabelled=~right).promise(*rows, 0.95).threshold is None
+    assert judged(np.full(100, 0.94), right).promise(*rows, 0.95).threshold is None
+
+
+def test_a_fix_is_never_less_confident_than_the_precision_asked_for() -> None:
+    made = judged(np.linspace(0.5, 1, 400), np.ones(400, dtype=bool))
+    threshold = made.promise(*relabelled_rows(np.linspace(0.5, 1, 101)), 0.9).threshold
+    assert threshold == pytest.approx(0.9)
+
+
+def test_wrong_probes_raise_the_threshold_above_them() -> None:
+    confidence = np.linspace(0.9, 1, 400)
+    threshold = judged(confidence, confidence > 0.97).promise(*relabelled_rows(confidence), 0.95).threshold
+    assert threshold is not None
+    assert 0.96 < threshold < 0.972
+    nothing = judged(confidence, confidence < 0.97).promise(*relabelled_rows(confidence), 0.95)
+    assert nothing.threshold is None
+    assert (nothing.right, nothing.probes) == (80, 200)
+
+
+@pytest.mark.parametrize("probes", [30, 150])
+def test_wrong_fixes_stay_below_what_was_asked_in_expectation(probes: int) -> None:
+    """Confidences too high: of rows at u, 1 - 2.5 (1 - u) are right; the most sure of 0.9 hold only 0.875."""
+    precision = 0.9
+    rng = np.random.default_rng(probes)
+    wrong_shares, fixes, naive = [], [], []
+    for _ in range(400):
+        confidence = rng.uniform(0.8, 1, probes + 500)
+        right = rng.random(probes + 500) < 1 - 2.5 * (1 - confidence)
+        soft_label, given = relabelled_rows(confidence[probes:])
+        promise = judged(confidence[:probes], right[:probes]).promise(soft_label, given, precision)
+        fixed = actions(soft_label, given, promise) == "fix"
+        wrong_shares.append(float((fixed & ~right[probes:]).sum() / max(1, fixed.sum())))
+        fixes.append(fixed.any())
+        naive.append(float(1 - right[probes:][confidence[probes:] >= precision].mean()))
+    assert np.mean(wrong_shares) <= 1 - precision + 0.004
+    assert np.mean(naive) > 1 - precision + 0.02, "confidence alone would break the promise"
+    assert np.mean(fixes) > (0.3 if probes == 30 else 0.8), "a promise never made is never broken"
+
+
+def test_fixes_keep_the_promise_on_fresh_rows() -> None:
+    evidence, given, true = simulate(8000, 1)
+    made = fitted(simulate(1000, 0))
+    soft_label = made.soft_labels(evidence, given)
+    action = actions(soft_label, given, made.promise(soft_label, given, 0.95))
+    fixed = action == "fix"
+    assert fixed.sum() > 200
+    assert accuracy(soft_label.argmax(axis=1)[fixed], true[fixed]) > 0.93
+
+
+def test_actions_by_hand() -> None:
+    soft_label = np.array([[0.9, 0.1, 0], [0.5, 0.3, 0.2], [0.1, 0.9, 0], [0.11, 0.89, 0], [1, 0, 0]])
+    given = np.array([0, 0, 0, 0, -1])
+    promise = Promise(precision=0.9, threshold=0.9, probes=50, right=50, needed=9)
+    assert actions(soft_label, given, promise).tolist() == ["keep", "review", "fix", "review", "review"]
+    none = actions(soft_label, given, replace(promise, threshold=None))
+    assert none.tolist() == ["keep", "review", "review", "review", "review"]
+
+
+def test_the_transition_is_a_distribution_a_class_and_tends_to_the_counts() -> None:
+    counts = np.array([[3, 1, 0], [0, 0, 0], [2, 0, 5]])
+    smoothed = smoothed_transition(counts)
+    assert smoothed.sum(axis=1) == pytest.approx(1)
+    assert smoothed.min() > 0
+    assert smoothed[1, 0] == smoothed[1, 2], "a class nobody verified is wrong in no particular way"
+    assert smoothed[1, 1] == pytest.approx(1 - 4 / 13)  # the pooled rate: 3 wrong of 11, plus 1 of 2
+    rates = np.array([[0.75, 0.25, 0.0], [0.1, 0.8, 0.1], [0.0, 0.5, 0.5]])
+    many = smoothed_transition(np.rint(rates * 100_000).astype(np.int64))
+    assert many == pytest.approx(rates, abs=1e-4)
+
+
+def test_the_transition_without_any_verified_row_is_a_distribution() -> None:
+    assert smoothed_transition(np.zeros((3, 3), dtype=np.int64)).sum(axis=1) == pytest.approx(1)
+
+
+def test_the_expected_noise_matrix_reads_the_soft_labels() -> None:
+    soft_label = np.array([[1.0, 0.0], [0.5, 0.5], [0.0, 1.0], [0.7, 0.3]])
+    found = expected_noise_matrix(soft_label, np.array([0, 1, 1, -1]))
+    assert found == pytest.approx(np.array([[1 / 1.5, 0.5 / 1.5], [0, 1]]))
+    evidence, given, _ = simulate(20_000, 0)
+    posterior = softmax(np.log(evidence["mean"]) + np.log(TRANSITION[:, given].T.clip(1e-12)))
+    assert expected_noise_matrix(posterior, given) == pytest.approx(TRANSITION, abs=0.02)
+
+
+@pytest.mark.parametrize("probes", [0, 1, 100])
+def test_the_metadata_is_json(probes: int) -> None:
+    made = fitted(simulate(probes, 0))
+    restored = json.loads(json.dumps(made.to_dict(), allow_nan=False))
+    assert restored["probes"] == probes
+    assert restored["weights"] == pytest.approx(made.weights)
+    promise = made.promise(*simulate_soft_labels(made), 0.95)
+    json.dumps([promise.threshold, promise.probes, promise.right, promise.needed], allow_nan=False)
+
+
+def simulate_soft_labels(made: Calibration) -> tuple[Floats, Labels]:
+    evidence, given, _ = simulate(200, 1)
+    return made.soft_labels(evidence, given), given
+
+
+def test_nothing_to_relabel_makes_no_promise() -> None:
+    made = fitted(simulate(300, 0))
+    soft_label, given = simulate_soft_labels(made)
+    assert made.promise(soft_label[:0], given[:0], 0.95).threshold is None
+    assert actions(soft_label[:0], given[:0], made.promise(soft_label[:0], given[:0], 0.95)).size == 0

@@ -1,0 +1,55 @@
+"""Every command line in README is run as it is typed."""
+
+import csv
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+README = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
+COMMANDS = re.findall(r"^    ((?:relabel|pip|python) .+)$", README, flags=re.MULTILINE)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A folder with `images/` of two kinds of pictures and `trusted.csv`, the names README uses."""
+    folder = tmp_path_factory.mktemp("readme")
+    rng = np.random.default_rng(0)
+    with (folder / "trusted.csv").open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["file_name", "label"])
+        for name, brightness in (("dark", 60), ("light", 190)):
+            (folder / "images" / name).mkdir(parents=True)
+            for row in range(30):
+                pixels = rng.integers(brightness - 40, brightness + 40, (12, 12, 3), dtype=np.uint8)
+                Image.fromarray(pixels).save(folder / "images" / name / f"{row}.png")
+                if row % 2:
+                    writer.writerow([f"{name}/{row}.png", name])
+    return folder
+
+
+def _quick(command):
+    return command.startswith("relabel") and "demo" not in command
+
+
+def test_readme_shows_the_install_the_demo_and_the_main_job():
+    assert any(command.startswith("pip install") and "relabel demo" in command for command in COMMANDS)
+    assert any(command.startswith("pip install") and "pytest" in command for command in COMMANDS)
+    assert len([command for command in COMMANDS if _quick(command)]) >= 4
+
+
+def test_readme_commands_work_in_order_as_typed(folder):
+    environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
+    for command in filter(_quick, COMMANDS):
+        if command.startswith("relabel fit"):  # each of README's sections starts without a result
+            (folder / "labels.parquet").unlink(missing_ok=True)
+        script = ["bash", "-o", "pipefail", "-c", command]
+        result = subprocess.run(
+            script, check=False, cwd=folder, env=environment, capture_output=True, text=True
+        )
+        assert result.returncode == 0, f"{command}\n{result.stderr}"
