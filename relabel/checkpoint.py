@@ -27,6 +27,16 @@ def save(path: Path, state: Mapping[str, Any], digest: str) -> None:
         torch.save({"format": _FORMAT, "fingerprint": digest, "state": dict(state)}, temporary)
 
 
+def is_checkpoint(path: Path) -> bool:
+    """Whether `save` wrote the file; false for one that is damaged."""
+    try:
+        # Mapped, not read: the tensors of a large run stay on disk.
+        saved = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        return isinstance(saved, dict) and {"format", "fingerprint", "state"} <= saved.keys()
+    except Exception:
+        return False
+
+
 def load(path: Path, digest: str) -> dict[str, Any]:
     """The state saved under `path`; never executes code from the file.
 

@@ -6,12 +6,18 @@ torch is imported inside the commands, so that `--help` and every mistake in the
 from __future__ import annotations
 
 import csv
+import hashlib
 import io
 import json
+import math
 import os
+import re
 import shlex
 import signal
 import sys
+import time
+import traceback
+from collections.abc import Mapping, Sequence
 from enum import StrEnum
 from pathlib import Path
 from types import FrameType
@@ -23,14 +29,15 @@ from rich.console import Console
 from relabel import __version__, demo, noise, summary
 from relabel.config import FitConfig
 from relabel.correctors import REGISTRY
-from relabel.errors import RelabelError
+from relabel.errors import RelabelError, RunError
 from relabel.files import atomic_path, check_output
 from relabel.progress import Terminal
+
+_PATIENCE = 2.0  # seconds in which a repeated signal is taken for the same one
 
 app = typer.Typer(
     help="Repair image data sets whose labels are partly wrong, guided by a few hundred verified rows.",
     add_completion=False,
-    no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
@@ -62,16 +69,22 @@ class Amp(StrEnum):
 
 
 SourceArgument = Annotated[
-    str, typer.Argument(help="A folder of class folders, a folder with metadata.csv, or a manifest file.")
+    str,
+    typer.Argument(
+        metavar="SOURCE", help="A folder of class folders, a folder with metadata.csv, or a manifest file."
+    ),
 ]
-LabelsFileArgument = Annotated[str, typer.Argument(help="A file written by relabel; - reads standard input.")]
+LabelsFileArgument = Annotated[
+    str, typer.Argument(metavar="FILE", help="A file written by relabel; - reads standard input.")
+]
 OverwriteOption = Annotated[bool, typer.Option("--overwrite", help="Replace an existing output.")]
 QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="Only warnings and errors.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print the summary as JSON on standard output.")]
 
 
-@app.command()
+@app.command(short_help="Correct the labels of SOURCE, guided by verified rows.")
 def fit(
+    context: typer.Context,
     source: SourceArgument,
     trusted: Annotated[
         Path,
@@ -124,17 +137,27 @@ def fit(
     as_json: JsonOption = False,
 ) -> None:
     """Train a backbone with a label corrector and write one Parquet row per image."""
-    console = Console(stderr=True)
+    console = _console(stderr=True)
+    arguments: list[str] = context.obj
     to_stdout = output == "-"
     if to_stdout and as_json:
         raise RelabelError("--json and -o - both want standard output.", "Write the labels to a file.")
     if to_stdout and sys.stdout.isatty():
         raise RelabelError("-o - would write Parquet bytes to the terminal.", "Pipe them on, or name a file.")
+    if corrector not in REGISTRY:
+        raise RelabelError(f"--corrector {corrector}: no such corrector.", f"Use {' or '.join(REGISTRY)}.")
+    state = checkpoint or _checkpoint_path(output, arguments)
+    written = {"--save-corrector": save_corrector, "--checkpoint": state}
     if not to_stdout:
         check_output(Path(output), overwrite)
+        written["--output"] = Path(output)
+    _check_apart(
+        written,
+        {"SOURCE": Path(source), "--trusted": trusted, "--labels": labels, "--weights": Path(weights)},
+    )
     if save_corrector:
-        check_output(save_corrector, overwrite)
-    checkpoint = checkpoint or _checkpoint_path(output)
+        _check_writable("--save-corrector", save_corrector, overwrite)
+    _check_writable("--checkpoint", state, overwrite=True)
     config = FitConfig(
         source=source,
         trusted=trusted,
@@ -153,41 +176,61 @@ def fit(
         seed=seed,
         device=device.value,
         amp=amp.value,
-        checkpoint=checkpoint,
+        checkpoint=state,
         resume=resume,
     )
+    if not os.path.exists(source):
+        from relabel.data.sources import open_source
+
+        open_source(source)  # says what is wrong without waiting for torch
+
     from relabel import pipeline
+    from relabel.checkpoint import is_checkpoint
     from relabel.output.parquet import write_labels
 
     try:
         with Terminal(console, quiet) as watcher:
+            if state.exists() and not resume:
+                if not is_checkpoint(state):
+                    raise RelabelError(
+                        f"--checkpoint {state} is another kind of file.",
+                        "Name a new file for the checkpoint.",
+                    )
+                watcher.warn(f"Starting afresh replaces the checkpoint {state}; --resume would continue it.")
             result = pipeline.fit(config, watcher)
-    except KeyboardInterrupt:
-        _interrupted(checkpoint)
-    write_labels(
-        sys.stdout.buffer if to_stdout else Path(output),
-        file_names=result.source.file_names,
-        given=result.source.given,
-        soft_label=result.soft_label,
-        noise_probability=result.noise_probability,
-        action=result.action,
-        trusted=result.trusted,
-        errors=result.errors,
-        class_names=result.source.class_names,
-        metadata={**result.metadata, "command": shlex.join(["relabel", *sys.argv[1:]])},
-        overwrite=overwrite,
-    )
-    sys.stdout.flush()
-    if save_corrector:
-        result.save_corrector(save_corrector)
-    checkpoint.unlink(missing_ok=True)
+        if save_corrector:
+            result.save_corrector(save_corrector)
+        write_labels(
+            sys.stdout.buffer if to_stdout else Path(output),
+            file_names=result.source.file_names,
+            given=result.source.given,
+            soft_label=result.soft_label,
+            noise_probability=result.noise_probability,
+            action=result.action,
+            trusted=result.trusted,
+            errors=result.errors,
+            class_names=result.source.class_names,
+            metadata={**result.metadata, "command": shlex.join(["relabel", *arguments])},
+            overwrite=overwrite,
+        )
+        sys.stdout.flush()
+    except Stopped as stop:
+        raise stop.saying(_how_to_resume(state, arguments)) from None
+    except BrokenPipeError:
+        _abandon_stdout()
+        raise RunError(
+            "The reader of standard output closed it too early.", _how_to_resume(state, arguments)
+        ) from None
+    except RunError as error:
+        raise RunError(error.message, f"{error.hint} {_how_to_resume(state, arguments)}".strip()) from error
+    state.unlink(missing_ok=True)
     if as_json:
         _print_json({**result.summary, "output": output})
     elif not quiet:
         summary.show_fit(console, result.summary, "standard output" if to_stdout else output)
 
 
-@app.command()
+@app.command(short_help="Compare a labels file with the truth.")
 def evaluate(
     labels_file: LabelsFileArgument,
     truth: Annotated[
@@ -205,10 +248,10 @@ def evaluate(
     if as_json:
         _print_json(evaluation.to_dict())
     else:
-        summary.show_evaluation(Console(), evaluation)
+        summary.show_evaluation(_console(), evaluation)
 
 
-@app.command()
+@app.command(short_help="Make a benchmark: put wrong labels on clean data.")
 def corrupt(
     source: SourceArgument,
     noise_name: Annotated[str, typer.Option("--noise", help=f"One of {', '.join(noise.NOISE_MODELS)}.")],
@@ -231,6 +274,9 @@ def corrupt(
 
     if output != "-":
         check_output(Path(output), overwrite)
+        _check_apart(
+            {"--output": Path(output)}, {"SOURCE": Path(source), "--labels": labels, "--map": mapping}
+        )
     opened = open_source(source, labels)
     target_of = noise.read_mapping(mapping, opened.class_names) if mapping else None
     corrupted = noise.corrupt(
@@ -243,7 +289,7 @@ def corrupt(
     for name, noisy, clean in zip(opened.file_names, corrupted.labels, opened.given, strict=True):
         writer.writerow([name, names[noisy], names[clean]])
     if output == "-":
-        sys.stdout.write(text.getvalue())
+        sys.stdout.buffer.write(text.getvalue().encode())
         sys.stdout.flush()
     else:
         with atomic_path(Path(output)) as temporary:
@@ -270,18 +316,20 @@ def inspect(
         if as_json:
             _print_json(described)
         else:
-            summary.show_corrector(Console(), described)
+            summary.show_corrector(_console(), described)
         return
     labels_file = read_labels(_labels_source(file))
     if as_json:
         _print_json({"rows": labels_file.table.num_rows, **labels_file.metadata})
     else:
-        summary.show_labels_file(Console(), labels_file)
+        summary.show_labels_file(_console(), labels_file)
 
 
-@app.command(name="demo")
+@app.command(name="demo", short_help="See it work on real images with 30 % wrong labels.")
 def demo_command(
-    directory: Annotated[Path, typer.Argument(help="A new folder for the images.")] = Path("relabel-demo"),
+    directory: Annotated[Path, typer.Argument(metavar="[DIR]", help="A new folder for the images.")] = Path(
+        "relabel-demo"
+    ),
     overwrite: OverwriteOption = False,
 ) -> None:
     """Write a small real data set with 30 % wrong labels, run fit on it and show what it gained."""
@@ -289,75 +337,148 @@ def demo_command(
     arguments = data.fit_arguments
     typer.echo(data.describe(), err=True)
     typer.echo(f"\n$ relabel {shlex.join(arguments)}\n", err=True)
-    app(args=arguments, standalone_mode=False)
+    _invoke(arguments)
     from relabel.output.evaluation import evaluate_file
 
     evaluation = evaluate_file(data.output, data.truth)
     typer.echo(
         f"\n$ relabel evaluate {shlex.join([str(data.output), '--truth', str(data.truth)])}\n", err=True
     )
-    summary.show_evaluation(Console(), evaluation)
+    summary.show_evaluation(_console(), evaluation)
 
 
 @app.callback(invoke_without_command=True)
 def root(
+    context: typer.Context,
     version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False,
 ) -> None:
     """Options of relabel itself."""
     if version:
         typer.echo(__version__)
-        raise typer.Exit
+    elif context.invoked_subcommand is None:
+        typer.echo(context.get_help(), err=True)
+        raise typer.Exit(2)
+
+
+class Stopped(KeyboardInterrupt):
+    """A signal asked the run to end; an exception, so that temporary files are removed on the way out."""
+
+    def __init__(self, signum: int, message: str = "Nothing was written.") -> None:
+        word = "Interrupted" if signum == signal.SIGINT else "Terminated"
+        super().__init__(f"{word}. {message}")
+        self.signum = signum
+
+    def saying(self, message: str) -> Stopped:
+        """The same signal with something more to tell."""
+        return Stopped(self.signum, message)
 
 
 def main() -> NoReturn:
-    """The console command: every failure becomes one sentence and an exit code."""
-    signal.signal(signal.SIGTERM, _terminated)
+    """The console command."""
+    last = -math.inf
+
+    def stop(signum: int, frame: FrameType | None) -> None:
+        nonlocal last
+        # A second Ctrl-C from an impatient finger must not cut the cleaning up short.
+        if time.monotonic() - last > _PATIENCE:
+            last = time.monotonic()
+            raise Stopped(signum)
+
+    for name in ("SIGINT", "SIGTERM", "SIGHUP"):
+        number = getattr(signal, name, None)
+        if number is not None and signal.getsignal(number) != signal.SIG_IGN:  # nohup stays in force
+            signal.signal(number, stop)
+    sys.exit(run(sys.argv[1:]))
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Run one command line; every failure becomes one sentence on standard error and an exit code."""
     try:
-        code = app(standalone_mode=False)
+        _invoke(list(arguments))
+        return 0
+    except typer.Exit as leave:
+        return leave.exit_code
     except RelabelError as error:
-        code = _fail(error, str(error), error.exit_code)
+        return _fail(error, f"Error: {error}", error.exit_code)
+    except Stopped as stop:
+        return _fail(stop, str(stop), 128 + stop.signum)
     except KeyboardInterrupt as interrupt:
-        code = _fail(interrupt, str(interrupt) or "Interrupted.", 130)
+        return _fail(interrupt, "Interrupted.", 130)
     except BrokenPipeError:
-        # The reader of our output has gone; a second error at interpreter exit would say nothing more.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        code = 1
-    except typer.exceptions.TyperException as error:
-        code = _fail(error, f"{_usage_sentence(error)} See relabel --help.", 2)
+        _abandon_stdout()
+        return 1
     except Exception as error:
-        code = _fail(error, f"{type(error).__name__}: {error} (RELABEL_DEBUG=1 shows where).", 1)
-    sys.exit(code if isinstance(code, int) else 0)
+        if hasattr(error, "format_message"):  # Typer's own errors share no public class across its versions
+            return _fail(error, f"Error: {_usage_sentence(error)}", 2)
+        reason = " ".join(str(error).split())
+        return _fail(error, f"Error: {type(error).__name__}: {reason} (RELABEL_DEBUG=1 shows where).", 1)
 
 
-def _usage_sentence(error: Exception) -> str:
-    message = error.format_message() if hasattr(error, "format_message") else str(error)
-    return " ".join(message.split()).rstrip(".") + "."
+def _abandon_stdout() -> None:
+    """The reader of our output has gone; a second error at interpreter exit would say nothing more."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _invoke(arguments: list[str]) -> None:
+    """Run one command; not `app()`, which would swallow KeyboardInterrupt and BrokenPipeError."""
+    command = typer.main.get_command(app)
+    with command.make_context("relabel", list(arguments), obj=arguments) as context:
+        command.invoke(context)
+
+
+def _usage_sentence(error: Any) -> str:
+    message = " ".join(error.format_message().split()).replace("Value error, ", "")
+    message = re.sub(r"Input should be a valid (\w+).*", r"not a valid \1", message)
+    where = error.ctx.command_path if getattr(error, "ctx", None) else "relabel"
+    return f"{message}{'' if message.endswith(('.', '?')) else '.'} See {where} --help."
 
 
 def _fail(error: BaseException, message: str, code: int) -> int:
     if os.environ.get("RELABEL_DEBUG") == "1":
-        raise error
-    typer.echo(f"Error: {message}" if code != 130 else message, err=True)
+        traceback.print_exception(error)
+    typer.echo(message, err=True)
     return code
 
 
-def _terminated(signum: int, frame: FrameType | None) -> NoReturn:
-    sys.exit(128 + signum)  # an exception, so that temporary files are removed on the way out
-
-
-def _interrupted(checkpoint: Path) -> NoReturn:
+def _how_to_resume(checkpoint: Path, arguments: list[str]) -> str:
     if not checkpoint.exists():
-        raise KeyboardInterrupt("Interrupted before the first epoch was done; nothing was written.")
-    arguments = [argument for argument in sys.argv[1:] if argument != "--resume"]
-    raise KeyboardInterrupt(
-        f"Interrupted; the checkpoint {checkpoint} is kept. "
-        f"Continue with: {shlex.join(['relabel', *arguments, '--resume'])}"
-    )
+        return "No epoch was finished and nothing was written."
+    if "--resume" not in arguments:  # first, in case the last words follow a --
+        arguments = [arguments[0], "--resume", *arguments[1:]]
+    return f"The checkpoint {checkpoint} is kept; continue with: {shlex.join(['relabel', *arguments])}"
 
 
-def _checkpoint_path(output: str) -> Path:
-    path = Path("relabel-stdout" if output == "-" else output)
+def _checkpoint_path(output: str, arguments: Sequence[str]) -> Path:
+    """Beside the output; for standard output here, under a name that two runs at a time do not share."""
+    if output == "-":
+        words = "\0".join(word for word in arguments if word != "--resume")
+        return Path(f".relabel-{hashlib.sha256(words.encode(errors='replace')).hexdigest()[:8]}.checkpoint")
+    path = Path(output)
     return path.with_name(f".{path.name}.checkpoint")
+
+
+def _check_writable(flag: str, path: Path, overwrite: bool) -> None:
+    try:
+        check_output(path, overwrite)
+    except RelabelError as error:
+        raise RelabelError(f"{flag}: {error.message}", error.hint) from None
+
+
+def _check_apart(written: Mapping[str, Path | None], read: Mapping[str, Path | None]) -> None:
+    """Refuse an output that would replace an input or another output."""
+    owners = {path.resolve(): flag for flag, path in read.items() if path and path.is_file()}
+    for flag, path in written.items():
+        if path is None:
+            continue
+        other = owners.setdefault(path.resolve(), flag)
+        if other != flag:
+            raise RelabelError(f"{flag} {path} is also {other}.", "Choose another name.")
+
+
+def _console(*, stderr: bool = False) -> Console:
+    """Plain text unless the stream is a terminal, whatever the environment forces: logs stay readable."""
+    stream = sys.stderr if stderr else sys.stdout
+    return Console(stderr=stderr, force_terminal=None if stream.isatty() else False)
 
 
 def _labels_source(argument: str) -> Path | BinaryIO:
@@ -372,5 +493,6 @@ def _starts_with(path: Path, magic: bytes) -> bool:
         return False
 
 
-def _print_json(value: dict[str, Any]) -> None:
-    typer.echo(json.dumps(value, indent=2, ensure_ascii=False))
+def _print_json(value: Mapping[str, Any]) -> None:
+    ascii_only = not (sys.stdout.encoding or "").lower().startswith("utf")
+    typer.echo(json.dumps(value, indent=2, ensure_ascii=ascii_only, default=str))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -43,10 +44,10 @@ class FitConfig:
                 raise RelabelError(f"{flag} {value}: must be at least 2.")
         if self.warmup is not None and not 1 <= self.warmup < (self.epochs or self.warmup + 1):
             raise RelabelError(f"--warmup {self.warmup}: must lie between 1 and the number of epochs.")
-        if self.learning_rate is not None and not self.learning_rate > 0:
-            raise RelabelError(f"--lr {self.learning_rate}: must be positive.")
-        if self.seed < 0:
-            raise RelabelError(f"--seed {self.seed}: must not be negative.")
+        if self.learning_rate is not None and not 0 < self.learning_rate < math.inf:
+            raise RelabelError(f"--lr {self.learning_rate}: must be a positive number.")
+        if not 0 <= self.seed < 2**63:
+            raise RelabelError(f"--seed {self.seed}: must lie between 0 and 2^63 - 1.")
         if self.freeze and self.weights == "none":
             raise RelabelError(
                 "--freeze needs a pretrained backbone.", "Add --weights imagenet or --weights PATH."

@@ -41,6 +41,7 @@ class DemoData:
         return [
             *("fit", str(self.images), "--trusted", str(self.trusted)),
             *("--augment", "shift", "-o", str(self.output)),
+            *(["--overwrite"] if self.output.exists() else []),
         ]
 
     def describe(self) -> str:

@@ -28,8 +28,7 @@ from relabel.output.calibration import Calibration, Promise
 from relabel.progress import Silent, Watcher
 from relabel.training import EpochReport, Rows, Schedule, Training
 
-MIN_PROBES = 100
-PROBE_SHARE = 0.5
+PROBE_SHARE = 2 / 3  # a corrector has few parameters; calibration and promise live off every probe
 SAMPLES_SEEN = 750_000  # the default budget: epochs are as many as make this many, within limits
 EPOCH_LIMITS = (20, 60)
 
@@ -132,14 +131,7 @@ def _split(
     """
     usable = np.array([row not in unreadable for row in trusted.rows], dtype=bool)
     inside, labels = trusted.rows[usable], trusted.labels[usable]
-    share = (
-        1.0
-        if not corrector.uses_trusted_rows
-        else max(PROBE_SHARE, min(1.0, MIN_PROBES / max(1, len(inside))))
-    )
-    # A corrector needs some meta rows, however few rows are verified.
-    if corrector.uses_trusted_rows and len(trusted.external) == 0:
-        share = min(share, 2 / 3)
+    share = PROBE_SHARE if corrector.uses_trusted_rows else 1.0
     shuffled = np.random.default_rng(seed).permutation(len(inside))
     by_class = shuffled[np.argsort(labels[shuffled], kind="stable")]
     # Every k-th of the rows sorted by class: each class gives its share, to within one row.

@@ -48,7 +48,7 @@ class Terminal:
         self._console = console
         self._quiet = quiet
         self._bar: Progress | None = None
-        if console.is_terminal and not quiet:
+        if console.is_terminal and not console.is_dumb_terminal and not quiet:
             self._bar = Progress(
                 TextColumn("{task.description}"),
                 BarColumn(),

@@ -2,66 +2,75 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pyarrow.compute as pc
+from rich.cells import cell_len
 from rich.console import Console
-from rich.table import Table
+from rich.text import Text
 
 from relabel.metrics import Evaluation
 from relabel.output.parquet import LabelsFile
 
+_ACTIONS = ("keep", "fix", "review")
+_NARROWEST = 30  # a column of values thinner than this goes below the names instead
+
+Lines = list[tuple[str, str]]
+
 
 def show_fit(console: Console, summary: Mapping[str, Any], output: str) -> None:
     """The end of `relabel fit`."""
-    table = _table("What was found")
-    rows = f"{summary['rows']:,}"
     extras = [
         f"{summary[key]:,} {word}"
         for key, word in (
+            ("trusted_rows", "verified"),
             ("unlabelled_rows", "without a label"),
             ("unusable_rows", "unusable"),
-            ("trusted_rows", "verified"),
         )
         if summary[key]
     ]
-    table.add_row("Rows", f"{rows} ({', '.join(extras)})" if extras else rows)
+    lines = [("Rows", f"{summary['rows']:,}{_in_brackets(extras)}")]
+    if summary["trusted_outside_source"]:
+        lines.append(("Verified images outside SOURCE", f"{summary['trusted_outside_source']:,}"))
     if summary["ignored_files"]:
-        table.add_row("Other files left alone", f"{summary['ignored_files']:,}")
-    table.add_row("Wrong labels, as calibrated", _percent(summary["estimated_noise_rate"]))
+        lines.append(("Other files left alone", f"{summary['ignored_files']:,}"))
+    lines.append(("Wrong labels, as calibrated", _percent(summary["estimated_noise_rate"])))
     if summary["verified_noise_rate"] is not None:
         low, high = summary["verified_noise_rate_interval"]
-        table.add_row(
-            "Wrong labels among the verified rows",
-            f"{_percent(summary['verified_noise_rate'])} (95 % interval {_percent(low)} to {_percent(high)})",
+        lines.append(
+            (
+                "Wrong labels among the verified",
+                f"{_percent(summary['verified_noise_rate'])} "
+                f"(95 % interval {_percent(low)} to {_percent(high)})",
+            )
         )
     confusions = [
-        f"{entry['share']:.1%} of {entry['true']} is labelled {entry['given']}"
+        f"{_percent(entry['share'])} of {entry['true']} is labelled {entry['given']}"
         for entry in summary["largest_confusions"]
+        if entry["true"] != entry["given"] and entry["share"] >= 0.0005
     ]
-    table.add_row("Largest confusions", "\n".join(confusions))
-    actions = summary["actions"]
-    table.add_row("Keep / fix / review", " / ".join(f"{actions[key]:,}" for key in ("keep", "fix", "review")))
+    if confusions:
+        lines.append(("Largest confusions", "\n".join(confusions)))
+    lines.append(_actions(summary["actions"]))
     calibration = summary["calibration"]
     if calibration["probe_accuracy_before"] is not None:
-        table.add_row(
-            "Label accuracy on the probe rows",
-            f"{_percent(calibration['probe_accuracy_before'])} before, "
-            f"{_percent(calibration['probe_accuracy_after'])} after "
-            f"(cross-validated, {calibration['probes']} rows)",
+        lines.append(
+            (
+                "Label accuracy on probe rows",
+                f"{_percent(calibration['probe_accuracy_before'])} before, "
+                f"{_percent(calibration['probe_accuracy_after'])} after "
+                f"(cross-validated, {calibration['probes']} rows)",
+            )
         )
-    table.add_row("Promise", summary["promise"])
-    console.print(table)
-    console.print(f"Wrote {output}", markup=False, highlight=False, soft_wrap=True)
+    lines.append(("Promise", summary["promise"]))
+    _show(console, "What was found", lines)
+    console.print(f"Wrote {_printable(output)}", markup=False, highlight=False, soft_wrap=True)
 
 
 def show_evaluation(console: Console, evaluation: Evaluation) -> None:
     """The table of `relabel evaluate`."""
-    table = _table("Against the truth")
-    table.add_row(
-        "Rows", f"{evaluation.rows:,} ({evaluation.trusted_rows_excluded:,} verified ones left out)"
-    )
+    lines = [("Rows", f"{evaluation.rows:,} ({evaluation.trusted_rows_excluded:,} verified ones left out)")]
     for name, value in (
         ("Label accuracy before", evaluation.label_accuracy_before),
         ("Label accuracy after", evaluation.label_accuracy_after),
@@ -70,68 +79,104 @@ def show_evaluation(console: Console, evaluation: Evaluation) -> None:
         ("Accuracy on unlabelled rows", evaluation.unlabelled_accuracy),
     ):
         if value is not None:
-            table.add_row(name, _percent(value, 2))
+            lines.append((name, _percent(value, 2)))
     for name, value in (
         ("Noise AUROC", evaluation.noise_auroc),
         ("Noise average precision", evaluation.noise_average_precision),
         ("Calibration error", evaluation.calibration_error),
     ):
-        table.add_row(name, "undefined" if value is None else f"{value:.3f}")
-    fixes = f"{evaluation.fix_rows:,} rows"
-    if evaluation.fix_precision is not None:
-        fixes += f", {_percent(evaluation.fix_precision)} right"
-    table.add_row("Fix", fixes)
-    table.add_row("Keep", _with_share(evaluation.keep_rows, evaluation.keep_precision, "right"))
-    table.add_row(
-        "Review", _with_share(evaluation.review_rows, evaluation.review_precision, "wrong as given")
-    )
-    console.print(table)
+        lines.append((name, "undefined" if value is None else f"{value:.3f}"))
+    lines += [
+        ("Fix", _with_share(evaluation.fix_rows, evaluation.fix_precision, "right")),
+        ("Keep", _with_share(evaluation.keep_rows, evaluation.keep_precision, "right")),
+        ("Review", _with_share(evaluation.review_rows, evaluation.review_precision, "wrong as given")),
+    ]
+    _show(console, "Against the truth", lines)
 
 
 def show_labels_file(console: Console, file: LabelsFile) -> None:
     """What `relabel inspect` says of a labels file."""
-    metadata = file.metadata
-    table = _table("Labels file")
-    table.add_row("Rows", f"{file.table.num_rows:,}")
-    table.add_row("Classes", f"{len(file.class_names)}: {', '.join(file.class_names)}")
-    counts = {entry["values"]: entry["counts"] for entry in pc.value_counts(file.table["action"]).to_pylist()}
-    table.add_row(
-        "Keep / fix / review", " / ".join(f"{counts.get(key, 0):,}" for key in ("keep", "fix", "review"))
-    )
-    table.add_row("Rows with an error", f"{file.table.num_rows - file.table['error'].null_count:,}")
-    for key in (
-        "corrector",
-        "backbone",
-        "weights",
-        "image_size",
-        "epochs",
-        "seed",
-        "trusted_rows",
-        "command",
-    ):
-        if key in metadata:
-            table.add_row(key.replace("_", " ").capitalize(), str(metadata[key]))
-    if "estimated_noise_rate" in metadata:
-        table.add_row("Wrong labels, as calibrated", _percent(metadata["estimated_noise_rate"]))
+    metadata, table = file.metadata, file.table
+    failed = table.num_rows - table["error"].null_count
+    extras = [
+        f"{count:,} {word}"
+        for count, word in (
+            (pc.sum(table["trusted"]).as_py() or 0, "verified"),
+            (table["original_label"].null_count - failed, "without a label"),
+            (failed, "with an error"),
+        )
+        if count
+    ]
+    unverified = table.filter(pc.and_(pc.invert(table["trusted"]), pc.is_null(table["error"])))
+    counts = {entry["values"]: entry["counts"] for entry in pc.value_counts(unverified["action"]).to_pylist()}
+    lines = [
+        ("Rows", f"{table.num_rows:,}{_in_brackets(extras)}"),
+        ("Classes", f"{len(file.class_names)}: {', '.join(file.class_names)}"),
+        _actions(counts),
+    ]
+    if metadata.get("estimated_noise_rate") is not None:
+        lines.append(("Wrong labels, as calibrated", _percent(metadata["estimated_noise_rate"])))
+    told = ("corrector", "backbone", "weights", "image_size", "epochs", "seed", "trusted_rows", "command")
+    lines += [(_title(key), str(metadata[key])) for key in told if key in metadata]
     versions = metadata.get("versions", {})
-    table.add_row("Versions", ", ".join(f"{name} {number}" for name, number in versions.items()))
-    console.print(table)
+    lines.append(("Versions", ", ".join(f"{name} {number}" for name, number in versions.items())))
+    _show(console, "Labels file", lines)
 
 
 def show_corrector(console: Console, described: Mapping[str, Any]) -> None:
     """What `relabel inspect` says of a corrector file."""
-    table = _table("Corrector file")
-    for key, value in described.items():
-        text = ", ".join(value) if isinstance(value, list) else f"{value}"
-        table.add_row(key.replace("_", " ").capitalize(), text)
-    console.print(table)
+    _show(
+        console,
+        "Corrector file",
+        [
+            (_title(key), ", ".join(map(str, value)) if isinstance(value, list) else f"{value}")
+            for key, value in described.items()
+        ],
+    )
 
 
-def _table(title: str) -> Table:
-    table = Table(title=title, show_header=False, title_justify="left", box=None, pad_edge=False)
-    table.add_column(no_wrap=True)
-    table.add_column(overflow="fold")
-    return table
+def _show(console: Console, title: str, lines: Lines) -> None:
+    """A title and two columns as plain text, folded to the terminal; one line a value anywhere else."""
+    indent = max(cell_len(name) for name, _ in lines) + 2
+    room = console.width - indent
+    below = console.is_terminal and room < _NARROWEST
+    if below:
+        indent, room = 2, console.width - 2
+    console.print(Text(title, style="bold"), soft_wrap=True)
+    for name, value in lines:
+        pieces = [
+            piece.plain.rstrip()
+            for part in value.split("\n")
+            for piece in (
+                Text(_printable(part)).wrap(console, max(room, 8))
+                if console.is_terminal
+                else [Text(_printable(part))]
+            )
+        ]
+        if below:
+            pieces.insert(0, "")
+        for number, piece in enumerate(pieces):
+            start = name if number == 0 else ""
+            padding = " " * (indent - cell_len(start)) if piece else ""
+            console.print(Text(start + padding + piece), soft_wrap=True)
+
+
+def _printable(text: str) -> str:
+    """Names come from the data: an escape sequence or line feed in one must not reach the terminal."""
+    return "".join(mark if mark.isprintable() else repr(mark)[1:-1] for mark in text)
+
+
+def _in_brackets(words: Sequence[str]) -> str:
+    return f" ({', '.join(words)})" if words else ""
+
+
+def _actions(counts: Mapping[str, int]) -> tuple[str, str]:
+    shown = " / ".join(f"{counts.get(key, 0):,}" for key in _ACTIONS)
+    return "Keep / fix / review", f"{shown} (verified rows not counted)"
+
+
+def _title(key: str) -> str:
+    return key.replace("_", " ").capitalize()
 
 
 def _percent(share: float, digits: int = 1) -> str:

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -66,6 +67,15 @@ class EpochReport:
     phase: str
     loss: float
     meta_loss: float | None
+
+
+@dataclass(frozen=True)
+class _TrustedBatch:
+    """A batch of meta rows under the current backbone: features [M, D], verified labels [M], mean loss."""
+
+    features: Tensor
+    labels: Tensor
+    loss: Tensor
 
 
 class Training:
@@ -127,31 +137,30 @@ class Training:
         """One pass over the training rows."""
         epoch, schedule = self.epoch, self.schedule
         generator = torch.Generator().manual_seed(_derive(self.seed, epoch))
-        torch.manual_seed(
-            _derive(self.seed, epoch) + 1
-        )  # dropout inside a backbone draws from the global state
+        torch.manual_seed(_derive(self.seed, epoch) + 1)  # dropout draws from the global state
         corrected = self.meta_optimizer is not None and epoch >= schedule.warmup_epochs
-        if corrected and not self.ledger.memory:
-            self.ledger.memory = self.corrector.begin(self.ledger.mean_probability())
+        self.backbone.train()
+        if corrected and epoch == schedule.warmup_epochs:
+            self._begin_meta_phase(generator)
         if epoch == schedule.average_from:
             self.ledger.forget_predictions()
-        meta_batches = self._meta_batches(generator) if corrected else None
+        trusted_batches = self._trusted_batches(generator) if corrected else None
         loss_sum = torch.zeros((), device=self.compute.device)
         meta_sum = torch.zeros((), device=self.compute.device)
         order = self.rows.train[torch.randperm(len(self.rows.train), generator=generator)]
-        self.backbone.train()
         for step, index in enumerate(torch.tensor_split(order, self._steps)):
             rate = self._learning_rate(epoch * self._steps + step)
             given = self.rows.given[index].to(self.compute.device)
+            # Before the noisy batch's forward: its backward needs BatchNorm's buffers as it left them.
+            trusted = next(trusted_batches) if trusted_batches is not None else None
             logits, features = self._forward(index, generator)
             memory: Memory = {}
             corrector: Corrector = self._warmup
-            if meta_batches is not None:
+            if trusted is not None:
                 corrector = self.corrector
                 memory = self.ledger.read(index, self.compute.device)
-                meta_sum += self._meta_step(
-                    logits, features, given, memory, rate, next(meta_batches), generator
-                )
+                meta_sum += trusted.loss
+                self._meta_step(logits, features, given, memory, rate, trusted)
             loss = corrector.loss(logits, given, memory).mean()
             self.optimizer.zero_grad(set_to_none=True)
             loss.backward()  # type: ignore[no-untyped-call]
@@ -182,6 +191,34 @@ class Training:
             logits, features = self.backbone(batch)
         return logits, features
 
+    def _begin_meta_phase(self, generator: torch.Generator) -> None:
+        self.ledger.memory = self.corrector.begin(self.ledger.mean_probability())
+        labelled = torch.zeros(len(self.rows.meta), dtype=torch.bool)
+        inside = self.rows.meta < len(self.rows.given)
+        labelled[inside] = self.rows.given[self.rows.meta[inside]] >= 0
+        rows, true = self.rows.meta[labelled], self.rows.meta_labels[labelled]
+        if len(rows):
+            parts = [
+                self._trusted_forward(index, generator)[0]
+                for index in torch.tensor_split(rows, math.ceil(len(rows) / self.schedule.batch_size))
+            ]
+            device = self.compute.device
+            self.corrector.warm_start(torch.cat(parts), self.rows.given[rows].to(device), true.to(device))
+
+    def _trusted_forward(self, index: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Logits and features of trusted rows as training sees rows, leaving no trace in the backbone.
+
+        BatchNorm takes the batch's own statistics, as it does for the noisy batch: while the rate is high
+        the running ones lag so far behind that the features of the two would not compare.
+        """
+        devices = [self.compute.device] if self.compute.device.type == "cuda" else []
+        buffers = [buffer.clone() for buffer in self.backbone.buffers()]
+        with torch.no_grad(), torch.random.fork_rng(devices):
+            logits, features = self._forward(index, generator)
+            for buffer, before in zip(self.backbone.buffers(), buffers, strict=True):
+                buffer.copy_(before)
+        return logits, features
+
     def _meta_step(
         self,
         logits: Tensor,
@@ -189,17 +226,10 @@ class Training:
         given: Tensor,
         memory: Memory,
         rate: float,
-        meta_rows: Tensor,
-        generator: torch.Generator,
-    ) -> Tensor:
-        """One step of φ down the trusted loss after a look-ahead step; returns that loss's value."""
+        trusted: _TrustedBatch,
+    ) -> None:
+        """One step of φ down the trusted loss after a look-ahead step."""
         assert self.meta_optimizer is not None
-        # Evaluation mode: the trusted batch must not move BatchNorm's running statistics.
-        self.backbone.eval()
-        with torch.no_grad():
-            trusted_logits, trusted_features = self._forward(self.rows.meta[meta_rows], generator)
-        self.backbone.train()
-        labels = self.rows.meta_labels[meta_rows].to(self.compute.device)
         parameters = list(self.corrector.parameters())
         gradients = hypergradient.last_layer(
             self.backbone.head,
@@ -207,22 +237,23 @@ class Training:
             logits.detach(),
             lambda z: self.corrector.loss(z, given, memory),
             parameters,
-            trusted_features,
-            labels,
+            trusted.features,
+            trusted.labels,
             rate,
         )
         for parameter, gradient in zip(parameters, gradients, strict=True):
             parameter.grad = gradient
         self.meta_optimizer.step()
-        return torch.nn.functional.cross_entropy(trusted_logits, labels)
 
-    def _meta_batches(self, generator: torch.Generator) -> Iterator[Tensor]:
-        """Endless shuffled batches of positions in `rows.meta`."""
+    def _trusted_batches(self, generator: torch.Generator) -> Iterator[_TrustedBatch]:
+        """Endless shuffled batches of meta rows, each run through the backbone when it is asked for."""
         count = len(self.rows.meta)
+        batches = math.ceil(count / self.schedule.meta_batch_size)
         while True:
-            yield from torch.tensor_split(
-                torch.randperm(count, generator=generator), math.ceil(count / self.schedule.meta_batch_size)
-            )
+            for rows in torch.tensor_split(torch.randperm(count, generator=generator), batches):
+                logits, features = self._trusted_forward(self.rows.meta[rows], generator)
+                labels = self.rows.meta_labels[rows].to(self.compute.device)
+                yield _TrustedBatch(features, labels, F.cross_entropy(logits, labels))
 
     def _learning_rate(self, step: int) -> float:
         """One cycle: up over the first fifth of the steps, then down to zero, both linear (Smith 2018)."""
@@ -250,19 +281,15 @@ class Training:
     def evidence(self) -> dict[str, NDArray[np.floating[Any]]]:
         """What training says of every row, as distributions [N, C] by name, for the calibration.
 
-        `mean`: the epoch-averaged softmax; `last`: the finished backbone's, without augmentation;
-        `corrector`: the corrector's own soft label, the mean where it never made one.
+        `mean`: the epoch-averaged softmax; `last`: the finished backbone's, without augmentation. The
+        corrector's own soft label is not among them: beside the average of a backbone it has taught it
+        added nothing on TrashNet and cost 0.3 points on CIFAR-10N.
         """
         mean = self.ledger.mean_probability()
         last = torch.empty_like(mean)
         for index, logits in self.predict(torch.arange(len(mean))):
             last[index] = torch.softmax(logits, dim=1).cpu()
-        found = {"mean": mean, "last": last}
-        if "soft_label" in self.ledger.memory:
-            corrected = mean.clone()
-            corrected[self.rows.train] = self.ledger.memory["soft_label"][self.rows.train]
-            found["corrector"] = corrected
-        return {name: values.numpy() for name, values in found.items()}
+        return {"mean": mean.numpy(), "last": last.numpy()}
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that `load_state_dict` needs to go on as if never stopped; tensors and plain values."""

@@ -7,7 +7,7 @@ A corrector sees tensors only: no files, no flags, no progress bar. The training
                                                         once for the backbone's step
     ledger.write(index, corrector.remember(...))        after the backbone's step
 
-and, once, `begin` when the warm-up ends.
+and, when the warm-up ends, once `begin` and `warm_start`.
 """
 
 from __future__ import annotations
@@ -32,6 +32,13 @@ class Corrector(nn.Module, ABC):
         mean_probability: [N, C], the rows' average softmax so far. Returns named tensors [N, ...].
         """
         return {}
+
+    def warm_start(self, logits: Tensor, given: Tensor, true: Tensor) -> None:
+        """Start φ from trusted rows that also have a given label; called once, when the warm-up ends.
+
+        logits: [M, C] of rows the backbone was not trained on; given, true: [M] class ids. Learning φ from a
+        random start by meta-gradients alone takes more steps than a small budget has.
+        """
 
     @abstractmethod
     def soft_label(self, logits: Tensor, given: Tensor, memory: Memory) -> Tensor:

@@ -74,10 +74,12 @@ def read_corrector(path: Path) -> CorrectorFile:
             f"{path} has format {content.get('format')}, and this version reads format {_FORMAT}.",
             "Install the newest relabel.",
         )
-    name = content["corrector"]
+    name, state, trained = (content.get(key) for key in ("corrector", "state", "trained"))
+    if not isinstance(state, dict) or not isinstance(trained, dict):
+        raise RelabelError(f"{path} is not a whole corrector file.", "Write it again.")
     if name not in REGISTRY:
         raise RelabelError(f"{path} holds an unknown corrector {name!r}.", "Install the newest relabel.")
     expected = {key: value.shape for key, value in create(name).state_dict().items()}
-    if expected != {key: value.shape for key, value in content["state"].items()}:
+    if expected != {key: getattr(value, "shape", None) for key, value in state.items()}:
         raise RelabelError(f"{path} does not hold the parameters of {name}.", "Write it again.")
-    return CorrectorFile(name, content["state"], content["trained"], content["relabel_version"])
+    return CorrectorFile(name, state, trained, str(content.get("relabel_version")))

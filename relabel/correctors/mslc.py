@@ -6,7 +6,8 @@ prediction (eq. 6), with the two coefficients computed from losses by two small 
     q = a·y + (1 − a)·(b·q_prev + (1 − b)·p),   a = α-net(CE(p, y)),  b = β-net(CE(p, argmax q_prev))
 
 Where we leave the released code: the backbone is trained on the soft mix of eq. 6 itself (the code trains
-on hard targets), and the look-ahead step takes the current learning rate (the code takes ten times it).
+on hard targets), the look-ahead step takes the current learning rate (the code takes ten times it), and
+the α-net starts from the trusted rows instead of at random.
 """
 
 from __future__ import annotations
@@ -34,6 +35,16 @@ class MSLC(Corrector):
     def begin(self, mean_probability: Tensor) -> Memory:
         """Start the memory at the average softmax over the warm-up epochs."""
         return {"soft_label": mean_probability.clone()}
+
+    def warm_start(self, logits: Tensor, given: Tensor, true: Tensor) -> None:
+        """Fit the α-net to P(given label is right | its loss) by logistic regression on the trusted rows."""
+        loss_given = F.cross_entropy(logits, given, reduction="none")[:, None]
+        right = (given == true).to(logits.dtype)[:, None]
+        optimizer = torch.optim.Adam(self.alpha_net.parameters(), lr=1e-2)
+        for _ in range(300):
+            optimizer.zero_grad()
+            F.binary_cross_entropy(self.alpha_net(loss_given), right).backward()  # type: ignore[no-untyped-call]
+            optimizer.step()
 
     def coefficients(self, logits: Tensor, given: Tensor, previous: Tensor) -> tuple[Tensor, Tensor]:
         """a, b [B, 1] of eq. 6 from raw, detached losses; `previous` is q_prev [B, C]."""

@@ -28,13 +28,16 @@ def evaluate_file(labels: Path | BinaryIO, truth: Path) -> Evaluation:
     index = FileIndex(Path(), names)
     true = np.full(len(names), -1, dtype=np.int64)
     unknown, twice = [], []
+    seen: set[int] = set()
     for row, name, label in zip(table.rows, table.names, table.labels, strict=True):
         position = index.find(name)
         if position is None:
             unknown.append(f"row {row} ({name!r})")
-        elif true[position] >= 0:
+            continue
+        if position in seen:
             twice.append(f"row {row} ({name!r})")
-        elif label is not None:
+        seen.add(position)
+        if label is not None:
             true[position] = class_ids.setdefault(label, len(class_ids))
     if unknown:
         raise RelabelError(

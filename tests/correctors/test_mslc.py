@@ -86,3 +86,21 @@ def test_the_memory_becomes_the_soft_label() -> None:
     remembered: dict[str, Tensor] = made.remember(LOGITS, GIVEN, MEMORY)
     assert torch.equal(remembered["soft_label"], made.soft_label(LOGITS, GIVEN, MEMORY))
     assert torch.equal(MEMORY["soft_label"], PREVIOUS)
+
+
+def test_the_warm_start_trusts_given_labels_by_how_often_their_loss_was_right() -> None:
+    generator = torch.Generator().manual_seed(0)
+    true = torch.randint(5, (400,), generator=generator)
+    wrong = torch.rand(400, generator=generator) < 0.4
+    given = torch.where(wrong, (true + 1) % 5, true)
+    logits = 3 * torch.nn.functional.one_hot(true, 5) + torch.randn(400, 5, generator=generator)
+    corrector = MSLC()
+    beta = [value.clone() for value in corrector.beta_net.parameters()]
+    corrector.warm_start(logits, given, true)
+    losses = torch.nn.functional.cross_entropy(logits, given, reduction="none")
+    with torch.no_grad():
+        a, _ = corrector.coefficients(logits, given, torch.softmax(logits, dim=1))
+    assert a[losses < 0.2].mean() > 0.9
+    assert a[losses > 3].mean() < 0.2
+    assert abs(a.mean().item() - 0.6) < 0.05  # calibrated on average: 60 % of the given labels are right
+    assert all(torch.equal(x, y) for x, y in zip(beta, corrector.beta_net.parameters(), strict=True))
