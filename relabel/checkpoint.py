@@ -48,7 +48,8 @@ def load(path: Path, digest: str) -> dict[str, Any]:
         state: dict[str, Any] = saved["state"]
     except Exception as error:
         raise RelabelError(
-            f"The checkpoint {path} cannot be read ({type(error).__name__}).", "Remove it and start again."
+            f"The checkpoint {path} is damaged or another kind of file ({type(error).__name__}).",
+            "Drop --resume to start again.",
         ) from error
     if not belongs:
         raise RelabelError(

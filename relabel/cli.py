@@ -140,24 +140,20 @@ def fit(
     console = _console(stderr=True)
     arguments: list[str] = context.obj
     to_stdout = output == "-"
-    if to_stdout and as_json:
-        raise RelabelError("--json and -o - both want standard output.", "Write the labels to a file.")
-    if to_stdout and sys.stdout.isatty():
-        raise RelabelError("-o - would write Parquet bytes to the terminal.", "Pipe them on, or name a file.")
+    if to_stdout:
+        _check_stdout(as_json)
     if corrector not in REGISTRY:
         raise RelabelError(f"--corrector {corrector}: no such corrector.", f"Use {' or '.join(REGISTRY)}.")
     state = checkpoint or _checkpoint_path(output, arguments)
-    written = {"--save-corrector": save_corrector, "--checkpoint": state}
-    if not to_stdout:
-        check_output(Path(output), overwrite)
-        written["--output"] = Path(output)
-    _check_apart(
-        written,
+    _check_outputs(
+        {
+            "--output": None if to_stdout else Path(output),
+            "--save-corrector": save_corrector,
+            "--checkpoint": state,
+        },
         {"SOURCE": Path(source), "--trusted": trusted, "--labels": labels, "--weights": Path(weights)},
+        overwrite,
     )
-    if save_corrector:
-        _check_writable("--save-corrector", save_corrector, overwrite)
-    _check_writable("--checkpoint", state, overwrite=True)
     config = FitConfig(
         source=source,
         trusted=trusted,
@@ -191,10 +187,10 @@ def fit(
     try:
         with Terminal(console, quiet) as watcher:
             if state.exists() and not resume:
-                if not is_checkpoint(state):
+                if checkpoint and not is_checkpoint(state):
                     raise RelabelError(
-                        f"--checkpoint {state} is another kind of file.",
-                        "Name a new file for the checkpoint.",
+                        f"--checkpoint {state} is damaged or another kind of file.",
+                        "Name another file, or remove this one.",
                     )
                 watcher.warn(f"Starting afresh replaces the checkpoint {state}; --resume would continue it.")
             result = pipeline.fit(config, watcher)
@@ -273,10 +269,8 @@ def corrupt(
     from relabel.data.sources import open_source
 
     if output != "-":
-        check_output(Path(output), overwrite)
-        _check_apart(
-            {"--output": Path(output)}, {"SOURCE": Path(source), "--labels": labels, "--map": mapping}
-        )
+        read = {"SOURCE": Path(source), "--labels": labels, "--map": mapping}
+        _check_outputs({"--output": Path(output)}, read, overwrite)
     opened = open_source(source, labels)
     target_of = noise.read_mapping(mapping, opened.class_names) if mapping else None
     corrupted = noise.corrupt(
@@ -395,23 +389,29 @@ def run(arguments: Sequence[str]) -> int:
     """Run one command line; every failure becomes one sentence on standard error and an exit code."""
     try:
         _invoke(list(arguments))
-        return 0
+        code = 0
     except typer.Exit as leave:
-        return leave.exit_code
+        code = leave.exit_code
     except RelabelError as error:
-        return _fail(error, f"Error: {error}", error.exit_code)
+        code = _fail(error, f"Error: {error}", error.exit_code)
     except Stopped as stop:
-        return _fail(stop, str(stop), 128 + stop.signum)
+        code = _fail(stop, str(stop), 128 + stop.signum)
     except KeyboardInterrupt as interrupt:
-        return _fail(interrupt, "Interrupted.", 130)
+        code = _fail(interrupt, "Interrupted.", 130)
     except BrokenPipeError:
         _abandon_stdout()
-        return 1
+        code = 1
     except Exception as error:
-        if hasattr(error, "format_message"):  # Typer's own errors share no public class across its versions
-            return _fail(error, f"Error: {_usage_sentence(error)}", 2)
-        reason = " ".join(str(error).split())
-        return _fail(error, f"Error: {type(error).__name__}: {reason} (RELABEL_DEBUG=1 shows where).", 1)
+        code = _fail_unexpected(error)
+    return code
+
+
+def _fail_unexpected(error: Exception) -> int:
+    # Typer's own errors share no public class across its versions.
+    if hasattr(error, "format_message"):
+        return _fail(error, f"Error: {_usage_sentence(error, error.format_message())}", 2)
+    reason = " ".join(str(error).split())
+    return _fail(error, f"Error: {type(error).__name__}: {reason} (RELABEL_DEBUG=1 shows where).", 1)
 
 
 def _abandon_stdout() -> None:
@@ -426,10 +426,11 @@ def _invoke(arguments: list[str]) -> None:
         command.invoke(context)
 
 
-def _usage_sentence(error: Any) -> str:
-    message = " ".join(error.format_message().split()).replace("Value error, ", "")
+def _usage_sentence(error: Exception, message: str) -> str:
+    message = " ".join(message.split()).replace("Value error, ", "")
     message = re.sub(r"Input should be a valid (\w+).*", r"not a valid \1", message)
-    where = error.ctx.command_path if getattr(error, "ctx", None) else "relabel"
+    context = getattr(error, "ctx", None)
+    where = context.command_path if context else "relabel"
     return f"{message}{'' if message.endswith(('.', '?')) else '.'} See {where} --help."
 
 
@@ -457,19 +458,25 @@ def _checkpoint_path(output: str, arguments: Sequence[str]) -> Path:
     return path.with_name(f".{path.name}.checkpoint")
 
 
-def _check_writable(flag: str, path: Path, overwrite: bool) -> None:
-    try:
-        check_output(path, overwrite)
-    except RelabelError as error:
-        raise RelabelError(f"{flag}: {error.message}", error.hint) from None
+def _check_stdout(as_json: bool) -> None:
+    if as_json:
+        raise RelabelError("--json and -o - both want standard output.", "Write the labels to a file.")
+    if sys.stdout.isatty():
+        raise RelabelError("-o - would write Parquet bytes to the terminal.", "Pipe them on, or name a file.")
 
 
-def _check_apart(written: Mapping[str, Path | None], read: Mapping[str, Path | None]) -> None:
-    """Refuse an output that would replace an input or another output."""
+def _check_outputs(
+    written: Mapping[str, Path | None], read: Mapping[str, Path | None], overwrite: bool
+) -> None:
+    """Refuse an output that cannot be written, or that would replace an input or another output."""
     owners = {path.resolve(): flag for flag, path in read.items() if path and path.is_file()}
     for flag, path in written.items():
         if path is None:
             continue
+        try:
+            check_output(path, overwrite or flag == "--checkpoint")
+        except RelabelError as error:
+            raise RelabelError(f"{flag}: {error.message}", error.hint) from None
         other = owners.setdefault(path.resolve(), flag)
         if other != flag:
             raise RelabelError(f"{flag} {path} is also {other}.", "Choose another name.")

@@ -48,7 +48,8 @@ class DemoData:
         """What was written, for a reader."""
         return (
             f"Wrote {self.rows:,} handwritten digits to {self.images} "
-            f"({self.actual_rate:.0%} of the labels wrong), {VERIFIED_ROWS} verified rows to {self.trusted} and the truth to {self.truth}."
+            f"({self.actual_rate:.0%} of the labels wrong), {VERIFIED_ROWS} verified rows to {self.trusted} "
+            f"and the truth to {self.truth}."
         )
 
 

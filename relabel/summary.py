@@ -70,7 +70,18 @@ def show_fit(console: Console, summary: Mapping[str, Any], output: str) -> None:
 
 def show_evaluation(console: Console, evaluation: Evaluation) -> None:
     """The table of `relabel evaluate`."""
-    lines = [("Rows", f"{evaluation.rows:,} ({evaluation.trusted_rows_excluded:,} verified ones left out)")]
+    left_out = [
+        f"{count:,} {word}"
+        for count, word in (
+            (evaluation.trusted_rows_excluded, "verified"),
+            (evaluation.rows_without_truth, "without a truth"),
+            (evaluation.error_rows_excluded, "unusable"),
+        )
+        if count
+    ]
+    lines = [("Rows", f"{evaluation.rows:,}" + (f" (left out: {', '.join(left_out)})" if left_out else ""))]
+    if evaluation.unlabelled_rows:
+        lines.append(("Unlabelled rows", f"{evaluation.unlabelled_rows:,}"))
     for name, value in (
         ("Label accuracy before", evaluation.label_accuracy_before),
         ("Label accuracy after", evaluation.label_accuracy_after),
@@ -184,4 +195,6 @@ def _percent(share: float, digits: int = 1) -> str:
 
 
 def _with_share(rows: int, share: float | None, word: str) -> str:
-    return f"{rows:,} rows" + ("" if share is None else f", {_percent(share)} {word}")
+    return f"{rows:,} row{'' if rows == 1 else 's'}" + (
+        "" if share is None else f", {_percent(share)} {word}"
+    )

@@ -40,11 +40,11 @@ def images() -> np.ndarray[Any, np.dtype[np.uint8]]:
 
 
 def labels() -> Tensor:
-    """Given labels: the meta rows' too are noisy, and every one of them would be seen as wrong."""
+    """Given labels: the meta rows' are as noisy as the others'."""
     given = TRUE.clone()
     wrong = torch.randperm(len(TRAIN), generator=torch.Generator().manual_seed(0))[: int(WRONG * len(TRAIN))]
     given[wrong] = (given[wrong] + 1) % CLASSES
-    given[META] = (given[META] + 1) % CLASSES
+    given[META[::4]] = (given[META[::4]] + 1) % CLASSES
     given[UNLABELLED] = -1
     return given
 

@@ -55,7 +55,7 @@ def evaluate_file(labels: Path | BinaryIO, truth: Path) -> Evaluation:
 
     soft = file.table["soft_label"].combine_chunks().fill_null([0.0] * len(file.class_names))
     confidence = soft.flatten().to_numpy().reshape(len(names), -1).max(axis=1)
-    return evaluate(
+    evaluation = evaluate(
         given=ids("original_label"),
         corrected=ids("corrected_label"),
         truth=true,
@@ -65,3 +65,9 @@ def evaluate_file(labels: Path | BinaryIO, truth: Path) -> Evaluation:
         trusted=file.table["trusted"].to_numpy(),
         failed=file.table["error"].is_valid().to_numpy(),
     )
+    if evaluation.rows + evaluation.unlabelled_rows == 0:
+        raise RelabelError(
+            f"--truth {truth} covers no row that can be compared: verified and unusable rows do not count.",
+            "Give the true labels of other rows.",
+        )
+    return evaluation
