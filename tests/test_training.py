@@ -288,13 +288,10 @@ def test_the_average_prediction_is_better_than_the_given_labels(
 def test_the_evidence_is_one_distribution_a_row_and_source() -> None:
     training = finished()
     found = evidence(training)
-    assert list(found) == ["mean", "last", "corrector"]
+    assert list(found) == ["mean", "last"]
     for values in found.values():
         assert values.shape == (len(TRUE), CLASSES)
         torch.testing.assert_close(values.sum(dim=1), torch.ones(len(TRUE)))
-    assert torch.equal(found["corrector"][TRAIN], training.ledger.memory["soft_label"][TRAIN])
-    assert torch.equal(found["corrector"][UNLABELLED], found["mean"][UNLABELLED])
-    assert list(evidence(finished(corrector="none"))) == ["mean", "last"]
 
 
 def test_predictions_use_no_augmentation_and_change_nothing() -> None:
