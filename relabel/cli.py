@@ -378,11 +378,17 @@ def main() -> NoReturn:
             last = time.monotonic()
             raise Stopped(signum)
 
-    for name in ("SIGINT", "SIGTERM", "SIGHUP"):
-        number = getattr(signal, name, None)
-        if number is not None and signal.getsignal(number) != signal.SIG_IGN:  # nohup stays in force
+    numbers = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
+    for number in numbers:
+        if signal.getsignal(number) != signal.SIG_IGN:  # nohup stays in force
             signal.signal(number, stop)
-    sys.exit(run(sys.argv[1:]))
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # a class name the terminal cannot show
+    code = run(sys.argv[1:])
+    for number in numbers:
+        signal.signal(number, signal.SIG_IGN)  # leaving takes a moment, and its exit code must stand
+    sys.exit(code)
 
 
 def run(arguments: Sequence[str]) -> int:

@@ -30,7 +30,7 @@ from relabel.training import EpochReport, Rows, Schedule, Training
 
 PROBE_SHARE = 2 / 3  # a corrector has few parameters; calibration and promise live off every probe
 SAMPLES_SEEN = 750_000  # the default budget: epochs are as many as make this many, within limits
-EPOCH_LIMITS = (20, 60)
+EPOCH_LIMITS = (20, 50)
 
 
 @dataclass(frozen=True)

@@ -25,9 +25,13 @@ from relabel.metrics import expected_calibration_error
 Floats = NDArray[np.float64]
 Labels = NDArray[np.int64]
 
-_PRIOR = {"mean": 1.0, "transition": 0.5, "keep": 1.0}
-"""Where the weights stand without probes and what few probes are drawn towards: the given label."""
-_PRIOR_STRENGTH = 1.0
+_PRIOR = {"mean": 2.0, "transition": 0.25, "keep": 0.0}
+"""Where the weights stand without probes, and what few probes are drawn towards.
+
+An average over epochs is flatter than its accuracy deserves, hence 2; the others are near what hundreds of
+probes give on photographs and on CIFAR-10N, with and without a corrector.
+"""
+_PRIOR_STRENGTH = 3.0
 _FOLDS = 10
 _FLOOR = 1e-4  # what bf16 logits resolve; below it a logarithm would be noise
 

@@ -149,7 +149,7 @@ def test_without_probes_the_given_label_is_leant_to_and_nothing_is_promised() ->
     assert not made.withheld
     assert set(made.cross_validated.values()) == {None}
     given = np.array([0, 0])
-    undecided, decided = [0.2, 0.4, 0.2, 0.2], [0.001, 0.997, 0.001, 0.001]
+    undecided, decided = [0.28, 0.3, 0.21, 0.21], [0.001, 0.997, 0.001, 0.001]
     soft_label = made.soft_labels({"mean": np.array([undecided, decided])}, given)
     assert soft_label.argmax(axis=1).tolist() == [0, 1]
     promise = made.promise(soft_label, given, 0.5)

@@ -1,0 +1,126 @@
+"""A user cares for files: nothing half-written, nothing replaced unasked, the same seed the same bytes."""
+
+import errno
+import json
+import os
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+
+
+def without_command(path):
+    table = pq.read_table(path)
+    metadata = json.loads(table.schema.metadata[b"relabel"])
+    return table.to_pydict(), {key: value for key, value in metadata.items() if key != "command"}
+
+
+def test_a_run_leaves_the_output_and_nothing_else(fit, folder, files):
+    before = files()
+    (folder / "sub").mkdir()
+    assert fit("-q", "-o", "sub/labels.parquet").code == 0
+    assert set(files()) - set(before) == {"sub/labels.parquet"}
+
+
+def test_an_existing_output_is_refused_before_any_work_and_replaced_with_overwrite(fit, monkeypatch, files):
+    assert fit("-q").code == 0
+    before = files()
+    with monkeypatch.context() as patch:
+        patch.setattr("relabel.pipeline.fit", lambda *_: pytest.fail("trained"))
+        done = fit("-q")
+    assert done.code == 2
+    assert "labels.parquet exists" in done.err
+    assert files() == before
+    assert fit("-q", "--overwrite", "--seed", "1").code == 0
+    assert files()["labels.parquet"] != before["labels.parquet"]
+
+
+def test_the_same_seed_gives_the_same_bytes_but_for_the_command(fit, monkeypatch):
+    monkeypatch.setattr("relabel.cli.shlex.join", lambda _: "relabel fit")
+    assert {fit("-q", "-o", name).code for name in ("a", "b")} == {0}
+    assert Path("a").read_bytes() == Path("b").read_bytes()
+    assert fit("-q", "-o", "c", "--seed", "1").code == 0
+    assert without_command("a")[0] != without_command("c")[0]
+
+
+def test_the_command_line_is_kept_in_the_file(fit, run):
+    assert fit("-q", "-o", "my labels").code == 0
+    assert without_command("my labels")[1]["seed"] == 0
+    shown = json.loads(run("inspect", "my labels", "--json").out)
+    assert shown["command"].startswith("relabel fit images --trusted trusted.csv")
+    assert shown["command"].endswith("-q -o 'my labels'")
+
+
+def test_quiet_prints_nothing_but_warnings(fit, folder):
+    done = fit("--quiet")
+    assert (done.code, done.out, done.err) == (0, b"", "")
+    (folder / "images/void").mkdir()
+    done = fit("--quiet", "--overwrite")
+    assert done.code == 0
+    assert done.err
+    assert all(line.startswith("Warning: ") for line in done.err.splitlines())
+
+
+def test_json_alone_on_standard_output(fit, run):
+    summary = json.loads(fit("--json").out)
+    assert summary["rows"] == 28
+    assert summary["output"] == "labels.parquet"
+    assert sum(summary["actions"].values()) == 28 - summary["trusted_rows"]
+
+
+@pytest.mark.parametrize("when", ["labels", "checkpoint"])
+def test_a_full_disk_ends_in_one_sentence_and_no_debris(fit, monkeypatch, files, when):
+    def full(*_, **__):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    before = files()
+    monkeypatch.setattr("pyarrow.parquet.write_table" if when == "labels" else "torch.save", full)
+    done = fit("-q")
+    assert done.code == 1
+    assert "could not be written: No space left on device. Free some space" in done.err
+    assert done.err.count("\n") == 1
+    new = set(files()) - set(before)
+    if when == "labels":  # the training is not lost
+        assert new == {".labels.parquet.checkpoint"}
+        assert "--resume" in done.err
+        monkeypatch.undo()
+    else:
+        assert not new
+        assert "--resume" not in done.err
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
+def test_a_folder_without_permission_is_refused(fit, folder):
+    (folder / "locked").mkdir(mode=0o500)
+    assert fit("-o", "locked/labels.parquet").code == 2
+
+
+def test_a_linked_output_replaces_what_the_link_points_to(fit, folder):
+    (folder / "real.parquet").write_bytes(b"")
+    os.symlink("real.parquet", folder / "labels.parquet")
+    assert fit("-q", "--overwrite").code == 0
+    assert (folder / "labels.parquet").is_symlink()
+    assert len(pq.read_table("real.parquet")) == 28
+
+
+def test_the_trained_corrector_is_saved_and_inspected(fit, run):
+    assert fit("-q", "--save-corrector", "mslc.pt").code == 0
+    shown = json.loads(run("inspect", "mslc.pt", "--json").out)
+    assert shown["corrector"] == "mslc"
+    assert shown["class_names"] == ["blue", "red"]
+    assert "Class names      blue, red" in run("inspect", "mslc.pt").out.decode()
+    assert "--save-corrector: The output mslc.pt exists." in fit("--save-corrector", "mslc.pt", "-o", "x").err
+
+
+def test_every_other_flag_is_taken(fit, run, folder):
+    import torch
+
+    from relabel import backbones
+
+    torch.save(backbones.build("cnn8", 2, 8).body.state_dict(), "unfit.pt")
+    done = fit("--weights", "unfit.pt")
+    assert done.code == 2
+    assert "does not fit the backbone" in done.err
+    flags = ("--backbone", "cnn8", "--augment", "none", "--warmup", "1", "--lr", "0.05", "--amp", "off")
+    assert fit("-q", *flags, "--precision", "0.8", "--checkpoint", "state").code == 0
+    assert not (folder / "state").exists()

@@ -1,0 +1,60 @@
+"""A user joins commands: standard output carries the bytes and nothing else."""
+
+import io
+import json
+import subprocess
+
+import pyarrow.parquet as pq
+import pytest
+
+FIT = ("fit", "images", "--trusted", "trusted.csv", "--epochs", "2", "--image-size", "8", "-o", "-")
+
+
+def test_the_labels_go_through_a_pipe_into_evaluate(start, tools):
+    tools["write_csv"]("truth.csv", [("red/red9.png", "red"), ("blue/blue9.png", "blue")])
+    first = start(*FIT)
+    second = start("evaluate", "-", "--truth", "truth.csv", "--json", stdin=first.stdout)
+    first.stdout.close()
+    out, err = second.communicate(timeout=120)
+    assert (first.wait(60), second.returncode, err) == (0, 0, b"")
+    assert json.loads(out)["rows"] == 2
+
+
+def test_standard_output_is_the_file_and_can_be_inspected(fit, run, folder, files, monkeypatch):
+    before = files()
+    done = fit("-o", "-")
+    assert done.code == 0
+    assert "Wrote standard output" in done.err
+    table = pq.read_table(io.BytesIO(done.out))
+    assert files() == before
+    assert fit("-q").code == 0
+    assert table.equals(pq.read_table("labels.parquet"))
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(done.out)))
+    shown = run("inspect", "-", "--json")
+    assert shown.code == 0
+    assert json.loads(shown.out)["rows"] == 28
+
+
+@pytest.mark.parametrize(
+    "arguments", [FIT, ("corrupt", "images", "--noise", "symmetric", "--rate", "0.2", "-o", "-"), ("--help",)]
+)
+def test_a_reader_that_goes_away_is_no_reason_for_a_traceback(start, arguments):
+    reader = subprocess.Popen(["true"], stdin=subprocess.PIPE)
+    reader.wait()
+    process = start(*arguments, stdout=reader.stdin)
+    reader.stdin.close()
+    _, err = process.communicate(timeout=120)
+    assert process.returncode == 1
+    assert b"Traceback" not in err
+    assert b"Exception" not in err
+    if arguments is FIT:
+        assert b"The reader of standard output closed it too early." in err
+        assert b"--resume" in err
+
+
+@pytest.mark.parametrize("sent", [b"", b"PAR1 but no more"])
+def test_what_comes_through_the_pipe_may_be_broken(run, folder, monkeypatch, sent):
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(sent)))
+    done = run("inspect", "-")
+    assert done.code == 2
+    assert done.err.startswith("Error: standard input ")

@@ -1,0 +1,73 @@
+import io
+
+import pytest
+from rich.cells import cell_len
+from rich.console import Console
+
+from relabel import summary
+
+FIT = {
+    "rows": 1797,
+    "unusable_rows": 2,
+    "ignored_files": 3,
+    "unlabelled_rows": 4,
+    "trusted_rows": 150,
+    "trusted_outside_source": 5,
+    "relabelled_rows": 500,
+    "actions": {"keep": 1200, "fix": 400, "review": 41},
+    "estimated_noise_rate": 0.3,
+    "verified_noise_rate": 0.28,
+    "verified_noise_rate_interval": [0.21, 0.36],
+    "largest_confusions": [
+        {"true": "蒸気機関車と長い名前の付いた分類", "given": "[bold]dog", "share": 0.31},
+        {"true": "cat", "given": "cat", "share": 0.2},
+        {"true": "dog", "given": "cat", "share": 0.0},
+    ],
+    "calibration": {"probe_accuracy_before": 0.7, "probe_accuracy_after": 0.95, "probes": 75},
+    "promise": "At least 95 % of the fixes are right (with 90% confidence), judged by 75 probe rows.",
+}
+
+
+def shown(width, terminal, content=FIT):
+    stream = io.StringIO()
+    console = Console(
+        file=stream, width=width, force_terminal=terminal, color_system=None, legacy_windows=False
+    )
+    summary.show_fit(console, content, "labels.parquet")
+    return stream.getvalue()
+
+
+@pytest.mark.parametrize("width", [20, 40, 80, 200])
+def test_every_width_holds_the_whole_text(width):
+    text = shown(width, terminal=True).replace("\x1b[1m", "").replace("\x1b[0m", "")
+    dense = "".join(text.split())
+    for whole in (
+        "150verified,4withoutalabel,2unusable",
+        "1,200/400/41",
+        "75proberows.",
+        "28.0%(95%interval21.0%to36.0%)",
+    ):
+        assert whole in dense
+    assert "31.0%of蒸気機関車と長い名前の付いた分類islabelled[bold]dog" in dense
+    names = {line for line in text.splitlines() if not line.startswith(" ")}
+    assert all(cell_len(line) <= width for line in text.splitlines() if line not in names or width >= 80)
+
+
+def test_a_pipe_gets_one_line_a_value_without_padding():
+    lines = shown(40, terminal=False).splitlines()
+    assert lines[-2].startswith("Promise")
+    assert lines[-2].endswith("75 probe rows.")
+    assert all(line == line.rstrip() for line in lines)
+
+
+def test_a_class_is_no_confusion_with_itself_and_a_rounded_zero_is_none():
+    text = shown(80, terminal=False)
+    assert "of cat is labelled cat" not in text
+    assert "0.0 % of" not in text
+    assert "Largest confusions" not in shown(80, False, {**FIT, "largest_confusions": []})
+
+
+def test_verified_rows_are_counted_apart():
+    text = shown(100, terminal=False)
+    assert "1,797 (150 verified, 4 without a label, 2 unusable)" in text
+    assert "1,200 / 400 / 41 (verified rows not counted)" in text
