@@ -31,6 +31,7 @@ from relabel.training import EpochReport, Rows, Schedule, Training
 PROBE_SHARE = 2 / 3  # a corrector has few parameters; calibration and promise live off every probe
 SAMPLES_SEEN = 750_000  # the default budget: epochs are as many as make this many, within limits
 EPOCH_LIMITS = (20, 50)
+WARMUP_SHARE = 0.4
 
 
 @dataclass(frozen=True)
@@ -186,7 +187,7 @@ def _schedule(config: FitConfig, rows: int) -> Schedule:
     low, high = EPOCH_LIMITS
     epochs = config.epochs or min(high, max(low, math.ceil(SAMPLES_SEEN / rows)))
     batch_size = config.batch_size or (256 if rows >= 10_000 else 64)
-    warmup = config.warmup or max(1, round(epochs / 3))
+    warmup = config.warmup or max(1, round(epochs * WARMUP_SHARE))
     return Schedule(
         epochs=epochs,
         warmup_epochs=min(warmup, epochs - 1),
@@ -194,7 +195,7 @@ def _schedule(config: FitConfig, rows: int) -> Schedule:
         batch_size=batch_size,
         learning_rate=config.learning_rate or 0.2 * (batch_size / 256) ** 0.5,
         weight_decay=5e-4,
-        meta_learning_rate=1e-2,
+        meta_learning_rate=1e-3,
         meta_batch_size=64,
     )
 
@@ -287,6 +288,7 @@ def _calibrated(
 
     corrected = soft.argmax(axis=1)
     matrix = calibration.expected_noise_matrix(soft[usable], given[usable])
+    known = np.bincount(corrected[usable], minlength=num_classes) > 0
     wrong, verified = int(counts.sum() - np.trace(counts)), int(counts.sum())
     noise = {
         "estimated_noise_rate": float(noise_probability[usable & labelled].mean()),
@@ -321,7 +323,7 @@ def _calibrated(
         "relabelled_rows": int((unverified & labelled & (corrected != given)).sum()),
         "actions": {name: int((action[unverified] == name).sum()) for name in ("keep", "fix", "review")},
         **noise,
-        "largest_confusions": _largest(matrix, source.class_names),
+        "largest_confusions": _largest(matrix * known[:, None], source.class_names),
         "calibration": fitted.to_dict(),
         "promise": promise_sentence(fitted, promise),
     }
@@ -340,11 +342,12 @@ def _calibrated(
 
 def _largest(matrix: NDArray[np.float64], names: list[str], entries: int = 5) -> list[dict[str, Any]]:
     """The largest shares of a true class under another given label."""
-    off = matrix - np.diag(np.diag(matrix))
-    order = np.argsort(-off, axis=None, kind="stable")[:entries]
-    pairs = [np.unravel_index(cell, matrix.shape) for cell in order]
+    shares = matrix.copy()
+    np.fill_diagonal(shares, -1)
+    order = np.argsort(-shares, axis=None, kind="stable")[: min(entries, matrix.size - len(names))]
+    pairs = [divmod(int(cell), len(names)) for cell in order]
     return [
-        {"true": names[true], "given": names[given], "share": float(off[true, given])}
+        {"true": names[true], "given": names[given], "share": float(shares[true, given])}
         for true, given in pairs
     ]
 

@@ -187,9 +187,10 @@ class Training:
 
     def _forward(self, index: Tensor, generator: torch.Generator | None) -> tuple[Tensor, Tensor]:
         batch = self.inputs.batch(index, self.compute.device, generator)
+        alone = self.backbone.training and len(index) == 1  # BatchNorm needs two values to normalise
         with self.compute.autocast():
-            logits, features = self.backbone(batch)
-        return logits, features
+            logits, features = self.backbone(batch.repeat_interleave(2, dim=0) if alone else batch)
+        return logits[: len(index)], features[: len(index)]
 
     def _begin_meta_phase(self, generator: torch.Generator) -> None:
         self.ledger.memory = self.corrector.begin(self.ledger.mean_probability())

@@ -19,7 +19,7 @@ FIT = {
     "verified_noise_rate": 0.28,
     "verified_noise_rate_interval": [0.21, 0.36],
     "largest_confusions": [
-        {"true": "蒸気機関車と長い名前の付いた分類", "given": "[bold]dog", "share": 0.31},
+        {"true": "蒸気機関車と長い名前の付いた分類", "given": "[bold]\x1bdog", "share": 0.31},
         {"true": "cat", "given": "cat", "share": 0.2},
         {"true": "dog", "given": "cat", "share": 0.0},
     ],
@@ -48,7 +48,7 @@ def test_every_width_holds_the_whole_text(width):
         "28.0%(95%interval21.0%to36.0%)",
     ):
         assert whole in dense
-    assert "31.0%of蒸気機関車と長い名前の付いた分類islabelled[bold]dog" in dense
+    assert "31.0%of蒸気機関車と長い名前の付いた分類islabelled[bold]\\x1bdog" in dense
     names = {line for line in text.splitlines() if not line.startswith(" ")}
     assert all(cell_len(line) <= width for line in text.splitlines() if line not in names or width >= 80)
 

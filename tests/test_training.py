@@ -302,3 +302,12 @@ def test_predictions_use_no_augmentation_and_change_nothing() -> None:
     assert index.tolist() == again_index.tolist() == [5, 130, 2]
     assert torch.equal(logits, again)
     assert_identical(dict(training.backbone.state_dict()), before)
+
+
+def test_a_batch_of_one_small_image_can_be_normalised() -> None:
+    """At the end of cnn8 an 8 px image is one value a channel, which BatchNorm refuses alone."""
+    rows = replace(ROWS, meta=META[:1], meta_labels=ROWS.meta_labels[:1])
+    schedule = replace(SCHEDULE, epochs=3, batch_size=1)
+    rows = replace(rows, train=TRAIN[:5])
+    training = Setting(rows=rows, schedule=schedule, backbone="cnn8", images=images()[:, :8, :8]).training()
+    assert all(np.isfinite(report.loss) for report in run(training))

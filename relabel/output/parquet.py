@@ -130,6 +130,8 @@ def read_labels(source: Path | BinaryIO) -> LabelsFile:
             table = pq.read_table(file) if is_parquet else None
     except (pa.ArrowException, OSError) as error:
         raise RelabelError(f"{name} is cut short or damaged.", "Write or copy it again.") from error
+    if table is None and not isinstance(source, Path):
+        raise RelabelError("Standard input holds no Parquet file.", "Check the command before the pipe.")
     if table is None:
         raise RelabelError(f"{name} is not a Parquet file.", "Name a file that relabel wrote.")
 

@@ -127,7 +127,8 @@ def test_ctrl_c_in_the_demo_shows_the_line_of_its_fit(run, folder, monkeypatch):
     done = run("demo", "d")
     assert done.code == 130
     assert last_line(done.err).endswith(
-        "continue with: relabel fit --resume d/images --trusted d/trusted.csv --augment shift -o d/labels.parquet"
+        "continue with: relabel fit --resume d/images --trusted d/trusted.csv "
+        "--augment shift -o d/labels.parquet"
     )
 
 
