@@ -1,12 +1,12 @@
 """Measure `relabel` on real data: one Markdown table, and a Parquet file of every run.
 
-    python examples/benchmark.py trashnet PATH/TO/trashnet
+    python examples/benchmark.py trashnet PATH/TO/trashnet --precision 0.9
     python examples/benchmark.py cifar10n PATH/TO/cifar10n_worse_25k.parquet
     python examples/benchmark.py speed
 
 The first two run the command line as a user would type it (`corrupt`, `fit`, `evaluate`); verified rows are
-drawn at random and left out of every figure. `speed` times an epoch against a bare training loop in the
-same process, in turns.
+drawn at random and left out of every figure; options that are not this script's go to `fit`. `speed` times
+an epoch against a bare training loop in the same process, in turns.
 """
 
 from __future__ import annotations
@@ -56,8 +56,7 @@ def main() -> None:
         "--trusted", type=int, help="verified rows (default: 300 for trashnet, 1,000 for cifar10n)"
     )
     parser.add_argument("--output", type=Path, default=Path("benchmark.parquet"))
-    parser.add_argument("fit_options", nargs="*", help="after --: further options of relabel fit")
-    arguments = parser.parse_args()
+    arguments, fit_options = parser.parse_known_args()  # what is not ours is relabel fit's
     if arguments.benchmark == "speed":
         return speed()
     if arguments.data is None:
@@ -70,7 +69,7 @@ def main() -> None:
             source, truth, labels = prepare(arguments.data, Path(folder), seed)
             trusted_file = draw_trusted(truth, Path(folder), trusted, seed)
             for corrector in arguments.correctors:
-                options = ["--corrector", corrector, "--seed", str(seed), *labels, *arguments.fit_options]
+                options = ["--corrector", corrector, "--seed", str(seed), *labels, *fit_options]
                 run = measure(source, trusted_file, truth, Path(folder), options)
                 runs.append({"benchmark": arguments.benchmark, "corrector": corrector, "seed": seed, **run})
                 print(json.dumps(runs[-1]), file=sys.stderr, flush=True)
