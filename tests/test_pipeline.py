@@ -12,7 +12,9 @@ from relabel.config import FitConfig
 from relabel.data.sources import open_source
 from relabel.demo import write_dataset
 from relabel.metrics import Evaluation, evaluate
+from relabel.output import calibration
 
+NONE = np.zeros(0, dtype=np.int64)
 TRASHNET = Path(os.environ.get("RELABEL_DATA", "missing")) / "trashnet"
 
 
@@ -102,6 +104,20 @@ def test_a_trusted_folder_outside_the_source_drives_the_corrector_alone(digits, 
     assert result.metadata["verified_noise_rate"] is None
     assert not result.trusted.any()
     assert not (result.action == "fix").any()
+
+
+@pytest.mark.parametrize(
+    ("threshold", "probes", "right", "words"),
+    [
+        (0.97, 30, 30, "At least 95 % of the fixes are expected to be right; 30 of the 30 probe rows"),
+        (None, 12, 12, "Too few verified rows to promise 95 %: 12 probe rows"),
+        (None, 30, 25, "The probe rows do not support 95 %: 25 of the 30"),
+    ],
+)
+def test_the_summary_says_what_fix_promises_or_why_it_cannot(threshold, probes, right, words):
+    fitted = calibration.fit({}, NONE, NONE, np.eye(2, dtype=np.int64), seed=0)
+    promise = calibration.Promise(0.95, threshold, probes, right, needed=19)
+    assert pipeline.promise_sentence(fitted, promise).startswith(words)
 
 
 @pytest.mark.slow
