@@ -54,6 +54,6 @@ def _native_bf16(device: str) -> bool:
     if device == "cuda":
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     if device == "cpu":
-        capabilities = torch.cpu.get_capabilities()
-        return bool(capabilities.get("amx_bf16") or capabilities.get("avx512_bf16"))
+        # The public `torch.cpu.get_capabilities` is younger than torch 2.9; every CPU with AMX has this too.
+        return torch.cpu._is_avx512_bf16_supported()
     return False
