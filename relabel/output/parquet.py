@@ -131,7 +131,7 @@ def read_labels(source: Path | BinaryIO) -> LabelsFile:
     except (pa.ArrowException, OSError) as error:
         raise RelabelError(f"{name} is cut short or damaged.", "Write or copy it again.") from error
     if table is None and not isinstance(source, Path):
-        raise RelabelError("Standard input holds no Parquet file.", "Check the command before the pipe.")
+        raise RelabelError(f"{name} holds no Parquet file.", "Check the command before the pipe.")
     if table is None:
         raise RelabelError(f"{name} is not a Parquet file.", "Name a file that relabel wrote.")
 
