@@ -15,10 +15,11 @@ class Ledger:
     The average is over epochs, of the softmax that the training forward computes anyway: it costs no
     extra pass, each epoch sees the image under another augmentation, and it keeps what the network knew
     before it began to memorise wrong labels (Tanaka et al. 2018, eq. 2, average likewise).
+
+    It lives in host memory, however large the data: on an accelerator each step waits for its copy.
     """
 
     def __init__(self, num_rows: int, num_classes: int) -> None:
-        self.num_rows = num_rows
         self.num_classes = num_classes
         self.probability_sum = torch.zeros(num_rows, num_classes)
         self.visits = torch.zeros(num_rows)

@@ -151,8 +151,7 @@ def _split(
 
 def _check_usable(source: Source, errors: dict[int, str], split: _Split, watcher: Watcher) -> None:
     """Refuse a source whose readable images cannot train a classifier; warn of unusable ones."""
-    good = np.ones(len(source), dtype=bool)
-    good[list(errors)] = False
+    good = _usable(source, errors)
     if len(np.unique(source.given[good & (source.given >= 0)])) < 2:
         raise RelabelError(
             f"{source.location}: fewer than two classes have an image that can be read.",
@@ -168,9 +167,14 @@ def _check_usable(source: Source, errors: dict[int, str], split: _Split, watcher
         )
 
 
+def _usable(source: Source, errors: dict[int, str]) -> NDArray[np.bool_]:
+    usable = np.ones(len(source), dtype=bool)
+    usable[list(errors)] = False
+    return usable
+
+
 def _rows(source: Source, errors: dict[int, str], split: _Split) -> Rows:
-    good = np.ones(len(source), dtype=bool)
-    good[list(errors)] = False
+    good = _usable(source, errors)
     labelled = good & (source.given >= 0)
     labelled[split.meta[split.meta < len(source)]] = False
     return Rows(
@@ -272,8 +276,7 @@ def _calibrated(
         config.seed,
     )
     soft = fitted.soft_labels(evidence, given)
-    usable = np.ones(len(source), dtype=bool)
-    usable[list(errors)] = False
+    usable = _usable(source, errors)
     is_trusted = np.zeros(len(source), dtype=bool)
     is_trusted[trusted.rows] = True
     unverified = usable & ~is_trusted

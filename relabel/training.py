@@ -173,7 +173,7 @@ class Training:
             on_step()
         if epoch >= schedule.average_from:
             self._predict_unlabelled()
-        mean_loss = loss_sum.item() / self._steps  # the epoch's one synchronisation with the device
+        mean_loss = loss_sum.item() / self._steps
         if not math.isfinite(mean_loss):
             raise RunError(f"The training loss is no longer finite in epoch {epoch + 1}.", "Lower --lr.")
         self.epoch += 1
