@@ -1,7 +1,12 @@
 """Label noise for benchmarks: which given labels `relabel corrupt` makes wrong.
 
-Labels are int64 [N], class ids 0..C-1; -1 marks an unlabelled row, which no model touches. Every model draws
-exactly round(rate * rows) rows, uniformly and with the call's own generator.
+Labels are int64 [N], class ids 0..C-1; -1 marks an unlabelled row, which no model touches. Two models look at
+the images too, through `Images`, which this module asks for only when it needs it: everything here is numpy.
+
+    symmetric, flip-random                           every other class alike
+    symmetric-inclusive, uniform                     every class alike, the true one included
+    asymmetric, superclass, flip-to-one              one other class for each class
+    feature-dependent, instance-dependent            the image decides
 """
 
 import csv
@@ -9,6 +14,7 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,77 +22,184 @@ from numpy.typing import NDArray
 from relabel.errors import RelabelError
 
 Labels = NDArray[np.int64]
-NoiseModel = Callable[[Labels, int, float, np.random.Generator, Mapping[int, int] | None], Labels]
+RowIndex = NDArray[np.int64]
+
+_RATE_SPREAD = 0.1  # the standard deviation of q_i in Xia et al. 2020, Algorithm 2
+_CHUNK = 1024  # images turned into float32 at a time
 
 
-def symmetric(
-    labels: Labels,
-    num_classes: int,
-    rate: float,
-    rng: np.random.Generator,
-    mapping: Mapping[int, int] | None = None,
-) -> Labels:
+class Images(Protocol):
+    """The images behind the labels, for the models that look at them; decoded or learned when asked for.
+
+    Both methods give (rows [n], values by row of the source): `rows` have a label and a readable image, and
+    the values of all other rows mean nothing.
+    """
+
+    def pixels(self) -> tuple[RowIndex, NDArray[np.uint8]]:
+        """Small images [N, S, S, 3]."""
+
+    def logits(self) -> tuple[RowIndex, NDArray[np.float32]]:
+        """Logits [N, C] of a network trained on the labels, of those same rows."""
+
+
+@dataclass(frozen=True)
+class NoiseInputs:
+    """What a noise model is given; `mapping` is empty and `images` None for the models that use none."""
+
+    labels: Labels
+    num_classes: int
+    rate: float
+    rng: np.random.Generator
+    mapping: Mapping[int, int]
+    images: Images | None
+
+
+NoiseModel = Callable[[NoiseInputs], Labels]
+
+
+def symmetric(inputs: NoiseInputs) -> Labels:
     """Flip round(rate * n) of the n labelled rows, each to a uniformly drawn OTHER class.
 
-    As TMLC-Net and MetaLabelNet do: the true class is excluded, so the actual rate is the rate.
+    As TMLC-Net and MetaLabelNet ("uniform noise") do: the true class is excluded, so the actual rate is the
+    rate.
     """
-    noisy = labels.copy()
-    rows = _draw(np.flatnonzero(labels >= 0), rate, rng)
-    noisy[rows] = (labels[rows] + rng.integers(1, num_classes, len(rows))) % num_classes
+    noisy = inputs.labels.copy()
+    rows = _draw(np.flatnonzero(noisy >= 0), inputs.rate, inputs.rng)
+    noisy[rows] = _other_class(noisy[rows], inputs)
     return noisy
 
 
-def symmetric_inclusive(
-    labels: Labels,
-    num_classes: int,
-    rate: float,
-    rng: np.random.Generator,
-    mapping: Mapping[int, int] | None = None,
-) -> Labels:
+def symmetric_inclusive(inputs: NoiseInputs) -> Labels:
     """Redraw round(rate * n) labels over ALL classes, as MSLC's released code does.
 
     Some redraws give back the true class, so the actual rate is about rate * (C - 1) / C.
     """
-    noisy = labels.copy()
-    rows = _draw(np.flatnonzero(labels >= 0), rate, rng)
-    noisy[rows] = rng.integers(num_classes, size=len(rows))
+    noisy = inputs.labels.copy()
+    rows = _draw(np.flatnonzero(noisy >= 0), inputs.rate, inputs.rng)
+    noisy[rows] = inputs.rng.integers(inputs.num_classes, size=len(rows))
     return noisy
 
 
-def asymmetric(
-    labels: Labels,
-    num_classes: int,
-    rate: float,
-    rng: np.random.Generator,
-    mapping: Mapping[int, int] | None,
-) -> Labels:
+def uniform(inputs: NoiseInputs) -> Labels:
+    """Spread round(rate * n_c) rows of every class c over ALL classes in equal quotas (MLC's "Uniform").
+
+    MLC's released code wants quotas without a remainder; ours goes to classes drawn for it, one row each.
+    Every class gets back its own quota, so the actual rate is rate * (C - 1) / C, but for the remainders.
+    """
+    noisy = inputs.labels.copy()
+    for rows in _drawn_by_class(inputs):
+        quotas = np.arange(len(rows)) % inputs.num_classes
+        noisy[rows] = inputs.rng.permutation(inputs.num_classes)[quotas]
+    return noisy
+
+
+def flip_random(inputs: NoiseInputs) -> Labels:
+    """Flip round(rate * n_c) rows of every class c, each to its own uniformly drawn OTHER class.
+
+    MLC's "Flip-Random": `symmetric` with an exact count for each class.
+    """
+    noisy = inputs.labels.copy()
+    for rows in _drawn_by_class(inputs):
+        noisy[rows] = _other_class(noisy[rows], inputs)
+    return noisy
+
+
+def asymmetric(inputs: NoiseInputs) -> Labels:
     """Flip round(rate * n_c) of the n_c rows of every mapped class c to `mapping[c]`; other classes stay."""
-    assert mapping is not None
-    noisy = labels.copy()
-    for source, target in sorted(mapping.items()):
-        noisy[_draw(np.flatnonzero(labels == source), rate, rng)] = target
+    noisy = inputs.labels.copy()
+    for source, target in sorted(inputs.mapping.items()):
+        noisy[_draw(np.flatnonzero(inputs.labels == source), inputs.rate, inputs.rng)] = target
     return noisy
 
 
-def flip_to_one(
-    labels: Labels,
-    num_classes: int,
-    rate: float,
-    rng: np.random.Generator,
-    mapping: Mapping[int, int] | None = None,
-) -> Labels:
-    """Flip round(rate * n_c) of every class, all to one other class drawn for it (MLC's "flip")."""
-    targets = (np.arange(num_classes) + rng.integers(1, num_classes, num_classes)) % num_classes
-    return asymmetric(labels, num_classes, rate, rng, dict(enumerate(targets.tolist())))
+def flip_to_one(inputs: NoiseInputs) -> Labels:
+    """Flip round(rate * n_c) of every class, all to one other class drawn for it (MLC's "Flip-To-One")."""
+    noisy = inputs.labels.copy()
+    targets = _other_class(np.arange(inputs.num_classes), inputs)
+    for source, rows in enumerate(_drawn_by_class(inputs)):
+        noisy[rows] = targets[source]
+    return noisy
+
+
+def feature_dependent(inputs: NoiseInputs) -> Labels:
+    """Flip the rows nearest to a trained network's decision boundary to the class behind it (MetaLabelNet).
+
+    The network has seen the very rows it judges, under these labels: the paper's released code takes the
+    softmax of a trained network over its own training rows. See `from_margins` for which rows and where to.
+    The only randomness is the network's.
+    """
+    assert inputs.images is not None
+    noisy = inputs.labels.copy()
+    if inputs.rate > 0:
+        rows, logits = inputs.images.logits()
+        noisy[rows] = from_margins(logits[rows], noisy[rows], inputs.rate)
+    return noisy
+
+
+def from_margins(logits: NDArray[np.floating], labels: Labels, rate: float) -> Labels:
+    """Flip the round(rate * n) of n labels [n] with the smallest margins to the best other class.
+
+    The margin of logits [n, C] is that of the labelled class over the best other one, the log-odds between
+    the two. Rows the network gets wrong have negative margins and come first, those it is surest of leading,
+    as in MetaLabelNet's released code; that one then goes by the second probability alone, which with many
+    classes is not the distance to the boundary. Ties go to the earlier row and the lower class id.
+    """
+    rows = np.arange(len(labels))
+    others = np.array(logits, dtype=np.float64)
+    others[rows, labels] = -np.inf
+    best_other = others.argmax(axis=1)
+    margin = logits[rows, labels] - others[rows, best_other]
+    nearest = np.argsort(margin, kind="stable")[: round(rate * len(labels))]
+    noisy = labels.copy()
+    noisy[nearest] = best_other[nearest]
+    return noisy
+
+
+def instance_dependent(inputs: NoiseInputs) -> Labels:
+    """Flip by the image's own pixels (Xia et al. 2020, "Part-dependent Label Noise", Algorithm 2).
+
+    Row i flips with probability q_i ~ TruncNormal(rate, 0.1²; 0, 1), to a class drawn from
+    softmax(x_i · W[y_i]) with y_i itself left out; W is [C, D, C], standard normal, and drawn class by class,
+    so that D x C of it are held at a time. The truncation lifts the actual rate a little where the rate is
+    near 0 (0.1: about 0.13) and lowers it near 1.
+
+    x_i is the flattened image, in 0..255 and not centred, as in the released code. The softmax is then
+    all but one-hot: equal images of a class flip to the same class. Bright pixels weigh most, so that one
+    target takes up some 70 % of a class's flips on CIFAR-10 (about 25 % if x were normalised).
+    """
+    assert inputs.images is not None
+    noisy = inputs.labels.copy()
+    if inputs.rate == 0:
+        return noisy
+    rows, pixels = inputs.images.pixels()
+    rng = inputs.rng
+    flipped = rows[rng.random(len(rows)) < _truncated_normal(inputs.rate, len(rows), rng)]
+    dimension = int(np.prod(pixels.shape[1:]))
+    for own in np.unique(inputs.labels[flipped]):
+        weights = rng.standard_normal((dimension, inputs.num_classes), dtype=np.float32)
+        of_class = flipped[inputs.labels[flipped] == own]
+        for start in range(0, len(of_class), _CHUNK):
+            part = of_class[start : start + _CHUNK]
+            logits = pixels[part].reshape(len(part), dimension).astype(np.float32) @ weights
+            logits[:, own] = -np.inf
+            # The maximum after adding Gumbel noise is a draw from the softmax.
+            noisy[part] = (logits + rng.gumbel(size=logits.shape)).argmax(axis=1)
+    return noisy
 
 
 NOISE_MODELS: dict[str, NoiseModel] = {
     "symmetric": symmetric,
     "symmetric-inclusive": symmetric_inclusive,
-    "asymmetric": asymmetric,
+    "uniform": uniform,
+    "flip-random": flip_random,
     "flip-to-one": flip_to_one,
+    "asymmetric": asymmetric,
+    "superclass": asymmetric,
+    "feature-dependent": feature_dependent,
+    "instance-dependent": instance_dependent,
 }
-MAPPED = frozenset({"asymmetric"})  # the models that need a map of classes
+MAPPED = frozenset({"asymmetric", "superclass"})  # the models that need a map of classes
+FROM_IMAGES = frozenset({"feature-dependent", "instance-dependent"})  # those that need the images
 
 
 @dataclass(frozen=True)
@@ -106,11 +219,13 @@ def corrupt(
     rate: float,
     seed: int,
     mapping: Mapping[int, int] | None = None,
+    images: Images | None = None,
 ) -> CorruptedLabels:
     """Make a share `rate` (0..1) of the given labels wrong; the same seed gives the same labels.
 
-    Raises `RelabelError` for an unknown noise, a rate outside 0..1, a map that is missing, not used or maps a
-    class to itself, fewer than two classes or no labelled row.
+    `mapping` is needed by the models in MAPPED, `images` by those in FROM_IMAGES, which ask for them after
+    everything else was checked. Raises `RelabelError` for an unknown noise, a rate outside 0..1, a map that
+    is missing, not used or maps a class to itself, fewer than two classes or no labelled row.
     """
     if noise not in NOISE_MODELS:
         raise RelabelError(f"--noise {noise} is not known.", f"Choose from {', '.join(NOISE_MODELS)}.")
@@ -130,7 +245,9 @@ def corrupt(
     labelled = int(np.count_nonzero(labels >= 0))
     if labelled == 0:
         raise RelabelError("The source has no labelled row to corrupt.", "Give labels with --labels.")
-    noisy = NOISE_MODELS[noise](labels, len(class_names), rate, np.random.default_rng(seed), mapping)
+    assert images is not None or noise not in FROM_IMAGES
+    rng = np.random.default_rng(seed)
+    noisy = NOISE_MODELS[noise](NoiseInputs(labels, len(class_names), rate, rng, mapping or {}, images))
     wrong = noisy != labels
     return CorruptedLabels(noisy, wrong, np.count_nonzero(wrong) / labelled)
 
@@ -140,6 +257,76 @@ def read_mapping(path: Path, class_names: Sequence[str]) -> dict[int, int]:
 
     Returns class id -> class id. Raises `RelabelError` naming the row for an unknown or repeated class.
     """
+    ids = {name: index for index, name in enumerate(class_names)}
+    mapping: dict[int, int] = {}
+    for where, source, target in _pairs(path, ("from", "to")):
+        for name in (source, target):
+            _check_class(path, where, name, class_names)
+        if ids[source] in mapping:
+            raise RelabelError(f"{path}, {where}: {source!r} is mapped twice.", "Keep one of the rows.")
+        mapping[ids[source]] = ids[target]
+    return mapping
+
+
+def read_superclasses(path: Path, class_names: Sequence[str]) -> dict[int, int]:
+    """Read superclasses, CSV columns `class,superclass` or JSON {superclass: [class, ...]}, as a map.
+
+    Each class is mistaken for the next of its superclass, the last for the first, in the order of
+    `class_names`: the usual asymmetric noise on CIFAR-100 (Patrini et al. 2017). A class that is alone in its
+    superclass is in no pair: its labels stay clean. Raises `RelabelError` naming the row for an unknown or
+    repeated class, and for classes that are missing or all alone.
+    """
+    ids = {name: index for index, name in enumerate(class_names)}
+    members: dict[str, list[int]] = {}
+    placed: set[str] = set()
+    for where, name, superclass in _pairs(path, ("class", "superclass")):
+        _check_class(path, where, name, class_names)
+        if not superclass:
+            raise RelabelError(f"{path}, {where}: {name!r} has no superclass.", "Name one there.")
+        if name in placed:
+            raise RelabelError(f"{path}, {where}: {name!r} is listed twice.", "Keep one of the two.")
+        placed.add(name)
+        members.setdefault(superclass, []).append(ids[name])
+    missing = [name for name in class_names if name not in placed]
+    if missing:
+        raise RelabelError(f"{path} has no superclass for {_some(missing)}.", "List every class.")
+    mapping = {
+        source: target
+        for group in map(sorted, members.values())
+        for source, target in zip(group, [*group[1:], group[0]], strict=True)
+        if source != target
+    }
+    if not mapping:
+        raise RelabelError(f"{path} puts every class alone in its superclass.", "Group the similar ones.")
+    return mapping
+
+
+def _draw(rows: NDArray[np.intp], rate: float, rng: np.random.Generator) -> NDArray[np.intp]:
+    return rng.choice(rows, size=round(rate * len(rows)), replace=False)
+
+
+def _drawn_by_class(inputs: NoiseInputs) -> list[NDArray[np.intp]]:
+    """For every class, round(rate * n_c) of its n_c rows, in random order."""
+    return [
+        _draw(np.flatnonzero(inputs.labels == source), inputs.rate, inputs.rng)
+        for source in range(inputs.num_classes)
+    ]
+
+
+def _other_class(labels: Labels, inputs: NoiseInputs) -> Labels:
+    return (labels + inputs.rng.integers(1, inputs.num_classes, len(labels))) % inputs.num_classes
+
+
+def _truncated_normal(mean: float, count: int, rng: np.random.Generator) -> NDArray[np.float64]:
+    """Draw `count` values from a normal around `mean` in 0..1, given that they lie in 0..1."""
+    values = rng.normal(mean, _RATE_SPREAD, count)
+    while (outside := np.flatnonzero((values < 0) | (values > 1))).size:
+        values[outside] = rng.normal(mean, _RATE_SPREAD, len(outside))
+    return values
+
+
+def _pairs(path: Path, columns: tuple[str, str]) -> list[tuple[str, str, str]]:
+    """(where it stands, left, right) for every line of a map; never empty."""
     try:
         text = path.read_text(encoding="utf-8-sig")
     except OSError as error:
@@ -148,49 +335,60 @@ def read_mapping(path: Path, class_names: Sequence[str]) -> dict[int, int]:
         ) from error
     except UnicodeDecodeError as error:
         raise RelabelError(f"The map {path} is not UTF-8 text.", "Save it as UTF-8.") from error
-    pairs = _json_pairs(path, text) if path.suffix.lower() == ".json" else _csv_pairs(path, text)
+    read = _json_pairs if path.suffix.lower() == ".json" else _csv_pairs
+    pairs = read(path, text, columns)
     if not pairs:
-        raise RelabelError(f"The map {path} is empty.", "Give at least one pair of classes.")
-
-    ids = {name: index for index, name in enumerate(class_names)}
-    known = ", ".join(class_names[:10]) + (", …" if len(class_names) > 10 else "")
-    mapping: dict[int, int] = {}
-    for where, source, target in pairs:
-        for name in (source, target):
-            if name not in ids:
-                raise RelabelError(f"{path}, {where}: {name!r} is not a class.", f"The classes are {known}.")
-        if ids[source] in mapping:
-            raise RelabelError(f"{path}, {where}: {source!r} is mapped twice.", "Keep one of the rows.")
-        mapping[ids[source]] = ids[target]
-    return mapping
+        raise RelabelError(f"The map {path} is empty.", f"Give at least one {' and '.join(columns)}.")
+    return pairs
 
 
-def _draw(rows: NDArray[np.intp], rate: float, rng: np.random.Generator) -> NDArray[np.intp]:
-    return rng.choice(rows, size=round(rate * len(rows)), replace=False)
-
-
-def _csv_pairs(path: Path, text: str) -> list[tuple[str, str, str]]:
-    reader = csv.DictReader(text.splitlines())
-    if not {"from", "to"} <= set(reader.fieldnames or ()):
+def _check_class(path: Path, where: str, name: str, class_names: Sequence[str]) -> None:
+    if name not in class_names:
         raise RelabelError(
-            f"The map {path} has no header with the columns from and to.", "Begin it with from,to."
+            f"{path}, {where}: {name!r} is not a class.", f"The classes are {_some(class_names)}."
         )
-    # A short row gives None, which the caller reports as an unknown class.
-    return [(f"row {reader.line_num}", row["from"] or "", row["to"] or "") for row in reader]
 
 
-def _json_pairs(path: Path, text: str) -> list[tuple[str, str, str]]:
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(names[:10]) + (", …" if len(names) > 10 else "")
+
+
+def _csv_pairs(path: Path, text: str, columns: tuple[str, str]) -> list[tuple[str, str, str]]:
+    left, right = columns
+    reader = csv.DictReader(text.splitlines())
+    if not {left, right} <= set(reader.fieldnames or ()):
+        raise RelabelError(
+            f"The map {path} has no header with the columns {left} and {right}.",
+            f"Begin it with {left},{right}.",
+        )
+    # A short row gives None, which the caller reports by its row.
+    return [(f"row {reader.line_num}", row[left] or "", row[right] or "") for row in reader]
+
+
+def _json_pairs(path: Path, text: str, columns: tuple[str, str]) -> list[tuple[str, str, str]]:
+    """Pairs of {"from": "to"}, or for superclasses of {"superclass": ["class", ...]}, turned around."""
     try:
         # As a list of pairs, because a dict would silently drop a repeated class.
-        pairs = json.loads(text, object_pairs_hook=list)
+        entries = json.loads(text, object_pairs_hook=list)
     except json.JSONDecodeError as error:
         raise RelabelError(f"The map {path} is not JSON: {error}.", "Check its commas and quotes.") from error
-    if not isinstance(pairs, list) or not all(_is_pair_of_names(pair) for pair in pairs):
+    grouped = columns[1] == "superclass"
+    if not isinstance(entries, list) or not all(_is_entry(entry, grouped) for entry in entries):
+        example = '{"fish": ["ray", "shark"]}' if grouped else '{"truck": "automobile"}'
         raise RelabelError(
-            f"The map {path} is not an object of class names.", 'Write it like {"truck": "automobile"}.'
+            f"The map {path} is not an object of {'lists of ' if grouped else ''}class names.",
+            f"Write it like {example}.",
         )
-    return [(f"entry {number}", source, target) for number, (source, target) in enumerate(pairs, start=1)]
+    numbered = [(f"entry {number}", *entry) for number, entry in enumerate(entries, start=1)]
+    if grouped:
+        return [(where, name, superclass) for where, superclass, names in numbered for name in names]
+    return numbered
 
 
-def _is_pair_of_names(pair: object) -> bool:
-    return isinstance(pair, tuple) and all(isinstance(name, str) for name in pair)
+def _is_entry(entry: object, grouped: bool) -> bool:
+    match entry:
+        case (str(), list(names)) if grouped:
+            return all(isinstance(name, str) for name in names)
+        case (str(), str()):
+            return not grouped
+    return False

@@ -1,0 +1,201 @@
+"""The story of `relabel corrupt`: open the clean data, show a noise model what it asks for, describe it all.
+
+Most noise models need nothing but labels. torch is imported where images are decoded or learned from, so
+that those commands answer at once.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from relabel import __version__, noise
+from relabel.data.images import probe_sizes
+from relabel.data.sources import Source, open_source
+from relabel.errors import RelabelError
+from relabel.metrics import noise_matrix
+from relabel.output.noisy_labels import shares
+from relabel.progress import Watcher
+
+IMAGE_SIZE = 32  # at most: the size of CIFAR, which both models that look at images were made for
+SAMPLES_SEEN = 100_000  # the network's epochs are as many as make this many, within limits
+EPOCH_LIMITS = (10, 20)
+
+
+@dataclass(frozen=True)
+class CorruptConfig:
+    """`relabel corrupt`: one field a flag."""
+
+    source: str
+    noise: str
+    rate: float
+    mapping: Path | None = None
+    labels: Path | None = None
+    seed: int = 0
+    epochs: int | None = None
+    device: str = "auto"
+
+    def __post_init__(self) -> None:
+        """Refuse values no run can have; the message names the flag."""
+        if self.epochs is not None and self.noise != "feature-dependent":
+            raise RelabelError(f"--noise {self.noise} trains no network.", "Leave out --epochs.")
+        if self.epochs is not None and self.epochs < 1:
+            raise RelabelError(f"--epochs {self.epochs}: must be at least 1.")
+
+
+@dataclass(frozen=True)
+class Corruption:
+    """The clean data, its noisy labels, and in `metadata` (JSON data) what made them."""
+
+    source: Source
+    corrupted: noise.CorruptedLabels
+    metadata: dict[str, Any]
+
+
+def corrupt(config: CorruptConfig, watcher: Watcher) -> Corruption:
+    """Make a share of the labels of SOURCE wrong.
+
+    Raises RelabelError for anything wrong with flags or input, before any image is decoded.
+    """
+    source = open_source(config.source, config.labels)
+    for warning in source.warnings:
+        watcher.warn(warning)
+    names = source.class_names
+    mapping = None
+    if config.mapping:
+        superclass = config.noise == "superclass"
+        mapping = (noise.read_superclasses if superclass else noise.read_mapping)(config.mapping, names)
+        if superclass and (alone := [name for row, name in enumerate(names) if row not in mapping]):
+            watcher.warn(f"Alone in their superclass, so their labels stay clean: {', '.join(alone)}.")
+    corrupted = noise.corrupt(
+        source.given,
+        names,
+        noise=config.noise,
+        rate=config.rate,
+        seed=config.seed,
+        mapping=mapping,
+        images=SourceImages(source, config, watcher),
+    )
+    versions = {"relabel": __version__, "numpy": np.__version__}
+    if config.noise == "feature-dependent":
+        versions["torch"] = version("torch")
+    matrix = shares(noise_matrix(corrupted.labels, source.given, len(names)))
+    metadata = {
+        "noise": config.noise,
+        "rate": config.rate,
+        "actual_rate": corrupted.actual_rate,
+        "seed": config.seed,
+        "noise_matrix": matrix.round(6).tolist(),
+        "versions": versions,
+    }
+    if mapping:
+        metadata["map"] = {names[true]: names[given] for true, given in mapping.items()}
+    return Corruption(source, corrupted, metadata)
+
+
+class SourceImages:
+    """`noise.Images` of a source: decodes, and trains a network, only when a noise model asks."""
+
+    def __init__(self, source: Source, config: CorruptConfig, watcher: Watcher) -> None:
+        self._source = source
+        self._config = config
+        self._watcher = watcher
+
+    def pixels(self) -> tuple[noise.RowIndex, NDArray[np.uint8]]:
+        """Images of at most 32 px."""
+        return self._decoded()
+
+    def logits(self) -> tuple[noise.RowIndex, NDArray[np.float32]]:
+        """Logits, without augmentation, of a cnn8 trained on the labels by plain cross-entropy."""
+        rows, images = self._decoded()
+        source, config, watcher = self._source, self._config, self._watcher
+        if len(np.unique(source.given[rows])) < 2:
+            raise RelabelError(
+                f"{source.location}: fewer than two classes have an image that can be read.",
+                "Check that the files are images and were copied completely.",
+            )
+
+        import torch
+
+        from relabel import backbones, correctors
+        from relabel.data.loading import ImageInputs
+        from relabel.device import resolve
+        from relabel.training import EpochReport, Rows, Schedule, Training
+
+        compute = resolve(config.device)
+        # Drawn, because torch takes no seed beyond 64 bits.
+        seed = int(np.random.default_rng(config.seed).integers(2**62))
+        low, high = EPOCH_LIMITS
+        epochs = config.epochs or min(high, max(low, math.ceil(SAMPLES_SEEN / len(rows))))
+        batch_size = 256 if len(rows) >= 10_000 else 64
+        nothing = torch.empty(0, dtype=torch.int64)
+        schedule = Schedule(
+            epochs=epochs,
+            warmup_epochs=0,
+            average_from=epochs,
+            batch_size=batch_size,
+            learning_rate=0.2 * (batch_size / 256) ** 0.5,
+            weight_decay=5e-4,
+            meta_learning_rate=0.0,
+            meta_batch_size=1,
+        )
+
+        def on_epoch(report: EpochReport) -> None:
+            watcher.say(f"Epoch {report.epoch + 1}/{report.epochs}: loss {report.loss:.3f}")
+
+        devices = [compute.device] if compute.device.type == "cuda" else []
+        with torch.random.fork_rng(devices):  # the caller's random numbers stay as they were
+            torch.manual_seed(seed)
+            backbone = backbones.build("cnn8", len(source.class_names), images.shape[1])
+            training = Training(
+                backbone,
+                correctors.create("none", len(source.class_names), backbone.head.in_features),
+                ImageInputs(images, "shift"),  # a mirror would make other characters of digits and letters
+                Rows(torch.from_numpy(rows), torch.from_numpy(source.given), nothing, nothing, nothing),
+                schedule,
+                compute,
+                seed,
+            )
+            watcher.say(
+                f"Learning {len(rows):,} images of {images.shape[1]} px: cnn8 on {compute.describe()}, "
+                f"{epochs} epochs."
+            )
+            watcher.stage("Training", epochs * math.ceil(len(rows) / batch_size))
+            training.run(on_epoch, watcher.advance)
+        logits = np.zeros((len(source), len(source.class_names)), dtype=np.float32)
+        for index, batch in training.predict(training.rows.train):
+            logits[index.numpy()] = batch.cpu().numpy()
+        agreed = (logits[rows].argmax(axis=1) == source.given[rows]).mean()
+        watcher.say(f"The network agrees with {agreed * 100:.1f} % of the labels.")
+        return rows, logits
+
+    def _decoded(self) -> tuple[noise.RowIndex, NDArray[np.uint8]]:
+        """Labelled readable rows, and the images [N, S, S, 3]; S is the native size within 8..32."""
+        from relabel.data.loading import decode_all
+
+        source, watcher = self._source, self._watcher
+        skip = set(source.errors) | set(np.flatnonzero(source.given < 0).tolist())
+        wanted = [row for row in range(len(source)) if row not in skip]
+        size = max(8, min(IMAGE_SIZE, probe_sizes([source.references[row] for row in wanted])))
+        watcher.stage("Decoding", len(wanted))
+        images, unreadable = decode_all(source.references, size, skip, watcher.advance)
+        rows = np.array([row for row in wanted if row not in unreadable], dtype=np.int64)
+        errors = {**source.errors, **unreadable}
+        kept = sorted(row for row in errors if source.given[row] >= 0)
+        if len(rows) == 0:
+            raise RelabelError(
+                f"None of the labelled images of {source.location} can be read ({errors[kept[0]]}).",
+                "Check that the files are images and were copied completely.",
+            )
+        if kept:
+            watcher.warn(
+                f"{len(kept):,} of {len(source):,} images cannot be used and keep their label; "
+                f"first {source.file_names[kept[0]]!r}: {errors[kept[0]]}."
+            )
+        return rows, images
