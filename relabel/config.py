@@ -1,22 +1,90 @@
-"""What one run is asked to do: the flags of `relabel fit` as one value."""
+"""What one run is asked to do: a command's flags as one value, and the recipes behind those of `fit`."""
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from relabel.errors import RelabelError
 
 
 @dataclass(frozen=True)
+class Recipe:
+    """How a corrector is trained unless flags say otherwise; None means "decide from the data".
+
+    warmup: share of the epochs before the corrector; milestones: shares of the run after which the learning
+    rate is divided by 10, None for one cycle; meta_weight_decay: of φ's Adam.
+    """
+
+    corrector: str
+    options: Mapping[str, str] = field(default_factory=dict)
+    epochs: int | None = None
+    warmup: float = 0.4
+    batch_size: int | None = None
+    learning_rate: float | None = None
+    weight_decay: float = 5e-4
+    milestones: tuple[float, ...] | None = None
+    meta_learning_rate: float = 1e-3
+    meta_weight_decay: float = 0.0
+    meta_batch_size: int = 64
+    meta_every: int = 1
+
+
+RECIPES = {
+    recipe.corrector: recipe
+    for recipe in (
+        Recipe("mslc", meta_learning_rate=1e-4),
+        Recipe("mlc"),
+        Recipe("metalabelnet", warmup=0.75),
+        Recipe("tmlc", meta_learning_rate=3e-3, meta_every=4),
+        Recipe("none"),
+    )
+}
+"""Defaults that suit budgets of tens of epochs."""
+
+PRESETS = {
+    # Wu et al. 2020, section 4: random start of the nets and rates from their released code.
+    "mslc-paper": Recipe(
+        "mslc", {"start": "random"}, epochs=120, warmup=80 / 120, batch_size=100, learning_rate=0.1,
+        milestones=(80 / 120, 100 / 120), meta_batch_size=100,
+    ),
+    # Wang et al. 2020, section 5.1 (CIFAR; beta is T's step); the length of training is not printed.
+    "mlc-paper": Recipe(
+        "mlc", {"start": "identity", "transition": "projection"}, epochs=120, batch_size=64,
+        learning_rate=1e-4, milestones=(), meta_learning_rate=1e-2,
+    ),
+    # Algan and Ulusoy 2022, section IV-B (CIFAR-10).
+    "metalabelnet-paper": Recipe(
+        "metalabelnet", {"start": "random"}, epochs=120, warmup=44 / 120, batch_size=128, learning_rate=1e-2,
+        weight_decay=1e-4, milestones=(40 / 120, 80 / 120), meta_learning_rate=1e-2, meta_weight_decay=1e-4,
+        meta_batch_size=128,
+    ),
+    # TMLC-Net, section IV-C (CIFAR); the rate of the meta-learner is not printed.
+    "tmlc-paper": Recipe(
+        "tmlc", epochs=200, warmup=0.1, batch_size=128, learning_rate=0.1, weight_decay=1e-4,
+        milestones=(80 / 200, 120 / 200), meta_learning_rate=1e-3, meta_batch_size=128,
+    ),
+}  # fmt: skip
+"""The papers' own settings (`--preset`)."""
+
+META_GRADIENTS = ("last-layer", "exact")
+DEFAULT_CORRECTOR = "tmlc"
+CORRECTOR_FOR_OTHER_IMAGES = "mslc"
+"""The default where the verified images are not those of SOURCE."""
+
+
+@dataclass(frozen=True)
 class FitConfig:
-    """`relabel fit`: None means "decide from the data"; every other default is the flag's default."""
+    """`relabel fit`: None means the recipe's, or decided from the data; other defaults are the flags'."""
 
     source: str
     trusted: Path
     labels: Path | None = None
-    corrector: str = "mslc"
+    corrector: str | None = None
+    preset: str | None = None
+    options: Mapping[str, str] = field(default_factory=dict)
     backbone: str | None = None
     weights: str = "none"
     freeze: bool = False
@@ -26,6 +94,10 @@ class FitConfig:
     warmup: int | None = None
     batch_size: int | None = None
     learning_rate: float | None = None
+    meta_gradient: str = "last-layer"
+    meta_every: int | None = None
+    meta_batch_size: int | None = None
+    meta_learning_rate: float | None = None
     precision: float = 0.95
     seed: int = 0
     device: str = "auto"
@@ -35,20 +107,64 @@ class FitConfig:
 
     def __post_init__(self) -> None:
         """Refuse values no run can have; the message names the flag."""
-        if not 0 < self.precision < 1:
-            raise RelabelError(f"--precision {self.precision}: must lie between 0 and 1.", "Use 0.95, say.")
+        for flag, name, names in (
+            ("--preset", self.preset, tuple(PRESETS)),
+            ("--meta-gradient", self.meta_gradient, META_GRADIENTS),
+        ):
+            if name is not None and name not in names:
+                raise RelabelError(f"{flag} {name}: there is no such one.", f"Use {' or '.join(names)}.")
+        if self.preset is not None and self.corrector not in (None, PRESETS[self.preset].corrector):
+            raise RelabelError(
+                f"--preset {self.preset} is for {PRESETS[self.preset].corrector}, not {self.corrector}.",
+                "Drop --corrector.",
+            )
+        _check_precision(self.precision)
         if self.image_size is not None and not 8 <= self.image_size <= 1024:
             raise RelabelError(f"--image-size {self.image_size}: must lie between 8 and 1024.")
-        for flag, value in (("--epochs", self.epochs), ("--batch-size", self.batch_size)):
-            if value is not None and value < 2:
-                raise RelabelError(f"{flag} {value}: must be at least 2.")
+        for flag, value, least in (
+            ("--epochs", self.epochs, 2),
+            ("--batch-size", self.batch_size, 2),
+            ("--meta-every", self.meta_every, 1),
+            ("--meta-batch-size", self.meta_batch_size, 1),
+        ):
+            if value is not None and value < least:
+                raise RelabelError(f"{flag} {value}: must be at least {least}.")
         if self.warmup is not None and not 1 <= self.warmup < (self.epochs or self.warmup + 1):
             raise RelabelError(f"--warmup {self.warmup}: must lie between 1 and the number of epochs.")
-        if self.learning_rate is not None and not 0 < self.learning_rate < math.inf:
-            raise RelabelError(f"--lr {self.learning_rate}: must be a positive number.")
+        for flag, rate in (("--lr", self.learning_rate), ("--meta-lr", self.meta_learning_rate)):
+            if rate is not None and not 0 < rate < math.inf:
+                raise RelabelError(f"{flag} {rate}: must be a positive number.")
         if not 0 <= self.seed < 2**63:
             raise RelabelError(f"--seed {self.seed}: must lie between 0 and 2^63 - 1.")
         if self.freeze and self.weights == "none":
             raise RelabelError(
                 "--freeze needs a pretrained backbone.", "Add --weights imagenet or --weights PATH."
             )
+
+    @property
+    def recipe(self) -> Recipe:
+        """The preset's recipe, or the corrector's own."""
+        if self.preset is not None:
+            return PRESETS[self.preset]
+        return RECIPES.get(self.corrector or DEFAULT_CORRECTOR, Recipe(self.corrector or DEFAULT_CORRECTOR))
+
+
+@dataclass(frozen=True)
+class PredictConfig:
+    """`relabel predict`; the defaults are the flags'."""
+
+    source: str
+    model: Path
+    labels: Path | None = None
+    precision: float = 0.95
+    device: str = "auto"
+    amp: str = "auto"
+
+    def __post_init__(self) -> None:
+        """Refuse values no run can have; the message names the flag."""
+        _check_precision(self.precision)
+
+
+def _check_precision(precision: float) -> None:
+    if not 0 < precision < 1:
+        raise RelabelError(f"--precision {precision}: must lie between 0 and 1.", "Use 0.95, say.")

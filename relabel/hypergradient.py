@@ -1,4 +1,4 @@
-"""Meta-gradients of one look-ahead step, as pure functions chosen from a plain dict.
+"""Meta-gradients of one look-ahead step, as pure functions.
 
 With w' = w − α ∇_w (1/B) Σ_i ℓ_i(z_i; φ) and the trusted loss L_meta(w'), the chain rule gives
 
@@ -6,15 +6,27 @@ With w' = w − α ∇_w (1/B) Σ_i ℓ_i(z_i; φ) and the trusted loss L_meta(w
 
 so the corrector's parameters φ are reached by a double backward over C-dimensional logits; no
 second-order graph of the backbone exists. Nothing here changes a parameter, a buffer or a random state.
+
+This is the bilevel step of MW-Net, MLC and MSLC: `exact` takes it with every weight of the backbone,
+`last_layer` with the classifier alone, much as FaMUS (Xu et al. 2021) takes it with the top block.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
+from functools import partial
+from typing import Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.func import functional_call
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.overrides import TorchFunctionMode
+
+from relabel.backbones import Backbone
 
 LossFunction = Callable[[Tensor], Tensor]
 
@@ -37,17 +49,301 @@ def last_layer(
     Equals the exact form with every parameter but the head frozen: z depends on the head linearly, so
     ż_i = V_W h_i + v_b. Costs four products with the head's matrix. Returns one gradient per parameter.
     """
-    batch = logits.shape[0]
-    with torch.enable_grad():
-        logits = logits.detach().requires_grad_()
-        (grad_logits,) = torch.autograd.grad(loss(logits).sum(), logits, create_graph=True)
+    grad_logits = _grad_logits(logits, loss)
     with torch.no_grad():
-        step = grad_logits * (learning_rate / batch)
+        step = grad_logits * (learning_rate / len(logits))
         weight = head.weight - step.T @ features
         bias = head.bias - step.sum(dim=0)
         trusted_probability = torch.softmax(trusted_features @ weight.T + bias, dim=1)
         residual = trusted_probability - F.one_hot(trusted_labels, logits.shape[1])
         residual /= len(trusted_labels)
         tangent = features @ (residual.T @ trusted_features).T + residual.sum(dim=0)
+    return _grad_parameters(grad_logits, tangent, parameters, learning_rate)
+
+
+def exact(
+    backbone: Backbone,
+    logits: Tensor,
+    loss: LossFunction,
+    parameters: Sequence[Tensor],
+    trusted_inputs: Tensor,
+    trusted_labels: Tensor,
+    learning_rate: float,
+    autocast: AbstractContextManager[None] | None = None,
+) -> list[Tensor]:
+    """dL_meta/dφ when the look-ahead step moves every weight that is not frozen.
+
+    logits: [B, C] of the noisy batch, with the graph of the forward that the backbone's own step will use;
+    the graph is kept. Run that forward under `linearizable()`: without, the result is the same where autograd
+    has one, at several times the cost. loss: logits [B, C] to losses [B], differentiable in logits and φ; parameters: φ;
+    trusted_inputs: [M, ...], trusted_labels: [M]; learning_rate: α; autocast: the mixed-precision region
+    of the trusted forward, which runs in the backbone's present mode on copies of its buffers.
+    With u = ∂ℓ/∂z, ż = J v is the derivative of ⟨Jᵀu, v⟩ in u, the Jacobian-vector product by two backward
+    passes of Townsend (2017): dropout and BatchNorm's statistics are those of the one noisy forward. Costs
+    two backward passes of B rows and a step of M rows; with M = B/4 a training step takes 2.6 times as long
+    as a plain one, in float32 and in bf16. Returns one gradient per parameter.
+    """
+    grad_logits = _grad_logits(logits, loss)
+    weights = {name: weight for name, weight in backbone.named_parameters() if weight.requires_grad}
+    with torch.enable_grad():
+        cotangent = (grad_logits.detach() / len(logits)).requires_grad_()
+        found = torch.autograd.grad(
+            logits, list(weights.values()), cotangent, create_graph=True, allow_unused=True
+        )
+        gradients = {
+            name: gradient for name, gradient in zip(weights, found, strict=True) if gradient is not None
+        }
+        lookahead = {
+            name: (weights[name].detach() - learning_rate * gradient.detach()).requires_grad_()
+            for name, gradient in gradients.items()
+        }
+        trusted_loss = F.cross_entropy(
+            _logits_at(lookahead, backbone, trusted_inputs, autocast), trusted_labels
+        )
+        direction = torch.autograd.grad(trusted_loss, list(lookahead.values()), materialize_grads=True)
+        (tangent,) = torch.autograd.grad(list(gradients.values()), cotangent, direction)
+    return _grad_parameters(grad_logits, tangent, parameters, learning_rate)
+
+
+@contextmanager
+def linearizable() -> Iterator[None]:
+    """The region of the noisy batch's forward when `exact` follows.
+
+    Values and first derivatives are those of any forward. What changes is the second backward pass, which
+    turns v into ż: autograd's own also computes what the graph of a convolution or a BatchNorm would need
+    if its inputs moved with φ, at four to eight times the cost. Here the layers of `_RULES` compute the tangent
+    alone, so nothing but `exact` may differentiate twice through this graph. Other layers keep autograd's
+    formulas; attention takes its plain form, the only one that has a second derivative. The first
+    backward pass without `create_graph`, the backbone's own, frees the graph.
+    """
+    with sdpa_kernel(SDPBackend.MATH), _Linearize():
+        yield
+
+
+def _grad_logits(logits: Tensor, loss: LossFunction) -> Tensor:
+    """∂ℓ_i/∂z_i [B, C], with a graph to φ and none to the backbone."""
+    with torch.enable_grad():
+        logits = logits.detach().requires_grad_()
+        return torch.autograd.grad(loss(logits).sum(), logits, create_graph=True)[0]
+
+
+def _grad_parameters(
+    grad_logits: Tensor, tangent: Tensor, parameters: Sequence[Tensor], learning_rate: float
+) -> list[Tensor]:
+    """−(α/B) ∂/∂φ Σ_i ⟨∂ℓ_i/∂z_i, ż_i⟩ for ∂ℓ/∂z and ż [B, C], one gradient per parameter."""
     gradients = torch.autograd.grad(grad_logits, list(parameters), grad_outputs=tangent)
-    return [gradient * (-learning_rate / batch) for gradient in gradients]
+    return [gradient * (-learning_rate / len(tangent)) for gradient in gradients]
+
+
+def _logits_at(
+    weights: Mapping[str, Tensor],
+    backbone: Backbone,
+    inputs: Tensor,
+    autocast: AbstractContextManager[None] | None,
+) -> Tensor:
+    """Logits [M, C] of the backbone with some weights replaced, leaving no trace in it or in the RNG."""
+    buffers = {name: buffer.clone() for name, buffer in backbone.named_buffers()}
+    devices = [inputs.device] if inputs.device.type == "cuda" else []
+    with torch.random.fork_rng(devices), autocast or nullcontext():
+        logits: Tensor = functional_call(backbone, {**weights, **buffers}, (inputs,))[0]
+    return logits
+
+
+@dataclass(frozen=True)
+class _Call:
+    """One layer's y = f(x, θ) with a graph of its own, whose leaves are the inputs, None where f takes none.
+
+    push_forward: J, this call and one tangent per input, None for zero, to the tangent of y.
+    """
+
+    inputs: Sequence[Tensor | None]
+    output: Tensor
+    push_forward: Callable[..., Tensor]
+
+    def pull_back(self, grad_output: Tensor) -> tuple[Tensor | None, ...]:
+        """Jᵀ: the gradient of y to those of the inputs, None for an input that requires none."""
+        wanted = [x for x in self.inputs if x is not None and x.requires_grad]
+        found = iter(torch.autograd.grad(self.output, wanted, grad_output, retain_graph=True))
+        return tuple(next(found) if x is not None and x.requires_grad else None for x in self.inputs)
+
+
+class _Context(Protocol):
+    call: _Call | None
+
+    def set_materialize_grads(self, value: bool) -> None: ...
+
+
+class _Layer(torch.autograd.Function):
+    """f, whose backward pass is `_PullBack`."""
+
+    @staticmethod
+    def forward(
+        ctx: _Context,
+        function: Callable[..., Tensor],
+        push_forward: Callable[..., Tensor],
+        *inputs: Tensor | None,
+    ) -> Tensor:
+        leaves = [None if x is None else x.detach().requires_grad_(x.requires_grad) for x in inputs]
+        with torch.enable_grad():
+            output = function(*leaves)
+        ctx.call = _Call(leaves, output, push_forward)
+        return output.detach()
+
+    @staticmethod
+    def backward(ctx: _Context, grad_output: Tensor) -> tuple[Tensor | None, ...]:
+        call = ctx.call
+        if not torch.is_grad_enabled():
+            ctx.call = None  # as autograd frees what it saved, or the activations would outlive the step
+        gradients: tuple[Tensor | None, ...] = _PullBack.apply(call, grad_output)
+        return None, None, *gradients
+
+
+class _PullBack(torch.autograd.Function):
+    """Jᵀ on the gradient of y. It is linear, so its own backward pass is its transpose J."""
+
+    @staticmethod
+    def forward(ctx: _Context, call: _Call, grad_output: Tensor) -> tuple[Tensor | None, ...]:
+        ctx.call = call
+        ctx.set_materialize_grads(False)
+        return call.pull_back(grad_output)
+
+    @staticmethod
+    def backward(ctx: _Context, *tangents: Tensor | None) -> tuple[Tensor | None, ...]:
+        assert ctx.call is not None
+        return None, ctx.call.push_forward(ctx.call, *tangents)
+
+
+_Size = int | tuple[int, ...]
+_pool: Callable[..., tuple[Tensor, Tensor]] = F.max_pool2d_with_indices
+
+
+def _conv2d(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: _Size = 1,
+    padding: _Size | str = 0,
+    dilation: _Size = 1,
+    groups: int = 1,
+) -> Tensor:
+    def function(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+        return F.conv2d(x, weight, bias, stride, padding, dilation, groups)
+
+    def push_forward(call: _Call, dx: Tensor | None, dweight: Tensor | None, dbias: Tensor | None) -> Tensor:
+        dtype = call.output.dtype  # under autocast not that of the weights
+        terms = []
+        if dx is not None:
+            terms.append(function(dx.to(dtype), weight.to(dtype)))
+        if dweight is not None:
+            terms.append(function(x.to(dtype), dweight.to(dtype)))
+        if dbias is not None:
+            terms.append(dbias.to(dtype)[:, None, None].expand_as(call.output))
+        return _sum(terms)
+
+    return _layer(function, push_forward, x, weight, bias)
+
+
+def _batch_norm(
+    x: Tensor,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    training: bool = False,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+) -> Tensor:
+    def function(x: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
+        return F.batch_norm(x, running_mean, running_var, weight, bias, training, momentum, eps)
+
+    def push_forward(call: _Call, dx: Tensor | None, dweight: Tensor | None, dbias: Tensor | None) -> Tensor:
+        terms = []
+        if dx is not None:
+            by_x, *_ = call.pull_back(dx)  # the Jacobian in x is symmetric
+            assert by_x is not None
+            terms.append(by_x)
+        if dweight is not None or dbias is not None:
+            scale = torch.zeros_like(weight) if dweight is None and weight is not None else dweight
+            statistics = (None, None) if training else (running_mean, running_var)
+            terms.append(F.batch_norm(x, *statistics, scale, dbias, training, 0.0, eps))
+        return _sum(terms)
+
+    return _layer(function, push_forward, x, weight, bias)
+
+
+def _max_pool2d(
+    x: Tensor,
+    kernel_size: _Size,
+    stride: _Size | None = None,
+    padding: _Size = 0,
+    dilation: _Size = 1,
+    ceil_mode: bool = False,
+    return_indices: bool = False,
+) -> Tensor:
+    pool: Callable[[Tensor], tuple[Tensor, Tensor]] = partial(
+        _pool,
+        kernel_size=kernel_size,
+        stride=stride,
+        padding=padding,
+        dilation=dilation,
+        ceil_mode=ceil_mode,
+    )
+    assert not return_indices  # with indices it is another function
+    indices = torch.empty(0)
+
+    def function(x: Tensor) -> Tensor:
+        nonlocal indices
+        output, indices = pool(x)
+        return output
+
+    def push_forward(_: _Call, dx: Tensor) -> Tensor:
+        # Along the memory when the channels are last, as the loader lays images out.
+        place = indices.movedim(-3, -1)
+        picked = dx.movedim(-3, -1).flatten(-3, -2).gather(-2, place.flatten(-3, -2))
+        return picked.view_as(place).movedim(-1, -3)
+
+    return _layer(function, push_forward, x)
+
+
+def _hardsigmoid(x: Tensor, inplace: bool = False) -> Tensor:
+    def push_forward(call: _Call, dx: Tensor) -> Tensor:
+        (tangent,) = call.pull_back(dx)  # the Jacobian is diagonal
+        assert tangent is not None
+        return tangent
+
+    return _layer(F.hardsigmoid, push_forward, x)
+
+
+_RULES: dict[Callable[..., object], Callable[..., object]] = {
+    F.conv2d: _conv2d,
+    F.batch_norm: _batch_norm,
+    F.max_pool2d: _max_pool2d,
+    F.hardsigmoid: _hardsigmoid,
+}
+
+
+class _Linearize(TorchFunctionMode):
+    """Runs the functions of `_RULES` by their rules and all others as they are."""
+
+    def __torch_function__(
+        self,
+        func: Callable[..., object],
+        types: Sequence[type],
+        args: Sequence[object] = (),
+        kwargs: Mapping[str, object] | None = None,
+    ) -> object:
+        return _RULES.get(func, func)(*args, **(kwargs or {}))
+
+
+def _layer(
+    function: Callable[..., Tensor], push_forward: Callable[..., Tensor], *inputs: Tensor | None
+) -> Tensor:
+    output: Tensor = _Layer.apply(function, push_forward, *inputs)
+    return output
+
+
+def _sum(terms: Sequence[Tensor]) -> Tensor:
+    total, *rest = terms
+    for term in rest:
+        total.add_(term)
+    return total

@@ -7,7 +7,8 @@ from torch import Tensor
 
 
 class Ledger:
-    """Named tensors with one row per sample, plus the running average of the backbone's predictions.
+    """Named tensors with one row per sample, plus the backbone's predictions: their running average and
+    `latest` [N, C], the newest one, uniform before the first.
 
     Every training row is visited once per epoch, so a row's memory is read before it is written and the
     result does not depend on the order of the rows within the epoch.
@@ -23,13 +24,15 @@ class Ledger:
         self.num_classes = num_classes
         self.probability_sum = torch.zeros(num_rows, num_classes)
         self.visits = torch.zeros(num_rows)
+        self.latest = torch.full((num_rows, num_classes), 1.0 / num_classes)
         self.memory: dict[str, Tensor] = {}
 
     def add_prediction(self, index: Tensor, probability: Tensor) -> None:
         """Add one epoch's softmax `probability` [B, C] of rows `index` [B] to their averages."""
-        index = index.cpu()
-        self.probability_sum[index] += probability.detach().float().cpu()
+        index, probability = index.cpu(), probability.detach().float().cpu()
+        self.probability_sum[index] += probability
         self.visits[index] += 1
+        self.latest[index] = probability
 
     def forget_predictions(self) -> None:
         """Start the average anew."""
@@ -56,10 +59,16 @@ class Ledger:
 
     def state_dict(self) -> dict[str, Tensor | dict[str, Tensor]]:
         """Everything `load_state_dict` needs to go on."""
-        return {"probability_sum": self.probability_sum, "visits": self.visits, "memory": self.memory}
+        return {
+            "probability_sum": self.probability_sum,
+            "visits": self.visits,
+            "latest": self.latest,
+            "memory": self.memory,
+        }
 
     def load_state_dict(self, state: dict[str, Tensor | dict[str, Tensor]]) -> None:
         """Restore what `state_dict` returned."""
         self.probability_sum = state["probability_sum"]  # type: ignore[assignment]
         self.visits = state["visits"]  # type: ignore[assignment]
+        self.latest = state["latest"]  # type: ignore[assignment]
         self.memory = state["memory"]  # type: ignore[assignment]

@@ -1,14 +1,15 @@
 """The training loop: warm-up on the given labels, then the meta phase with a corrector.
 
 One pass over the training rows is an epoch. Per batch of the meta phase: the backbone's forward; the
-corrector's meta step on a trusted batch (`hypergradient`); the backbone's step on the corrected targets,
-reusing the same forward; the ledger.
+corrector's meta step on a trusted batch, through a look-ahead step (`hypergradient`) or directly; the
+backbone's step on the corrected targets, reusing the same forward; the ledger.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,17 +21,23 @@ from torch import Tensor
 
 from relabel import hypergradient
 from relabel.backbones import Backbone
-from relabel.correctors.base import Corrector, Memory
+from relabel.correctors.base import Corrector, Epoch, Memory, WarmUp
 from relabel.correctors.plain import Plain
 from relabel.data.loading import Inputs
 from relabel.device import Compute
 from relabel.errors import RunError
 from relabel.ledger import Ledger
 
+_HEAD_START = 300  # steps of a directly learned φ before its first soft label
+
 
 @dataclass(frozen=True)
 class Schedule:
-    """How long and how fast: epochs, steps and rates of one run."""
+    """How long and how fast: epochs, steps and rates of one run.
+
+    milestones: shares of the run after which the learning rate is divided by 10; None is one cycle.
+    meta_every: batches from one meta step to the next.
+    """
 
     epochs: int
     warmup_epochs: int
@@ -40,6 +47,10 @@ class Schedule:
     weight_decay: float
     meta_learning_rate: float
     meta_batch_size: int
+    meta_weight_decay: float = 0.0
+    meta_every: int = 1
+    meta_gradient: str = "last-layer"
+    milestones: tuple[float, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -47,8 +58,9 @@ class Rows:
     """Which rows play which part; all row indices into `Inputs`.
 
     train: [n] rows trained on under their given label (probe rows are among them);
-    given: [N] class ids, −1 unlabelled; unlabelled: [u] rows that are only predicted;
-    meta, meta_labels: [M] trusted rows that drive the meta loss and are never trained on.
+    given: [N] class ids, −1 unlabelled; unlabelled: [u] rows that are predicted, and trained on only by a
+    corrector that reads no given labels; meta, meta_labels: [M] trusted rows that drive φ, among `train` only
+    for a corrector with `trains_on_meta_rows`.
     """
 
     train: Tensor
@@ -71,10 +83,13 @@ class EpochReport:
 
 @dataclass(frozen=True)
 class _TrustedBatch:
-    """A batch of meta rows under the current backbone: features [M, D], verified labels [M], mean loss."""
+    """A batch of meta rows: inputs [M, ...], verified labels [M] and, under the current backbone, features
+    [M, D] and mean loss.
+    """
 
-    features: Tensor
+    inputs: Tensor
     labels: Tensor
+    features: Tensor
     loss: Tensor
 
 
@@ -103,8 +118,7 @@ class Training:
         self.seed = seed
         self.epoch = 0
         self.ledger = Ledger(len(rows.given), backbone.head.out_features)
-        self._warmup = Plain()
-        self._steps = math.ceil(len(rows.train) / schedule.batch_size)
+        self._warmup = Plain(backbone.head.out_features, backbone.head.in_features)
         decayed = [p for p in backbone.parameters() if p.ndim > 1]
         others = [p for p in backbone.parameters() if p.ndim <= 1]
         groups: list[dict[str, Any]] = [
@@ -117,9 +131,12 @@ class Training:
             momentum=0.9,
             nesterov=True,
         )
+        self._learned = [p for p in corrector.parameters() if p.requires_grad]
         self.meta_optimizer = (
-            torch.optim.Adam(corrector.parameters(), lr=schedule.meta_learning_rate)
-            if list(corrector.parameters())
+            torch.optim.Adam(
+                self._learned, lr=schedule.meta_learning_rate, weight_decay=schedule.meta_weight_decay
+            )
+            if self._learned
             else None
         )
 
@@ -128,52 +145,60 @@ class Training:
         while self.epoch < self.schedule.epochs:
             on_epoch(self.run_epoch(on_step))
 
-    @property
-    def steps_per_epoch(self) -> int:
-        """Batches per epoch."""
-        return self._steps
+    def steps_before(self, epoch: int) -> int:
+        """Batches of the epochs before `epoch`; before `schedule.epochs`, those of the whole run."""
+        return sum(self._steps(len(self._trained_rows(earlier))) for earlier in range(epoch))
+
+    def _steps(self, rows: int) -> int:
+        return math.ceil(rows / self.schedule.batch_size)
+
+    def _corrects(self, epoch: int) -> bool:
+        return self.meta_optimizer is not None and epoch >= self.schedule.warmup_epochs
+
+    def _trained_rows(self, epoch: int) -> Tensor:
+        """The rows an epoch trains on: unlabelled ones too, once nothing asks for their given label."""
+        if self._corrects(epoch) and not self.corrector.reads_given_labels:
+            return torch.cat([self.rows.train, self.rows.unlabelled])
+        return self.rows.train
 
     def run_epoch(self, on_step: Callable[[], None] = lambda: None) -> EpochReport:
         """One pass over the training rows."""
         epoch, schedule = self.epoch, self.schedule
         generator = torch.Generator().manual_seed(_derive(self.seed, epoch))
         torch.manual_seed(_derive(self.seed, epoch) + 1)  # dropout draws from the global state
-        corrected = self.meta_optimizer is not None and epoch >= schedule.warmup_epochs
+        corrected = self._corrects(epoch)
+        corrector = self.corrector if corrected else self._warmup
         self.backbone.train()
+        meta_batches = self._meta_batches(generator)
         if corrected and epoch == schedule.warmup_epochs:
             self._begin_meta_phase(generator)
+            if corrector.trains_on_meta_rows:
+                for _ in range(_HEAD_START):  # an unlearned φ would undo the warm-up within an epoch
+                    self._direct_step(next(meta_batches))
         if epoch == schedule.average_from:
             self.ledger.forget_predictions()
-        trusted_batches = self._trusted_batches(generator) if corrected else None
         loss_sum = torch.zeros((), device=self.compute.device)
-        meta_sum = torch.zeros((), device=self.compute.device)
-        order = self.rows.train[torch.randperm(len(self.rows.train), generator=generator)]
-        for step, index in enumerate(torch.tensor_split(order, self._steps)):
-            rate = self._learning_rate(epoch * self._steps + step)
-            given = self.rows.given[index].to(self.compute.device)
-            # Before the noisy batch's forward: its backward needs BatchNorm's buffers as it left them.
-            trusted = next(trusted_batches) if trusted_batches is not None else None
-            logits, features = self._forward(index, generator)
-            memory: Memory = {}
-            corrector: Corrector = self._warmup
-            if trusted is not None:
-                corrector = self.corrector
-                memory = self.ledger.read(index, self.compute.device)
-                meta_sum += trusted.loss
-                self._meta_step(logits, features, given, memory, rate, trusted)
-            loss = corrector.loss(logits, given, memory).mean()
-            self.optimizer.zero_grad(set_to_none=True)
-            loss.backward()  # type: ignore[no-untyped-call]
-            self.optimizer.step()
-            loss_sum += loss.detach()
-            with torch.no_grad():
-                logits = logits.detach()
-                self.ledger.add_prediction(index, torch.softmax(logits, dim=1))
-                self.ledger.write(index, corrector.remember(logits, given, memory))
+        meta_losses: list[Tensor] = []
+        rows = self._trained_rows(epoch)
+        steps = self._steps(len(rows))
+        order = rows[torch.randperm(len(rows), generator=generator)]
+        for step, index in enumerate(torch.tensor_split(order, steps)):
+            rate = self._set_learning_rate(epoch + step / steps, 1 / steps)
+            trusted: _TrustedBatch | None = None
+            if corrected and step % schedule.meta_every == 0:
+                batch = next(meta_batches)
+                if corrector.trains_on_meta_rows:
+                    meta_losses.append(self._direct_step(batch))
+                else:
+                    # Before the noisy batch's forward, whose backward needs BatchNorm's buffers as left.
+                    trusted = self._trusted_batch(batch, generator)
+                    meta_losses.append(trusted.loss)
+            loss_sum += self._train_batch(corrector, index, rate, trusted, generator)
             on_step()
-        if epoch >= schedule.average_from:
+        if epoch >= schedule.average_from and len(rows) == len(self.rows.train):
             self._predict_unlabelled()
-        mean_loss = loss_sum.item() / self._steps
+        self._observe()
+        mean_loss = loss_sum.item() / steps
         if not math.isfinite(mean_loss):
             raise RunError(f"The training loss is no longer finite in epoch {epoch + 1}.", "Lower --lr.")
         self.epoch += 1
@@ -182,32 +207,86 @@ class Training:
             epochs=schedule.epochs,
             phase="meta" if corrected else "train" if self.meta_optimizer is None else "warm-up",
             loss=mean_loss,
-            meta_loss=meta_sum.item() / self._steps if corrected else None,
+            meta_loss=torch.stack(meta_losses).mean().item() if meta_losses else None,
         )
 
-    def _forward(self, index: Tensor, generator: torch.Generator | None) -> tuple[Tensor, Tensor]:
-        batch = self.inputs.batch(index, self.compute.device, generator)
-        alone = self.backbone.training and len(index) == 1  # BatchNorm needs two values to normalise
+    def _train_batch(
+        self,
+        corrector: Corrector,
+        index: Tensor,
+        rate: float,
+        trusted: _TrustedBatch | None,
+        generator: torch.Generator,
+    ) -> Tensor:
+        """One step of the backbone on rows `index` [B], after one of φ if `trusted` is given; mean loss."""
+        given = self.rows.given[index].to(self.compute.device)
+        exact = trusted is not None and self.schedule.meta_gradient == "exact"
+        with hypergradient.linearizable() if exact else nullcontext():
+            logits, features = self._forward(self.inputs.batch(index, self.compute.device, generator))
+        memory = self.ledger.read(index, self.compute.device) if corrector is self.corrector else {}
+        if trusted is not None:
+            self._look_ahead_step(logits, features, given, memory, rate, trusted)
+        with _constant(corrector):
+            loss = corrector.loss(logits, given, memory).mean()
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()  # type: ignore[no-untyped-call]
+        self.optimizer.step()
+        with torch.no_grad():
+            logits = logits.detach()
+            self.ledger.add_prediction(index, torch.softmax(logits, dim=1))
+            self.ledger.write(index, corrector.remember(logits, given, memory))
+        return loss.detach()
+
+    def _forward(self, inputs: Tensor) -> tuple[Tensor, Tensor]:
+        alone = self.backbone.training and len(inputs) == 1  # BatchNorm needs two values to normalise
         with self.compute.autocast():
-            logits, features = self.backbone(batch.repeat_interleave(2, dim=0) if alone else batch)
-        return logits[: len(index)], features[: len(index)]
+            logits, features = self.backbone(inputs.repeat_interleave(2, dim=0) if alone else inputs)
+        return logits[: len(inputs)], features[: len(inputs)]
 
     def _begin_meta_phase(self, generator: torch.Generator) -> None:
-        self.ledger.memory = self.corrector.begin(self.ledger.mean_probability())
-        labelled = torch.zeros(len(self.rows.meta), dtype=torch.bool)
+        given = torch.full_like(self.rows.meta, -1)
         inside = self.rows.meta < len(self.rows.given)
-        labelled[inside] = self.rows.given[self.rows.meta[inside]] >= 0
-        rows, true = self.rows.meta[labelled], self.rows.meta_labels[labelled]
-        if len(rows):
-            parts = [
-                self._trusted_forward(index, generator)[0]
-                for index in torch.tensor_split(rows, math.ceil(len(rows) / self.schedule.batch_size))
-            ]
-            device = self.compute.device
-            self.corrector.warm_start(torch.cat(parts), self.rows.given[rows].to(device), true.to(device))
+        given[inside] = self.rows.given[self.rows.meta[inside]]
+        chunks = torch.tensor_split(self.rows.meta, self._steps(len(self.rows.meta)))
+        logits = [
+            self._trusted_forward(self.inputs.batch(rows, self.compute.device, generator))[0]
+            for rows in chunks
+        ]
+        device = self.compute.device
+        warm_up = WarmUp(
+            mean_probability=self.ledger.mean_probability(),
+            head=self.backbone.head,
+            features=self._frozen_features,
+            meta=self.rows.meta,
+            meta_true=self.rows.meta_labels.to(device),
+            meta_given=given.to(device),
+            meta_logits=torch.cat(logits),
+        )
+        self.ledger.memory |= self.corrector.begin(warm_up)
+        self.backbone.train()
 
-    def _trusted_forward(self, index: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """Logits and features of trusted rows as training sees rows, leaving no trace in the backbone.
+    def _observe(self) -> None:
+        trained = torch.zeros(len(self.rows.given), dtype=torch.bool)
+        trained[self.rows.train] = True
+        finished = Epoch(
+            probability=self.ledger.latest,
+            trained=trained,
+            given=self.rows.given,
+            memory=self.ledger.memory,
+            meta=self.rows.meta,
+            meta_true=self.rows.meta_labels,
+        )
+        self.ledger.memory |= self.corrector.observe(finished)
+
+    def _frozen_features(self) -> Tensor:
+        """Penultimate features [len(inputs), D] as the backbone stands, in host memory."""
+        features = torch.empty(len(self.inputs), self.backbone.head.in_features)
+        for index, _, penultimate in self._evaluate(torch.arange(len(self.inputs))):
+            features[index] = penultimate.cpu()
+        return features
+
+    def _trusted_forward(self, inputs: Tensor) -> tuple[Tensor, Tensor]:
+        """Logits and features of trusted inputs as training sees them, leaving no trace in the backbone.
 
         BatchNorm takes the batch's own statistics, as it does for the noisy batch: while the rate is high
         the running ones lag so far behind that the features of the two would not compare.
@@ -215,12 +294,20 @@ class Training:
         devices = [self.compute.device] if self.compute.device.type == "cuda" else []
         buffers = [buffer.clone() for buffer in self.backbone.buffers()]
         with torch.no_grad(), torch.random.fork_rng(devices):
-            logits, features = self._forward(index, generator)
+            logits, features = self._forward(inputs)
             for buffer, before in zip(self.backbone.buffers(), buffers, strict=True):
                 buffer.copy_(before)
         return logits, features
 
-    def _meta_step(
+    def _trusted_batch(self, batch: Tensor, generator: torch.Generator) -> _TrustedBatch:
+        if len(batch) == 1:
+            batch = batch.repeat(2)  # BatchNorm needs two values to normalise, and the mean stays
+        inputs = self.inputs.batch(self.rows.meta[batch], self.compute.device, generator)
+        logits, features = self._trusted_forward(inputs)
+        labels = self.rows.meta_labels[batch].to(self.compute.device)
+        return _TrustedBatch(inputs, labels, features, F.cross_entropy(logits, labels))
+
+    def _look_ahead_step(
         self,
         logits: Tensor,
         features: Tensor,
@@ -229,39 +316,80 @@ class Training:
         rate: float,
         trusted: _TrustedBatch,
     ) -> None:
-        """One step of φ down the trusted loss after a look-ahead step."""
-        assert self.meta_optimizer is not None
-        parameters = list(self.corrector.parameters())
-        gradients = hypergradient.last_layer(
-            self.backbone.head,
-            features.detach(),
-            logits.detach(),
-            lambda z: self.corrector.loss(z, given, memory),
-            parameters,
-            trusted.features,
-            trusted.labels,
-            rate,
-        )
-        for parameter, gradient in zip(parameters, gradients, strict=True):
+        """One step of φ down the trusted loss after a look-ahead step of the backbone."""
+        corrector, schedule = self.corrector, self.schedule
+        virtual_rate = rate if corrector.virtual_learning_rate is None else corrector.virtual_learning_rate
+
+        def virtual_loss(z: Tensor) -> Tensor:
+            return corrector.virtual_loss(z, given, memory)
+
+        if schedule.meta_gradient == "exact":
+            gradients = hypergradient.exact(
+                self.backbone,
+                logits,
+                virtual_loss,
+                self._learned,
+                trusted.inputs,
+                trusted.labels,
+                virtual_rate,
+                self.compute.autocast(),
+            )
+        else:
+            gradients = hypergradient.last_layer(
+                self.backbone.head,
+                features.detach(),
+                logits.detach(),
+                virtual_loss,
+                self._learned,
+                trusted.features,
+                trusted.labels,
+                virtual_rate,
+            )
+        for parameter, gradient in zip(self._learned, gradients, strict=True):
             parameter.grad = gradient
+        self._step_corrector()
+
+    def _direct_step(self, batch: Tensor) -> Tensor:
+        """One step of φ down its own loss on trusted rows that training passes through; returns the loss."""
+        assert self.meta_optimizer is not None
+        rows = self.rows.meta[batch]
+        device = self.compute.device
+        loss = self.corrector.trusted_loss(
+            self.rows.given[rows].to(device),
+            self.rows.meta_labels[batch].to(device),
+            self.ledger.read(rows, device),
+        )
+        self.meta_optimizer.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        self._step_corrector()
+        return loss.detach()
+
+    def _step_corrector(self) -> None:
+        assert self.meta_optimizer is not None
         self.meta_optimizer.step()
+        self.corrector.project()
 
-    def _trusted_batches(self, generator: torch.Generator) -> Iterator[_TrustedBatch]:
-        """Endless shuffled batches of meta rows, each run through the backbone when it is asked for."""
+    def _meta_batches(self, generator: torch.Generator) -> Iterator[Tensor]:
+        """Endless shuffled batches of positions in `rows.meta`."""
         count = len(self.rows.meta)
-        batches = math.ceil(count / self.schedule.meta_batch_size)
         while True:
-            for rows in torch.tensor_split(torch.randperm(count, generator=generator), batches):
-                logits, features = self._trusted_forward(self.rows.meta[rows], generator)
-                labels = self.rows.meta_labels[rows].to(self.compute.device)
-                yield _TrustedBatch(features, labels, F.cross_entropy(logits, labels))
+            yield from torch.tensor_split(
+                torch.randperm(count, generator=generator), math.ceil(count / self.schedule.meta_batch_size)
+            )
 
-    def _learning_rate(self, step: int) -> float:
-        """One cycle: up over the first fifth of the steps, then down to zero, both linear (Smith 2018)."""
-        total = self.schedule.epochs * self._steps
-        rise = max(1, total // 5)
-        share = (step + 1) / rise if step < rise else (total - step) / max(1, total - rise)
-        rate = self.schedule.learning_rate * share
+    def _set_learning_rate(self, position: float, step: float) -> float:
+        """The rate `position` epochs into the run, for a batch that is `step` of an epoch.
+
+        One cycle: up over the first fifth of the run, then down to zero, both linear (Smith 2018).
+        """
+        epochs, milestones = self.schedule.epochs, self.schedule.milestones
+        if milestones is not None:
+            share: float = 0.1 ** sum(position >= milestone * epochs for milestone in milestones)
+        elif position < epochs / 5:
+            share = (position + step) / (epochs / 5)
+        else:
+            share = (epochs - position) / (epochs * 4 / 5)
+        rate = self.schedule.learning_rate * min(1.0, share)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         return rate
@@ -272,12 +400,16 @@ class Training:
 
     def predict(self, rows: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
         """(index [B], logits [B, C]) of `rows`, in evaluation mode, without augmentation."""
+        for index, logits, _ in self._evaluate(rows):
+            yield index, logits
+
+    def _evaluate(self, rows: Tensor) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         self.backbone.eval()
         for start in range(0, len(rows), self.schedule.batch_size):
             index = rows[start : start + self.schedule.batch_size]
             with torch.no_grad():
-                logits, _ = self._forward(index, None)
-            yield index, logits
+                logits, features = self._forward(self.inputs.batch(index, self.compute.device, None))
+            yield index, logits, features
 
     def evidence(self) -> dict[str, NDArray[np.floating[Any]]]:
         """What training says of every row, as distributions [N, C] by name, for the calibration.
@@ -312,6 +444,19 @@ class Training:
         if self.meta_optimizer:
             self.meta_optimizer.load_state_dict(state["meta_optimizer"])
         self.ledger.load_state_dict(state["ledger"])
+
+
+@contextmanager
+def _constant(corrector: Corrector) -> Iterator[None]:
+    """φ as a constant: the backbone's step needs no graph to it."""
+    learned = [p for p in corrector.parameters() if p.requires_grad]
+    for parameter in learned:
+        parameter.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for parameter in learned:
+            parameter.requires_grad_(True)
 
 
 def _derive(seed: int, epoch: int) -> int:

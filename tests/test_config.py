@@ -2,8 +2,14 @@ from pathlib import Path
 
 import pytest
 
-from relabel.config import FitConfig
+from relabel import correctors
+from relabel.config import DEFAULT_CORRECTOR, PRESETS, RECIPES, FitConfig
+from relabel.correctors import REGISTRY
 from relabel.errors import RelabelError
+
+
+def config(**values) -> FitConfig:
+    return FitConfig("images", Path("trusted.csv"), **values)
 
 
 @pytest.mark.parametrize(
@@ -13,18 +19,66 @@ from relabel.errors import RelabelError
         ("--image-size", [{"image_size": value} for value in (7, 1025)]),
         ("--epochs", [{"epochs": value} for value in (1, 0, -3)]),
         ("--batch-size", [{"batch_size": 1}]),
+        ("--meta-every", [{"meta_every": value} for value in (0, -1)]),
+        ("--meta-batch-size", [{"meta_batch_size": 0}]),
         ("--warmup", [{"warmup": 0}, {"warmup": 5, "epochs": 5}]),
         ("--lr", [{"learning_rate": value} for value in (0, -1, float("nan"), float("inf"))]),
+        ("--meta-lr", [{"meta_learning_rate": value} for value in (0, -1, float("nan"), float("inf"))]),
         ("--seed", [{"seed": value} for value in (-1, 2**63)]),
         ("--freeze", [{"freeze": True}]),
+        ("--preset", [{"preset": "mslc"}, {"preset": "mslc-paper", "corrector": "mlc"}]),
     ],
 )
 def test_a_value_no_run_can_have_is_refused_by_its_flag(flag, values):
     for value in values:
         with pytest.raises(RelabelError, match=f"^{flag} "):
-            FitConfig("images", Path("trusted.csv"), **value)
+            config(**value)
 
 
 def test_the_edges_are_allowed():
-    FitConfig("i", Path("t"), image_size=8, epochs=2, warmup=1, batch_size=2, seed=2**63 - 1, precision=0.999)
-    FitConfig("i", Path("t"), warmup=100, weights="imagenet", freeze=True)
+    config(image_size=8, epochs=2, warmup=1, batch_size=2, seed=2**63 - 1, precision=0.999)
+    config(warmup=100, weights="imagenet", freeze=True, meta_every=1, meta_batch_size=1)
+
+
+def test_a_preset_names_its_corrector_or_agrees_with_the_one_asked_for():
+    for name, preset in PRESETS.items():
+        for corrector in (None, preset.corrector):
+            assert config(preset=name, corrector=corrector).recipe is preset
+
+
+@pytest.mark.parametrize("corrector", REGISTRY)
+def test_without_a_preset_the_recipe_is_the_corrector_s_own(corrector):
+    assert config(corrector=corrector).recipe is RECIPES[corrector]
+    assert RECIPES[corrector].corrector == corrector
+
+
+def test_the_default_corrector_is_registered():
+    assert config().recipe is RECIPES[DEFAULT_CORRECTOR]
+
+
+@pytest.mark.parametrize("recipe", [*RECIPES.values(), *PRESETS.values()], ids=[*RECIPES, *PRESETS])
+def test_a_recipe_can_be_followed(recipe):
+    correctors.check(recipe.corrector, recipe.options)
+    assert 0 < recipe.warmup < 1
+    assert recipe.meta_every >= 1
+    assert recipe.meta_batch_size >= 1
+    config(
+        epochs=recipe.epochs,
+        batch_size=recipe.batch_size,
+        learning_rate=recipe.learning_rate,
+        meta_learning_rate=recipe.meta_learning_rate,
+    )
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_a_paper_s_milestones_are_whole_epochs(name):
+    preset = PRESETS[name]
+    assert name == f"{preset.corrector}-paper"
+    assert preset.epochs
+    assert preset.epochs * preset.warmup == pytest.approx(round(preset.epochs * preset.warmup))
+    assert preset.milestones is not None, "no paper has the one cycle"
+    for milestone in preset.milestones:
+        reached = preset.epochs * milestone
+        assert reached == pytest.approx(round(reached))
+        assert round(reached) >= milestone * preset.epochs, "reached by the epoch's first batch"
+    assert list(preset.milestones) == sorted(preset.milestones)

@@ -24,6 +24,23 @@ def test_the_average_is_over_a_row_s_own_visits() -> None:
     assert ledger().visits.tolist() == [1, 0, 1, 2]
 
 
+def test_the_newest_prediction_is_kept_beside_the_average() -> None:
+    uniform = torch.full((3,), 1 / 3)
+    made = ledger()
+    torch.testing.assert_close(made.latest, torch.stack([TWO, uniform, TWO, TWO]))
+    made.forget_predictions()
+    torch.testing.assert_close(made.latest, torch.stack([TWO, uniform, TWO, TWO]))
+    made.add_prediction(torch.tensor([3, 1]), torch.stack([ONE, TWO]))
+    torch.testing.assert_close(made.latest, torch.stack([TWO, TWO, TWO, ONE]))
+
+
+def test_the_newest_prediction_is_a_copy() -> None:
+    made, probability = Ledger(2, 3), ONE[None].clone()
+    made.add_prediction(torch.tensor([1]), probability)
+    probability.zero_()
+    torch.testing.assert_close(made.latest[1], ONE)
+
+
 def test_forgetting_starts_the_average_anew_and_keeps_the_memory() -> None:
     made = ledger()
     made.memory = {"soft_label": torch.ones(4, 3)}
@@ -38,8 +55,9 @@ def test_predictions_are_kept_in_float32_and_without_a_graph() -> None:
     made = Ledger(2, 3)
     probability = ONE[None].bfloat16().requires_grad_()
     made.add_prediction(torch.tensor([1]), probability)
-    assert made.mean_probability().dtype == torch.float32
-    assert not made.mean_probability().requires_grad
+    for found in (made.mean_probability(), made.latest):
+        assert found.dtype == torch.float32
+        assert not found.requires_grad
 
 
 def test_memory_is_read_and_written_by_row() -> None:
@@ -67,6 +85,21 @@ def test_what_was_read_stays_when_the_memory_is_written() -> None:
     assert not read["soft_label"].any()
 
 
+def test_histories_of_any_shape_keep_their_number_format() -> None:
+    made = Ledger(4, 3)
+    made.memory = {"losses": torch.zeros(4, 2, 3, 2, dtype=torch.half)}
+    made.write(torch.tensor([2]), {"losses": torch.full((1, 2, 3, 2), 0.5)})
+    assert made.memory["losses"].dtype == torch.half
+    assert made.read(torch.tensor([2, 0]), CPU)["losses"].flatten(1).mean(dim=1).tolist() == [0.5, 0]
+
+
+def test_a_memory_may_be_longer_than_the_rows() -> None:
+    """Features of trusted images outside of the source stand behind those of its rows."""
+    made = Ledger(2, 3)
+    made.memory = {"features": torch.arange(6.0).reshape(3, 2)}
+    assert made.read(torch.tensor([1]), CPU)["features"].tolist() == [[2, 3]]
+
+
 def test_an_empty_memory_reads_and_writes_nothing() -> None:
     made = Ledger(2, 3)
     assert made.read(torch.tensor([0]), CPU) == {}
@@ -83,6 +116,7 @@ def test_the_state_goes_through_a_file() -> None:
     restored = Ledger(4, 3)
     restored.load_state_dict(torch.load(file, weights_only=True))
     assert torch.equal(restored.mean_probability(), made.mean_probability())
+    assert torch.equal(restored.latest, made.latest)
     assert torch.equal(restored.memory["soft_label"], made.memory["soft_label"])
     restored.add_prediction(torch.tensor([1]), ONE[None])
     made.add_prediction(torch.tensor([1]), ONE[None])

@@ -1,6 +1,9 @@
 """Training on tiny images of coloured stripes, a quarter of whose labels are wrong."""
 
+import copy
+import functools
 import io
+import math
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -9,9 +12,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from relabel import backbones, correctors
+import relabel.training
+from relabel import backbones, correctors, hypergradient
 from relabel.backbones import Backbone
-from relabel.correctors.mslc import MSLC
+from relabel.correctors import REGISTRY
+from relabel.correctors.base import Epoch, Memory, WarmUp
+from relabel.correctors.mlc import MLC
 from relabel.data.loading import ImageInputs
 from relabel.device import Compute
 from relabel.errors import RunError
@@ -19,7 +25,8 @@ from relabel.training import EpochReport, Rows, Schedule, Training
 
 CLASSES, SIZE, WRONG = 3, 8, 0.25
 TRAIN, META, UNLABELLED = torch.arange(120), torch.arange(120, 150), torch.arange(150, 162)
-TRUE = torch.arange(162) % CLASSES
+SOURCE, EXTERNAL = 162, torch.arange(162, 168)  # trusted images outside of the source
+TRUE = torch.arange(SOURCE + len(EXTERNAL)) % CLASSES
 SCHEDULE = Schedule(
     epochs=5,
     warmup_epochs=2,
@@ -30,6 +37,7 @@ SCHEDULE = Schedule(
     meta_learning_rate=0.01,
     meta_batch_size=8,
 )
+AVERAGED = SCHEDULE.epochs - SCHEDULE.average_from
 
 
 def images() -> np.ndarray[Any, np.dtype[np.uint8]]:
@@ -41,7 +49,7 @@ def images() -> np.ndarray[Any, np.dtype[np.uint8]]:
 
 def labels() -> Tensor:
     """Given labels: the meta rows' are as noisy as the others'."""
-    given = TRUE.clone()
+    given = TRUE[:SOURCE].clone()
     wrong = torch.randperm(len(TRAIN), generator=torch.Generator().manual_seed(0))[: int(WRONG * len(TRAIN))]
     given[wrong] = (given[wrong] + 1) % CLASSES
     given[META[::4]] = (given[META[::4]] + 1) % CLASSES
@@ -50,6 +58,17 @@ def labels() -> Tensor:
 
 
 ROWS = Rows(train=TRAIN, given=labels(), unlabelled=UNLABELLED, meta=META, meta_labels=TRUE[META])
+
+
+def with_other_given(rows: Tensor) -> Rows:
+    given = ROWS.given.clone()
+    given[rows] = (given[rows] + 1) % CLASSES
+    return replace(ROWS, given=given)
+
+
+def with_external() -> Rows:
+    meta = torch.cat([META, EXTERNAL])
+    return replace(ROWS, meta=meta, meta_labels=TRUE[meta])
 
 
 def tiny() -> Backbone:
@@ -68,25 +87,37 @@ def tiny() -> Backbone:
 @dataclass
 class Setting:
     corrector: str = "mslc"
+    options: dict[str, str] = field(default_factory=dict)
     seed: int = 0
     rows: Rows = ROWS
     schedule: Schedule = SCHEDULE
     backbone: str = "tiny"
     amp: torch.dtype | None = None
     images: np.ndarray[Any, np.dtype[np.uint8]] = field(default_factory=images)
+    augmentation: str = "flip"
 
     def training(self) -> Training:
         torch.manual_seed(100 + self.seed)
         backbone = tiny() if self.backbone == "tiny" else backbones.build(self.backbone, CLASSES, SIZE)
+        corrector = correctors.create(self.corrector, CLASSES, backbone.head.in_features, self.options)
+        rows = self.rows
+        if corrector.trains_on_meta_rows:
+            rows = replace(rows, train=torch.cat([rows.train, rows.meta]))
         return Training(
             backbone,
-            correctors.create(self.corrector),
-            ImageInputs(self.images, "flip"),
-            self.rows,
+            corrector,
+            ImageInputs(self.images, self.augmentation),
+            rows,
             self.schedule,
             Compute(torch.device("cpu"), self.amp),
             self.seed,
         )
+
+
+@pytest.fixture(autouse=True)
+def short_head_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Most tests ask what a step does, not what hundreds of them learn."""
+    monkeypatch.setattr(relabel.training, "_HEAD_START", 5)
 
 
 def run(training: Training) -> list[EpochReport]:
@@ -101,27 +132,61 @@ def finished(**changes: Any) -> Training:
     return training
 
 
+@functools.cache
+def plain(corrector: str, gradient: str = "last-layer") -> Training:
+    """A finished run to look at and to compare with; not to be changed."""
+    return finished(corrector=corrector, schedule=replace(SCHEDULE, meta_gradient=gradient))
+
+
 def assert_identical(one: object, other: object) -> None:
     torch.testing.assert_close(one, other, rtol=0, atol=0)
 
 
-both = pytest.mark.parametrize("corrector", ["none", "mslc"])
+def deaf(corrector: str) -> dict[str, str]:
+    """Options under which the meta phase starts without reading the meta rows' given labels, and quickly."""
+    return {"mslc": {"start": "random"}, "mlc": {"start": "identity"}}.get(corrector, {})
+
+
+LEARNING = [name for name in REGISTRY if name != "none"]
+LOOKING_AHEAD = ["mslc", "mlc", "metalabelnet"]
+every = pytest.mark.parametrize("corrector", REGISTRY)
+learning = pytest.mark.parametrize("corrector", LEARNING)
+looking_ahead = pytest.mark.parametrize("corrector", LOOKING_AHEAD)
+gradients = pytest.mark.parametrize("gradient", ["last-layer", "exact"])
+
+
+def test_every_corrector_is_here() -> None:
+    made = {name: Setting(corrector=name).training() for name in REGISTRY}
+    assert [name for name in made if made[name].meta_optimizer] == LEARNING
+    assert [name for name in LEARNING if not made[name].corrector.trains_on_meta_rows] == LOOKING_AHEAD
 
 
 class StoppedError(Exception):
     pass
 
 
-@both
+@every
 def test_a_seed_gives_one_result_to_the_last_bit(corrector: str) -> None:
-    first, second, other = (finished(corrector=corrector, seed=seed) for seed in (3, 3, 4))
+    first, second, other = (
+        plain(corrector),
+        finished(corrector=corrector),
+        finished(corrector=corrector, seed=1),
+    )
     assert_identical(first.state_dict(), second.state_dict())
     assert not torch.equal(first.ledger.mean_probability(), other.ledger.mean_probability())
 
 
+@looking_ahead
+def test_a_seed_gives_one_result_by_exact_gradients_too(corrector: str) -> None:
+    schedule = replace(SCHEDULE, meta_gradient="exact")
+    first, second = plain(corrector, "exact"), finished(corrector=corrector, schedule=schedule)
+    assert_identical(first.state_dict(), second.state_dict())
+    assert not torch.equal(first.backbone.head.weight, plain(corrector).backbone.head.weight)
+
+
 def test_the_seed_counts_beyond_the_start_of_the_backbone() -> None:
     """Order, augmentation and dropout follow the seed even where the weights start alike."""
-    one, other = Setting(seed=3).training(), Setting(seed=4).training()
+    one, other = (Setting(options=deaf("mslc"), seed=seed).training() for seed in (3, 4))
     other.backbone.load_state_dict(one.backbone.state_dict())
     other.corrector.load_state_dict(one.corrector.state_dict())
     run(one)
@@ -129,8 +194,8 @@ def test_the_seed_counts_beyond_the_start_of_the_backbone() -> None:
     assert not torch.equal(one.backbone.head.weight, other.backbone.head.weight)
 
 
-@both
-@pytest.mark.parametrize("stop_after", [1, 2, 4])
+@every
+@pytest.mark.parametrize("stop_after", [1, 2, 4], ids=["in the warm-up", "at its end", "after it"])
 def test_a_stopped_run_goes_on_as_if_never_stopped(corrector: str, stop_after: int) -> None:
     file = io.BytesIO()
 
@@ -151,7 +216,7 @@ def test_a_stopped_run_goes_on_as_if_never_stopped(corrector: str, stop_after: i
     torch.rand(3)  # whatever else drew from the global generator
     reports = run(resumed)
     assert [report.epoch for report in reports] == list(range(stop_after, SCHEDULE.epochs))
-    whole = finished(corrector=corrector)
+    whole = plain(corrector)
     assert_identical(resumed.state_dict(), whole.state_dict())
     assert_identical(evidence(resumed), evidence(whole))
 
@@ -160,73 +225,258 @@ def evidence(training: Training) -> dict[str, Tensor]:
     return {name: torch.from_numpy(values) for name, values in training.evidence().items()}
 
 
-@both
+@every
 def test_the_reports_tell_the_phases(corrector: str) -> None:
     reports = run(Setting(corrector=corrector).training())
-    meta = corrector == "mslc"
+    meta = corrector in LEARNING
     assert [report.phase for report in reports] == (["warm-up"] * 2 + ["meta"] * 3 if meta else ["train"] * 5)
     assert [report.meta_loss is not None for report in reports] == [
         meta and report.epoch >= 2 for report in reports
     ]
-    assert all(report.epochs == 5 and report.loss > 0 for report in reports)
+    assert all(report.epochs == 5 and math.isfinite(report.loss) for report in reports)
+    assert all(report.meta_loss is None or report.meta_loss > 0 for report in reports)
 
 
-def test_a_step_is_told_for_every_batch() -> None:
+@pytest.mark.parametrize(
+    ("corrector", "warm_up", "meta"),
+    # 120 rows in batches of 50; 12 unlabelled rows more; 30 meta rows more, which are two batches of 25.
+    [("none", 3, 3), ("mslc", 3, 3), ("metalabelnet", 3, 3), ("tmlc", 3, 3)],
+)
+def test_a_step_is_told_for_every_batch(corrector: str, warm_up: int, meta: int) -> None:
     steps: list[None] = []
-    training = Setting(schedule=replace(SCHEDULE, batch_size=50)).training()
+    training = Setting(corrector=corrector, schedule=replace(SCHEDULE, batch_size=50)).training()
     training.run(lambda _: None, lambda: steps.append(None))
-    assert training.steps_per_epoch == 3
-    assert len(steps) == 5 * 3
+    expected = [0, warm_up, 2 * warm_up, 2 * warm_up + meta, 2 * warm_up + 2 * meta, 2 * warm_up + 3 * meta]
+    assert [training.steps_before(epoch) for epoch in range(6)] == expected
+    assert len(steps) == expected[-1]
 
 
-@both
-def test_meta_rows_are_never_trained_on(corrector: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    # The warm start may read their given labels, and does so for φ alone.
-    monkeypatch.setattr(MSLC, "warm_start", lambda *arguments: None)
-    training = finished(corrector=corrector)
-    averaged = SCHEDULE.epochs - SCHEDULE.average_from
-    assert (training.ledger.visits[TRAIN] == averaged).all()
+def test_unlabelled_rows_add_batches_where_nothing_reads_given_labels() -> None:
+    steps: list[int] = []
+    training = Setting(corrector="metalabelnet").training()
+    training.run(lambda _: None, lambda: steps.append(training.epoch))
+    assert [steps.count(epoch) for epoch in range(5)] == [5, 5, 6, 6, 6]
+    assert [training.steps_before(epoch) for epoch in range(6)] == [0, 5, 10, 16, 22, 28]
+
+
+def rates(schedule: Schedule) -> list[float]:
+    found: list[float] = []
+    training = Setting(corrector="none", schedule=schedule).training()
+    training.run(
+        lambda _: None,
+        lambda: found.append(*{group["lr"] for group in training.optimizer.param_groups}),
+    )
+    return found
+
+
+def test_the_learning_rate_goes_up_and_down_once() -> None:
+    found = rates(SCHEDULE)
+    up, down = found[:5], found[5:]
+    assert up == pytest.approx([0.05 * (step + 1) / 5 for step in range(5)])
+    assert down == pytest.approx([0.05 * (20 - step) / 20 for step in range(20)])
+
+
+@pytest.mark.parametrize(
+    ("milestones", "epochs"),
+    [((), [1, 1, 1, 1, 1]), ((0.4, 0.8), [1, 1, 0.1, 0.1, 0.01]), ((0.5,), [1, 1, None, 0.1, 0.1])],
+)
+def test_the_learning_rate_falls_at_the_milestones(
+    milestones: tuple[float, ...], epochs: list[float | None]
+) -> None:
+    found = rates(replace(SCHEDULE, milestones=milestones))
+    for epoch, share in enumerate(epochs):
+        # Half of the run is in the middle of an epoch, between its third and its fourth batch.
+        expected = [1, 1, 1, 0.1, 0.1] if share is None else [share] * 5
+        assert found[5 * epoch : 5 * epoch + 5] == pytest.approx([0.05 * each for each in expected])
+
+
+@learning
+@pytest.mark.parametrize("meta_every", [1, 2, 99])
+def test_meta_steps_are_taken_every_so_many_batches(corrector: str, meta_every: int) -> None:
+    training = Setting(
+        corrector=corrector,
+        options=deaf(corrector),
+        schedule=replace(SCHEDULE, meta_every=meta_every, epochs=4),
+    ).training()
+    batches = training.steps_before(3) - training.steps_before(2)
+    taken: list[int] = []
+    assert training.meta_optimizer is not None
+    training.meta_optimizer.register_step_post_hook(lambda *_: taken.append(training.epoch))
+    reports = run(training)
+    assert batches >= 5
+    head_start = taken.count(2) - taken.count(3)
+    assert (head_start > 0) == training.corrector.trains_on_meta_rows
+    steps = math.ceil(batches / meta_every)
+    assert [taken.count(epoch) for epoch in range(4)] == [0, 0, head_start + steps, steps]
+    assert all(report.meta_loss is not None for report in reports[2:])
+
+
+@looking_ahead
+@gradients
+def test_the_look_ahead_step_is_the_backbone_s_own_unless_the_corrector_says_otherwise(
+    corrector: str, gradient: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    schedule = replace(SCHEDULE, meta_gradient=gradient)
+    training = Setting(corrector=corrector, options=deaf(corrector), schedule=schedule).training()
+    seen: list[tuple[float, float]] = []
+    name = gradient.replace("-", "_")
+    original = getattr(hypergradient, name)
+
+    def spy(*arguments: Any) -> list[Tensor]:
+        (rate,) = [each for each in arguments if isinstance(each, float)]
+        seen.append((rate, training.optimizer.param_groups[0]["lr"]))
+        result: list[Tensor] = original(*arguments)
+        return result
+
+    monkeypatch.setattr(hypergradient, name, spy)
+    losses: list[None] = []
+    virtual_loss = training.corrector.virtual_loss
+
+    def counted(logits: Tensor, given: Tensor, memory: Memory) -> Tensor:
+        losses.append(None)
+        return virtual_loss(logits, given, memory)
+
+    monkeypatch.setattr(training.corrector, "virtual_loss", counted)
+    run(training)
+    assert len(seen) == len(losses) == training.steps_before(5) - training.steps_before(2)
+    if corrector == "metalabelnet":
+        assert all(rate == 1 for rate, _ in seen)
+    else:
+        assert all(rate == backbone_s for rate, backbone_s in seen)
+
+
+@pytest.mark.parametrize("corrector", ["none", *LOOKING_AHEAD])
+def test_meta_rows_of_a_look_ahead_are_never_trained_on(corrector: str) -> None:
+    training = finished(corrector=corrector, options=deaf(corrector))
+    assert (training.ledger.visits[TRAIN] == AVERAGED).all()
     assert (training.ledger.visits[META] == 0).all()
     # Other given labels of the meta rows change nothing at all.
-    given = ROWS.given.clone()
-    given[META] = TRUE[META]
-    assert_identical(
-        finished(corrector=corrector, rows=replace(ROWS, given=given)).state_dict(), training.state_dict()
-    )
+    other = finished(corrector=corrector, options=deaf(corrector), rows=with_other_given(META))
+    assert_identical(other.state_dict(), training.state_dict())
 
 
-def test_unlabelled_rows_are_predicted_and_not_trained_on() -> None:
-    training = finished()
-    assert (training.ledger.visits[UNLABELLED] == SCHEDULE.epochs - SCHEDULE.average_from).all()
+def test_tmlc_s_meta_rows_are_trained_on_like_any_other() -> None:
+    training = plain("tmlc")
+    assert (training.ledger.visits[torch.cat([TRAIN, META])] == AVERAGED).all()
+    other = finished(corrector="tmlc", rows=with_other_given(META))
+    assert not torch.equal(other.backbone.head.weight, training.backbone.head.weight)
+
+
+@learning
+def test_verified_labels_teach_the_corrector_and_not_the_warm_up(corrector: str) -> None:
+    setting = Setting(corrector=corrector, options=deaf(corrector))
+    one = setting.training()
+    other = replace(setting, rows=replace(ROWS, meta_labels=TRUE[META].flip(0))).training()
+    for _ in range(2):
+        one.run_epoch()
+        other.run_epoch()
+    assert_identical(one.state_dict(), other.state_dict())
+    run(one)
+    run(other)
+    assert not torch.equal(one.backbone.head.weight, other.backbone.head.weight)
+
+
+@pytest.mark.parametrize("corrector", ["none", "mslc", "mlc", "tmlc"])
+def test_unlabelled_rows_are_predicted_and_not_trained_on(corrector: str) -> None:
+    training = plain(corrector)
+    assert (training.ledger.visits[UNLABELLED] == AVERAGED).all()
     mean = training.ledger.mean_probability()[UNLABELLED]
     torch.testing.assert_close(mean.sum(dim=1), torch.ones(len(UNLABELLED)))
-    without = finished(rows=replace(ROWS, unlabelled=UNLABELLED[:0]))
+    without = finished(corrector=corrector, rows=replace(ROWS, unlabelled=UNLABELLED[:0]))
     assert_identical(without.backbone.state_dict(), training.backbone.state_dict())
     assert (without.ledger.visits[UNLABELLED] == 0).all()
 
 
-def with_other_meta_images() -> np.ndarray[Any, np.dtype[np.uint8]]:
+def changed_images(rows: Tensor) -> np.ndarray[Any, np.dtype[np.uint8]]:
     changed = images()
-    changed[META] = 255 - changed[META]
+    changed[rows] = 255 - changed[rows]
     return changed
 
 
+def test_metalabelnet_trains_on_unlabelled_rows_after_the_warm_up() -> None:
+    one = Setting(corrector="metalabelnet").training()
+    other = Setting(corrector="metalabelnet", images=changed_images(UNLABELLED)).training()
+    for _ in range(2):
+        one.run_epoch()
+        other.run_epoch()
+    assert_identical(one.backbone.state_dict(), other.backbone.state_dict())
+    run(one)
+    run(other)
+    assert not torch.equal(one.backbone.head.weight, other.backbone.head.weight)
+    assert (one.ledger.visits[torch.cat([TRAIN, UNLABELLED])] == AVERAGED).all()
+    assert (one.ledger.visits[META] == 0).all()
+
+
+def test_metalabelnet_reads_no_given_label_after_the_warm_up() -> None:
+    begun = Setting(corrector="metalabelnet").training()
+    for _ in range(2):
+        begun.run_epoch()
+    state = copy.deepcopy(begun.state_dict())
+    other = Setting(corrector="metalabelnet", rows=with_other_given(TRAIN)).training()
+    other.load_state_dict(state)
+    run(begun)
+    run(other)
+    assert_identical(other.state_dict(), begun.state_dict())
+
+
+def test_metalabelnet_s_features_stay_as_the_warm_up_left_them() -> None:
+    training = Setting(corrector="metalabelnet", rows=with_external()).training()
+    for _ in range(2):
+        training.run_epoch()
+    backbone = copy.deepcopy(training.backbone).eval()
+    with torch.no_grad():
+        shown = training.inputs.batch(torch.arange(len(TRUE)), torch.device("cpu"), None)
+        expected = backbone(shown)[1]
+    for _ in range(3):
+        training.run_epoch()
+        torch.testing.assert_close(training.ledger.memory["features"], expected)
+    before = training.ledger.memory["features"].clone()
+    training.ledger.memory["features"].zero_()
+    begun = Setting(corrector="metalabelnet", rows=with_external()).training()
+    for _ in range(3):
+        begun.run_epoch()
+    assert torch.equal(begun.ledger.memory["features"], before)
+
+
+@looking_ahead
+@gradients
 def test_the_trusted_batch_reaches_the_backbone_through_the_corrector_only(
-    monkeypatch: pytest.MonkeyPatch,
+    corrector: str, gradient: str
 ) -> None:
     """With the corrector's own learning switched off, other trusted images change no weight and no buffer."""
-    monkeypatch.setattr(MSLC, "warm_start", lambda *arguments: None)
-    still = replace(SCHEDULE, meta_learning_rate=0.0)
-    one, other = finished(schedule=still), finished(schedule=still, images=with_other_meta_images())
+    still = replace(SCHEDULE, epochs=4, meta_learning_rate=0.0, meta_gradient=gradient)
+    options = deaf(corrector)
+    one = finished(corrector=corrector, options=options, schedule=still)
+    other = finished(corrector=corrector, options=options, schedule=still, images=changed_images(META))
     assert_identical(one.backbone.state_dict(), other.backbone.state_dict())
+    assert_identical(one.optimizer.state_dict(), other.optimizer.state_dict())
+    for training in (one, other):
+        training.ledger.memory.pop("features", None)  # MetaLabelNet's, of the changed images themselves
     assert_identical(one.ledger.state_dict(), other.ledger.state_dict())
-    learning = finished(images=with_other_meta_images())
-    assert not torch.equal(learning.backbone.head.weight, finished().backbone.head.weight)
 
 
-def test_the_corrector_learns_in_the_meta_phase_only() -> None:
-    training = Setting().training()
-    start = {name: value.clone() for name, value in training.corrector.state_dict().items()}
+@learning
+def test_other_trusted_images_teach_the_corrector_something_else(corrector: str) -> None:
+    changed = finished(corrector=corrector, images=changed_images(META))
+    assert not torch.equal(changed.backbone.head.weight, plain(corrector).backbone.head.weight)
+
+
+@learning
+@gradients
+def test_a_meta_step_leaves_no_trace_in_the_backbone(corrector: str, gradient: str) -> None:
+    """One meta step an epoch or one a batch: weights, statistics, dropout and momentum cannot tell."""
+    still = replace(SCHEDULE, epochs=4, meta_learning_rate=0.0, meta_gradient=gradient)
+    setting = {"corrector": corrector, "options": deaf(corrector), "augmentation": "none"}
+    often = finished(**setting, schedule=still)
+    seldom = finished(**setting, schedule=replace(still, meta_every=99))
+    for part in ("backbone", "optimizer", "ledger", "corrector"):
+        assert_identical(getattr(often, part).state_dict(), getattr(seldom, part).state_dict())
+
+
+@learning
+def test_the_corrector_learns_in_the_meta_phase_only(corrector: str) -> None:
+    training = Setting(corrector=corrector).training()
+    start = copy.deepcopy(training.corrector.state_dict())
     seen: list[bool] = []
     training.run(
         lambda _: seen.append(
@@ -237,18 +487,116 @@ def test_the_corrector_learns_in_the_meta_phase_only() -> None:
     assert seen == [True, True, False, False, False]
 
 
-def test_the_memory_starts_at_the_warm_up_average() -> None:
-    training = Setting(schedule=replace(SCHEDULE, epochs=2)).training()
+def test_the_corrector_s_optimizer_decays_what_it_is_told_to() -> None:
+    training = Setting(schedule=replace(SCHEDULE, meta_weight_decay=1e-2)).training()
+    assert training.meta_optimizer is not None
+    assert [group["weight_decay"] for group in training.meta_optimizer.param_groups] == [1e-2]
     run(training)
-    expected = training.ledger.mean_probability()
-    begun: list[Tensor] = []
-    continued = Setting(schedule=SCHEDULE).training()
-    begin = continued.corrector.begin
-    continued.corrector.begin = lambda mean: begun.append(mean.clone()) or begin(mean)  # type: ignore[func-returns-value, method-assign]
-    continued.load_state_dict(training.state_dict())
-    run(continued)
-    assert len(begun) == 1
-    assert torch.equal(begun[0], expected)
+    assert not torch.equal(training.backbone.head.weight, plain("mslc").backbone.head.weight)
+
+
+def test_the_corrector_is_projected_after_its_steps() -> None:
+    training = finished(corrector="mlc", options={"transition": "projection"})
+    assert isinstance(training.corrector, MLC)
+    transition = training.corrector.transition
+    assert (transition >= 0).all()
+    torch.testing.assert_close(transition.sum(dim=1), torch.ones(CLASSES))
+    assert (transition - torch.eye(CLASSES)).abs().max() > 0.05
+
+
+@pytest.mark.parametrize("rows", [ROWS, with_external()], ids=["inside", "outside of the source too"])
+def test_the_warm_up_hands_over_what_it_knows(rows: Rows) -> None:
+    training = Setting(rows=rows).training()
+    for _ in range(2):
+        training.run_epoch()
+    expected = copy.deepcopy(training)
+    handed: list[WarmUp] = []
+    features: list[Tensor] = []
+    begin = training.corrector.begin
+
+    def spy(warm_up: WarmUp) -> Memory:
+        handed.append(copy.copy(warm_up))
+        features.append(warm_up.features())
+        return begin(warm_up)
+
+    training.corrector.begin = spy  # type: ignore[method-assign]
+    run(training)
+    (warm_up,) = handed
+    assert torch.equal(warm_up.mean_probability, expected.ledger.mean_probability())
+    assert (expected.ledger.visits[TRAIN] == 2).all()
+    assert warm_up.meta.tolist() == rows.meta.tolist()
+    assert warm_up.meta_true.tolist() == TRUE[rows.meta].tolist()
+    outside = len(rows.meta) - len(META)
+    assert warm_up.meta_given.tolist() == [*ROWS.given[META].tolist(), *[-1] * outside]
+    assert warm_up.meta_logits.shape == (len(rows.meta), CLASSES)
+    assert not warm_up.meta_logits.requires_grad
+    assert warm_up.head is training.backbone.head
+    with torch.no_grad():
+        shown = training.inputs.batch(torch.arange(len(TRUE)), torch.device("cpu"), None)
+        torch.testing.assert_close(features[0], expected.backbone.eval()(shown)[1])
+    # Asking for the features left no trace.
+    run(expected)
+    assert_identical(training.state_dict(), expected.state_dict())
+
+
+@learning
+def test_every_epoch_is_shown_to_the_corrector(corrector: str) -> None:
+    training = Setting(corrector=corrector).training()
+    seen: list[Epoch] = []
+    observe = training.corrector.observe
+
+    def spy(epoch: Epoch) -> Memory:
+        seen.append(replace(epoch, probability=epoch.probability.clone()))
+        return observe(epoch)
+
+    training.corrector.observe = spy  # type: ignore[method-assign]
+    run(training)
+    assert len(seen) == SCHEDULE.epochs
+    trained = torch.cat([TRAIN, META]) if corrector == "tmlc" else TRAIN
+    for before, epoch in zip([None, *seen], seen, strict=False):
+        assert epoch.trained.nonzero()[:, 0].tolist() == trained.tolist()
+        assert torch.equal(epoch.given, ROWS.given)
+        assert torch.equal(epoch.meta, META)
+        assert torch.equal(epoch.meta_true, TRUE[META])
+        torch.testing.assert_close(epoch.probability.sum(dim=1), torch.ones(SOURCE))
+        if before is not None:
+            assert (epoch.probability[trained] != before.probability[trained]).any(dim=1).all()
+    assert torch.equal(seen[-1].probability, training.ledger.latest)
+
+
+@looking_ahead
+@gradients
+def test_trusted_images_outside_of_the_source_take_part(corrector: str, gradient: str) -> None:
+    setting = {
+        "corrector": corrector,
+        "options": deaf(corrector),
+        "rows": with_external(),
+        "schedule": replace(SCHEDULE, epochs=3, meta_gradient=gradient),
+    }
+    training, other = finished(**setting), finished(**setting, images=changed_images(EXTERNAL))
+    assert not torch.equal(training.backbone.head.weight, other.backbone.head.weight)
+    assert all(len(values) == SOURCE for values in evidence(training).values())
+
+
+def variants() -> list[Any]:
+    return [
+        pytest.param(name, {option: value}, id=f"{name}-{option}-{value}")
+        for name, entry in REGISTRY.items()
+        for option, values in entry.options.items()
+        for value in values[1:]
+    ]
+
+
+@pytest.mark.parametrize(("corrector", "options"), variants())
+def test_every_option_trains_and_resumes(corrector: str, options: dict[str, str]) -> None:
+    whole = finished(corrector=corrector, options=options)
+    resumed, stopped = (Setting(corrector=corrector, options=options).training() for _ in range(2))
+    for _ in range(3):
+        assert math.isfinite(stopped.run_epoch().loss)
+    resumed.load_state_dict(copy.deepcopy(stopped.state_dict()))
+    run(resumed)
+    assert_identical(resumed.state_dict(), whole.state_dict())
+    assert not torch.equal(plain(corrector).backbone.head.weight, whole.backbone.head.weight)
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
@@ -266,19 +614,19 @@ def accuracy(probability: Tensor, rows: Tensor) -> float:
 
 
 @pytest.mark.parametrize(
-    ("corrector", "backbone", "amp"),
+    ("corrector", "amp", "gradient"),
     [
-        ("none", "tiny", None),
-        ("mslc", "tiny", None),
-        ("mslc", "tiny", torch.bfloat16),
-        ("mslc", "cnn8", None),
+        *((name, None, "last-layer") for name in REGISTRY),
+        ("mslc", torch.bfloat16, "last-layer"),
+        ("mlc", torch.bfloat16, "exact"),
     ],
 )
 def test_the_average_prediction_is_better_than_the_given_labels(
-    corrector: str, backbone: str, amp: torch.dtype | None
+    corrector: str, amp: torch.dtype | None, gradient: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    schedule = replace(SCHEDULE, epochs=8, average_from=3)
-    training = finished(corrector=corrector, backbone=backbone, amp=amp, schedule=schedule)
+    monkeypatch.undo()
+    schedule = replace(SCHEDULE, epochs=8, warmup_epochs=4, average_from=3, meta_gradient=gradient)
+    training = finished(corrector=corrector, amp=amp, schedule=schedule)
     mean = training.ledger.mean_probability()
     assert accuracy(mean, TRAIN) > 1 - WRONG + 0.1
     assert accuracy(mean, UNLABELLED) > 1 - WRONG
@@ -286,16 +634,16 @@ def test_the_average_prediction_is_better_than_the_given_labels(
 
 
 def test_the_evidence_is_one_distribution_a_row_and_source() -> None:
-    training = finished()
+    training = plain("mslc")
     found = evidence(training)
     assert list(found) == ["mean", "last"]
     for values in found.values():
-        assert values.shape == (len(TRUE), CLASSES)
-        torch.testing.assert_close(values.sum(dim=1), torch.ones(len(TRUE)))
+        assert values.shape == (SOURCE, CLASSES)
+        torch.testing.assert_close(values.sum(dim=1), torch.ones(SOURCE))
 
 
 def test_predictions_use_no_augmentation_and_change_nothing() -> None:
-    training = finished()
+    training = plain("mslc")
     before = {name: value.clone() for name, value in training.backbone.state_dict().items()}
     rows = torch.tensor([5, 130, 2])
     (index, logits), (again_index, again) = next(training.predict(rows)), next(training.predict(rows))
@@ -304,10 +652,15 @@ def test_predictions_use_no_augmentation_and_change_nothing() -> None:
     assert_identical(dict(training.backbone.state_dict()), before)
 
 
-def test_a_batch_of_one_small_image_can_be_normalised() -> None:
+@pytest.mark.parametrize(
+    ("corrector", "gradient"),
+    [("none", "last-layer"), ("mslc", "exact"), ("metalabelnet", "last-layer"), ("tmlc", "last-layer")],
+)
+def test_a_batch_of_one_small_image_can_be_normalised(corrector: str, gradient: str) -> None:
     """At the end of cnn8 an 8 px image is one value a channel, which BatchNorm refuses alone."""
-    rows = replace(ROWS, meta=META[:1], meta_labels=ROWS.meta_labels[:1])
-    schedule = replace(SCHEDULE, epochs=3, batch_size=1)
-    rows = replace(rows, train=TRAIN[:5])
-    training = Setting(rows=rows, schedule=schedule, backbone="cnn8", images=images()[:, :8, :8]).training()
-    assert all(np.isfinite(report.loss) for report in run(training))
+    rows = replace(
+        ROWS, train=TRAIN[:2], unlabelled=UNLABELLED[:1], meta=META[:1], meta_labels=ROWS.meta_labels[:1]
+    )
+    schedule = replace(SCHEDULE, epochs=2, warmup_epochs=1, batch_size=1, meta_gradient=gradient)
+    training = Setting(corrector=corrector, rows=rows, schedule=schedule, backbone="cnn8").training()
+    assert all(math.isfinite(report.loss) for report in run(training))

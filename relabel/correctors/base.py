@@ -1,23 +1,61 @@
 """The contract every label corrector meets.
 
-A corrector sees tensors only: no files, no flags, no progress bar. The training loop calls, per batch,
+A corrector sees tensors only: no files, no flags, no progress bar. The training loop calls
 
-    memory = ledger.read(index)                         what the corrector keeps per sample
-    loss   = corrector.loss(logits, given, memory)      once with a graph to its parameters (meta step),
-                                                        once for the backbone's step
-    ledger.write(index, corrector.remember(...))        after the backbone's step
+    memory |= corrector.begin(warm_up)                    once, when the warm-up ends
+    soft label, loss of memory = ledger.read(index)       per batch of the meta phase
+    ledger.write(index, corrector.remember(...))          after the backbone's step
+    memory |= corrector.observe(epoch)                    after every epoch, warm-up included
 
-and, when the warm-up ends, once `begin` and `warm_start`.
+φ, the corrector's parameters, is learned in one of two ways: through a look-ahead step of the backbone
+(`hypergradient`; MSLC, MLC, MetaLabelNet), or on trusted rows that pass through training like any other row
+(`trusted_loss`; TMLC-Net).
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 Memory = dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class WarmUp:
+    """What the warm-up leaves to a corrector.
+
+    mean_probability: [N, C], the rows' average softmax so far; head: the backbone's classifier layer;
+    features: gives the penultimate features [N + E, D] of all rows, without augmentation and in evaluation
+    mode, at the cost of one pass; meta: [M] trusted rows that drive φ, indices into those N + E;
+    meta_true: [M] their verified labels; meta_given: [M] their given ones, −1 for rows without one;
+    meta_logits: [M, C] as training sees them.
+    """
+
+    mean_probability: Tensor
+    head: nn.Linear
+    features: Callable[[], Tensor]
+    meta: Tensor
+    meta_true: Tensor
+    meta_given: Tensor
+    meta_logits: Tensor
+
+
+@dataclass(frozen=True)
+class Epoch:
+    """One finished epoch over N rows: probability [N, C], its softmax; trained: [N] bool, rows trained on
+    under a given label; given: [N], −1 unlabelled; memory: [N, ...] by name; meta, meta_true: as in `WarmUp`.
+    """
+
+    probability: Tensor
+    trained: Tensor
+    given: Tensor
+    memory: Memory
+    meta: Tensor
+    meta_true: Tensor
 
 
 class Corrector(nn.Module, ABC):
@@ -26,19 +64,22 @@ class Corrector(nn.Module, ABC):
     uses_trusted_rows = True
     """Whether φ is learned from trusted rows; if not, every trusted row serves the calibration."""
 
-    def begin(self, mean_probability: Tensor) -> Memory:
-        """The per-sample memory when the warm-up ends.
+    trains_on_meta_rows = False
+    """Whether the meta rows pass through training as ordinary rows, for `trusted_loss` to judge."""
 
-        mean_probability: [N, C], the rows' average softmax so far. Returns named tensors [N, ...].
-        """
+    reads_given_labels = True
+    """Whether the meta phase reads given labels; if not, unlabelled rows take part in it."""
+
+    virtual_learning_rate: float | None = None
+    """The look-ahead step's learning rate; None is the backbone's current one."""
+
+    def begin(self, warm_up: WarmUp) -> Memory:
+        """Start φ and the per-sample memory when the warm-up ends; returns named tensors [N, ...]."""
         return {}
 
-    def warm_start(self, logits: Tensor, given: Tensor, true: Tensor) -> None:
-        """Start φ from trusted rows that also have a given label; called once, when the warm-up ends.
-
-        logits: [M, C] of rows the backbone was not trained on; given, true: [M] class ids. Learning φ from a
-        random start by meta-gradients alone takes more steps than a small budget has.
-        """
+    def observe(self, epoch: Epoch) -> Memory:
+        """Take note of a finished epoch; returns the named tensors [N, ...] that change."""
+        return {}
 
     @abstractmethod
     def soft_label(self, logits: Tensor, given: Tensor, memory: Memory) -> Tensor:
@@ -51,8 +92,23 @@ class Corrector(nn.Module, ABC):
         """The backbone's loss per sample [B], differentiable in `logits` and in φ."""
         return soft_cross_entropy(logits, self.soft_label(logits.detach(), given, memory))
 
+    def virtual_loss(self, logits: Tensor, given: Tensor, memory: Memory) -> Tensor:
+        """The loss per sample [B] of the look-ahead step."""
+        return self.loss(logits, given, memory)
+
+    def trusted_loss(self, given: Tensor, true: Tensor, memory: Memory) -> Tensor:
+        """Mean loss of φ on trusted rows [B], for correctors with `trains_on_meta_rows`."""
+        raise NotImplementedError
+
+    def project(self) -> None:
+        """Bring φ back to where it is defined, after a step of its optimizer."""
+
     def remember(self, logits: Tensor, given: Tensor, memory: Memory) -> Memory:
         """This batch's rows of the memory for the next epoch."""
+        return {}
+
+    def describe(self) -> dict[str, object]:
+        """What φ itself says about the labels, as plain values for the metadata."""
         return {}
 
 

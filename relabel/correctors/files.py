@@ -7,79 +7,121 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from relabel import __version__
 from relabel.correctors import REGISTRY, create
 from relabel.correctors.base import Corrector
 from relabel.errors import RelabelError
-from relabel.files import atomic_path
+from relabel.files import load_tensors, save_tensors
 
-_KIND = "relabel corrector"
-_FORMAT = 1
+_FORMAT = 2
+_FIELDS = {
+    "corrector": str, "num_classes": int, "num_features": int, "options": dict, "state": dict, "trained": dict
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
 class CorrectorFile:
-    """What a corrector file holds: the corrector's name, its parameters and how it was trained."""
+    """What a corrector file holds: how to make the corrector, its parameters and how it was trained."""
 
     name: str
+    num_classes: int
+    num_features: int
+    options: dict[str, str]
     state: dict[str, Tensor]
     trained: dict[str, Any]
     relabel_version: str
 
+    @classmethod
+    def of(
+        cls,
+        corrector: Corrector,
+        name: str,
+        num_classes: int,
+        num_features: int,
+        options: Mapping[str, str],
+        trained: Mapping[str, Any],
+    ) -> CorrectorFile:
+        """A trained corrector made as `create(name, num_classes, num_features, options)`.
+
+        `trained` is plain JSON data on the run.
+        """
+        state = {key: value.cpu() for key, value in corrector.state_dict().items()}
+        return cls(name, num_classes, num_features, dict(options), state, dict(trained), __version__)
+
+    @classmethod
+    def from_content(cls, content: Mapping[str, Any], path: Path) -> CorrectorFile:
+        """What `content` returned, as read from `path`; RelabelError when it makes no corrector."""
+        if not all(isinstance(content.get(name), kind) for name, kind in _FIELDS.items()):
+            raise RelabelError(f"{path} is not a whole corrector file.", "Write it again.")
+        name = content["corrector"]
+        if name not in REGISTRY:
+            raise RelabelError(f"{path} holds an unknown corrector {name!r}.", "Install the newest relabel.")
+        file = cls(
+            name,
+            content["num_classes"],
+            content["num_features"],
+            content["options"],
+            content["state"],
+            content["trained"],
+            str(content.get("relabel_version")),
+        )
+        try:
+            file.corrector()
+        except Exception as error:  # whatever else stands where a state dict should
+            raise RelabelError(
+                f"{path} does not hold the parameters of {name}.", "Write it again."
+            ) from error
+        return file
+
+    def content(self) -> dict[str, Any]:
+        """Tensors and plain values for a file."""
+        return {
+            "corrector": self.name,
+            "num_classes": self.num_classes,
+            "num_features": self.num_features,
+            "options": self.options,
+            "state": self.state,
+            "trained": self.trained,
+            "relabel_version": self.relabel_version,
+        }
+
     def describe(self) -> dict[str, Any]:
         """Plain values for `relabel inspect`."""
         return {
-            "kind": _KIND,
+            "kind": "relabel corrector",
             "corrector": self.name,
+            "options": self.options,
             "parameters": sum(value.numel() for value in self.state.values()),
             "relabel_version": self.relabel_version,
             **self.trained,
         }
 
+    def corrector(self) -> Corrector:
+        """The trained corrector."""
+        made = create(self.name, self.num_classes, self.num_features, self.options)
+        made.load_state_dict(self.state)
+        return made
 
-def save_corrector(path: Path, name: str, corrector: Corrector, trained: Mapping[str, Any]) -> None:
-    """Write a trained corrector; `trained` is plain JSON data on the run."""
-    state = {key: value.cpu() for key, value in corrector.state_dict().items()}
-    content = {
-        "kind": _KIND,
-        "format": _FORMAT,
-        "relabel_version": __version__,
-        "corrector": name,
-        "state": state,
-        "trained": dict(trained),
-    }
-    with atomic_path(path) as temporary:
-        torch.save(content, temporary)
+
+def save_corrector(
+    path: Path,
+    corrector: Corrector,
+    name: str,
+    num_classes: int,
+    num_features: int,
+    options: Mapping[str, str],
+    trained: Mapping[str, Any],
+) -> None:
+    """Write a corrector file; the arguments are those of `CorrectorFile.of`."""
+    file = CorrectorFile.of(corrector, name, num_classes, num_features, options, trained)
+    save_tensors(path, "corrector", _FORMAT, file.content())
 
 
 def read_corrector(path: Path) -> CorrectorFile:
     """Read a corrector file without executing anything from it.
 
-    Raises RelabelError for a damaged file, another kind of file and a newer format.
+    Raises RelabelError for a damaged file, another kind of file and another format.
     """
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:
-        raise RelabelError(
-            f"{path} is not a corrector file that can be loaded safely ({type(error).__name__}).",
-            "Name a file written with --save-corrector.",
-        ) from error
-    if not isinstance(content, dict) or content.get("kind") != _KIND:
-        raise RelabelError(f"{path} is not a corrector file.", "Name a file written with --save-corrector.")
-    if content.get("format") != _FORMAT:
-        raise RelabelError(
-            f"{path} has format {content.get('format')}, and this version reads format {_FORMAT}.",
-            "Install the newest relabel.",
-        )
-    name, state, trained = (content.get(key) for key in ("corrector", "state", "trained"))
-    if not isinstance(state, dict) or not isinstance(trained, dict):
-        raise RelabelError(f"{path} is not a whole corrector file.", "Write it again.")
-    if name not in REGISTRY:
-        raise RelabelError(f"{path} holds an unknown corrector {name!r}.", "Install the newest relabel.")
-    expected = {key: value.shape for key, value in create(name).state_dict().items()}
-    if expected != {key: getattr(value, "shape", None) for key, value in state.items()}:
-        raise RelabelError(f"{path} does not hold the parameters of {name}.", "Write it again.")
-    return CorrectorFile(name, state, trained, str(content.get("relabel_version")))
+    return CorrectorFile.from_content(load_tensors(path, "corrector", _FORMAT), path)

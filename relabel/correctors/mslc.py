@@ -6,8 +6,8 @@ prediction (eq. 6), with the two coefficients computed from losses by two small 
     q = a·y + (1 − a)·(b·q_prev + (1 − b)·p),   a = α-net(CE(p, y)),  b = β-net(CE(p, argmax q_prev))
 
 Where we leave the released code: the backbone is trained on the soft mix of eq. 6 itself (the code trains
-on hard targets), the look-ahead step takes the current learning rate (the code takes ten times it), and
-the α-net starts from the trusted rows instead of at random.
+on the argmax of each of its three terms, option `targets=hard`), the look-ahead step takes the current
+learning rate (the code takes ten times it), and the α-net starts from the trusted rows instead of at random.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from relabel.correctors.base import Corrector, Memory
+from relabel.correctors.base import Corrector, Memory, WarmUp, soft_cross_entropy
 
 
 def _coefficient_net(hidden: int = 100) -> nn.Sequential:
@@ -25,25 +25,45 @@ def _coefficient_net(hidden: int = 100) -> nn.Sequential:
 
 
 class MSLC(Corrector):
-    """Eq. 6 with per-sample memory `soft_label` [N, C], started as the average warm-up softmax."""
+    """Eq. 6 with per-sample memory `soft_label` [N, C], started as the average warm-up softmax.
 
-    def __init__(self) -> None:
+    targets: `soft` or `hard`; start: `trusted` fits the α-net to the meta rows, `random` is the paper's.
+    """
+
+    def __init__(
+        self, num_classes: int, num_features: int, targets: str = "soft", start: str = "trusted"
+    ) -> None:
         super().__init__()
+        self.targets = targets
+        self.start = start
         self.alpha_net = _coefficient_net()
         self.beta_net = _coefficient_net()
 
-    def begin(self, mean_probability: Tensor) -> Memory:
-        """Start the memory at the average softmax over the warm-up epochs."""
-        return {"soft_label": mean_probability.clone()}
+    def begin(self, warm_up: WarmUp) -> Memory:
+        """Start the memory at the average warm-up softmax, and the α-net from the meta rows.
 
-    def warm_start(self, logits: Tensor, given: Tensor, true: Tensor) -> None:
-        """Fit the α-net to P(given label is right | its loss) by logistic regression on the trusted rows."""
-        loss_given = F.cross_entropy(logits, given, reduction="none")[:, None]
-        right = (given == true).to(logits.dtype)[:, None]
+        Learning φ from a random start by look-ahead gradients alone takes more steps than a small budget has.
+        """
+        labelled = warm_up.meta_given >= 0
+        if self.start == "trusted" and bool(labelled.any()):
+            self._fit_alpha_net(
+                warm_up.meta_logits[labelled], warm_up.meta_given[labelled], warm_up.meta_true[labelled]
+            )
+        return {"soft_label": warm_up.mean_probability.clone()}
+
+    def _fit_alpha_net(self, logits: Tensor, given: Tensor, true: Tensor) -> None:
+        """Fit the α-net by maximum likelihood of the verified labels under a·y + (1 − a)·p.
+
+        Its optimum is q_y = P(given label is right | its loss): p already holds a part of that for y.
+        """
+        loss_given = F.cross_entropy(logits, given, reduction="none")
+        one_hot, prediction = F.one_hot(given, logits.shape[1]).to(logits.dtype), torch.softmax(logits, dim=1)
         optimizer = torch.optim.Adam(self.alpha_net.parameters(), lr=1e-2)
         for _ in range(300):
+            a = self.alpha_net(loss_given[:, None])
+            mixed = a * one_hot + (1 - a) * prediction
             optimizer.zero_grad()
-            F.binary_cross_entropy(self.alpha_net(loss_given), right).backward()  # type: ignore[no-untyped-call]
+            F.nll_loss(mixed.clamp(min=1e-6).log(), true).backward()  # type: ignore[no-untyped-call]
             optimizer.step()
 
     def coefficients(self, logits: Tensor, given: Tensor, previous: Tensor) -> tuple[Tensor, Tensor]:
@@ -55,9 +75,23 @@ class MSLC(Corrector):
 
     def soft_label(self, logits: Tensor, given: Tensor, memory: Memory) -> Tensor:
         """Eq. 6 [B, C]."""
-        previous = memory["soft_label"]
-        a, b = self.coefficients(logits, given, previous)
-        prediction = torch.softmax(logits.detach(), dim=1)
+        previous, prediction = memory["soft_label"], torch.softmax(logits.detach(), dim=1)
+        return self._mix(logits, given, memory, previous, prediction)
+
+    def loss(self, logits: Tensor, given: Tensor, memory: Memory) -> Tensor:
+        """Cross-entropy [B] against eq. 6, or against its terms' classes with `targets=hard`."""
+        if self.targets == "soft":
+            return super().loss(logits, given, memory)
+        previous, prediction = (
+            F.one_hot(p.argmax(dim=1), p.shape[1]).to(p.dtype)
+            for p in (memory["soft_label"], logits.detach())
+        )
+        return soft_cross_entropy(logits, self._mix(logits, given, memory, previous, prediction))
+
+    def _mix(
+        self, logits: Tensor, given: Tensor, memory: Memory, previous: Tensor, prediction: Tensor
+    ) -> Tensor:
+        a, b = self.coefficients(logits, given, memory["soft_label"])
         one_hot = F.one_hot(given, logits.shape[1]).to(logits.dtype)
         return a * one_hot + (1 - a) * (b * previous + (1 - b) * prediction)
 

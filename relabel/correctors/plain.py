@@ -13,6 +13,9 @@ class Plain(Corrector):
 
     uses_trusted_rows = False
 
+    def __init__(self, num_classes: int, num_features: int) -> None:
+        super().__init__()
+
     def soft_label(self, logits: Tensor, given: Tensor, memory: Memory) -> Tensor:
         """One-hot given labels [B, C]."""
         return F.one_hot(given, logits.shape[1]).to(logits.dtype)

@@ -1,153 +1,552 @@
-"""What every registered corrector promises, whatever its method."""
+"""What every registered corrector promises with each of its options, whatever its method."""
 
 import copy
+import functools
 import io
+import json
 import subprocess
 import sys
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
+from torch.func import functional_call
 
 from relabel import hypergradient
+from relabel.backbones import Backbone
 from relabel.correctors import REGISTRY, create
-from relabel.correctors.base import Corrector, Memory
+from relabel.correctors.base import Corrector, Epoch, Memory, WarmUp
 
-B, C, D = 7, 4, 5
-correctors = pytest.mark.parametrize("name", sorted(REGISTRY))
+N, E, C, D = 12, 2, 4, 5
+"""Rows of the source, trusted rows outside of it, classes, penultimate features."""
+EPOCHS = 3
+RATE = 0.7  # far enough that a gradient taken at w instead of w' would be caught
+ORDER = (2, 0, 3, 1)  # new class k is old class ORDER[k]
+
+CLASS_AXES: dict[str, dict[str, tuple[int, ...]]] = {
+    "mlc": {"scores": (0, 1)},
+    "metalabelnet": {
+        "generator.weight": (0,),
+        "generator.bias": (0,),
+        "best.weight": (0,),
+        "best.bias": (0,),
+    },
+}
+"""Axes of the parameters that are indexed by class; elsewhere nothing may know one class from another."""
+
+UNREACHED = {"tmlc[without=tse]": {"encoder.weight_hh_l0"}}
+"""Parameters without a gradient: over one epoch the hidden state they multiply is 0."""
 
 
-def made(name: str) -> Corrector:
-    torch.manual_seed(11)
-    return create(name).double()
+def variants() -> dict[str, tuple[str, dict[str, str]]]:
+    """Every corrector with its defaults, and with each other value of each option."""
+    found: dict[str, tuple[str, dict[str, str]]] = {}
+    for name, entry in REGISTRY.items():
+        found[name] = name, {}
+        for option, values in entry.options.items():
+            for value in values[1:]:
+                found[f"{name}[{option}={value}]"] = name, {option: value}
+    return found
 
 
-def batch(corrector: Corrector) -> tuple[Tensor, Tensor, Memory]:
-    """Logits, given labels, and a memory that is neither the start nor the prediction."""
+VARIANTS = variants()
+
+
+def made(variant: str, seed: int = 11) -> Corrector:
+    name, options = VARIANTS[variant]
+    torch.manual_seed(seed)
+    return create(name, C, D, options).double()
+
+
+def learned(corrector: Corrector) -> dict[str, nn.Parameter]:
+    return {name: p for name, p in corrector.named_parameters() if p.requires_grad}
+
+
+def where(chosen: Callable[[Corrector], bool]) -> pytest.MarkDecorator:
+    return pytest.mark.parametrize("variant", [variant for variant in VARIANTS if chosen(made(variant))])
+
+
+every = pytest.mark.parametrize("variant", VARIANTS)
+looking_ahead = where(lambda corrector: bool(learned(corrector)) and not corrector.trains_on_meta_rows)
+direct = where(lambda corrector: corrector.trains_on_meta_rows)
+
+
+@dataclass(frozen=True)
+class Scene:
+    """A corrector that has been through the warm-up and an epoch, and N rows of a batch for it."""
+
+    corrector: Corrector
+    logits: Tensor
+    given: Tensor
+    true: Tensor
+    memory: Memory
+    warm_up: WarmUp
+    epoch: Epoch
+
+    @property
+    def batch(self) -> tuple[Tensor, Tensor, Memory]:
+        return self.logits, self.given, self.memory
+
+
+def scene(variant: str, order: tuple[int, ...] = tuple(range(C))) -> Scene:
+    """Everything random, in float64; with `order`, the same after the classes are renamed."""
+    return copy.deepcopy(_scene(variant, order))
+
+
+@functools.cache
+def _scene(variant: str, class_order: tuple[int, ...]) -> Scene:
+    corrector, order = made(variant), torch.tensor(class_order)
     generator = torch.Generator().manual_seed(5)
-    logits = 2 * torch.randn(B, C, generator=generator).double()
-    given = torch.randint(C, (B,), generator=generator)
-    memory = corrector.begin(torch.randn(B, C, generator=generator).double().softmax(dim=1))
-    return logits, given, memory
+
+    def normal(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=generator).double()
+
+    name = VARIANTS[variant][0]
+    with torch.no_grad():  # a start like the identity would hide mistakes
+        for parameter in CLASS_AXES.get(name, {}):
+            corrector.get_parameter(parameter).add_(normal(*corrector.get_parameter(parameter).shape).abs())
+        corrector.project()
+    rename_classes(corrector, name, order)
+
+    renamed = order.argsort()
+    given, true = (renamed[torch.randint(C, (N + E,), generator=generator)] for _ in range(2))
+    meta = torch.tensor([1, 4, 6, 9, 10])
+    meta_given = given[meta]
+    if not corrector.trains_on_meta_rows:
+        meta = torch.cat([meta, torch.arange(N, N + E)])
+        meta_given = torch.cat([meta_given, torch.full((E,), -1)])
+    head = nn.Linear(D, C).double()
+    with torch.no_grad():
+        head.weight.copy_(normal(C, D)[order])
+        head.bias.copy_(normal(C)[order])
+    features = normal(N + E, D)
+    warm_up = WarmUp(
+        mean_probability=normal(N, C)[:, order].softmax(dim=1),
+        head=head,
+        features=features.clone,
+        meta=meta,
+        meta_true=true[meta],
+        meta_given=meta_given,
+        meta_logits=normal(len(meta), C)[:, order],
+    )
+    memory: Memory = {}
+    epoch = Epoch(
+        probability=torch.empty(0),
+        trained=torch.arange(N) != 3,
+        given=torch.where(torch.arange(N) == 3, -1, given[:N]),
+        memory=memory,
+        meta=meta,
+        meta_true=true[meta],
+    )
+    for number in range(EPOCHS):
+        if number == EPOCHS - 1:
+            memory |= corrector.begin(warm_up)
+        epoch = replace(epoch, probability=(2 * normal(N, C))[:, order].softmax(dim=1), memory=dict(memory))
+        memory |= corrector.observe(epoch)
+    logits = 2 * normal(N, C)[:, order]
+    rows = {key: value[:N] for key, value in memory.items()}
+    return Scene(corrector, logits, given[:N], true[:N], rows, warm_up, epoch)
+
+
+def rename_classes(corrector: Corrector, name: str, order: Tensor) -> None:
+    """Permute the class-indexed parameters: new class k is old class `order[k]`."""
+    state = corrector.state_dict()
+    for parameter, axes in CLASS_AXES.get(name, {}).items():
+        for axis in axes:
+            state[parameter] = state[parameter].index_select(axis, order)
+    corrector.load_state_dict(state)
 
 
 def assert_close(found: object, expected: object) -> None:
-    torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-12)
+    torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-11)
 
 
-@correctors
-def test_soft_labels_are_distributions(name: str) -> None:
-    corrector = made(name)
-    soft_label = corrector.soft_label(*batch(corrector))
-    assert soft_label.shape == (B, C)
+def assert_identical(found: object, expected: object) -> None:
+    torch.testing.assert_close(found, expected, rtol=0, atol=0)
+
+
+@every
+def test_soft_labels_are_distributions(variant: str) -> None:
+    drawn = scene(variant)
+    soft_label = drawn.corrector.soft_label(*drawn.batch)
+    assert soft_label.shape == (N, C)
+    assert soft_label.dtype == torch.float64
     assert (soft_label >= 0).all()
-    assert_close(soft_label.sum(dim=1), torch.ones(B).double())
+    assert_close(soft_label.sum(dim=1), torch.ones(N).double())
 
 
-@correctors
-def test_the_memory_keeps_its_shape(name: str) -> None:
-    corrector = made(name)
-    logits, given, memory = batch(corrector)
-    new = corrector.remember(logits, given, memory)
-    assert {key: value.shape for key, value in new.items()} == {k: v.shape for k, v in memory.items()}
-    assert all(len(value) == B for value in new.values())
+@every
+def test_the_memory_keeps_its_shape(variant: str) -> None:
+    drawn = scene(variant)
+    assert all(len(value) == N for value in drawn.memory.values())
+    remembered = drawn.corrector.remember(*drawn.batch)
+    assert {key: value.shape for key, value in remembered.items()} == {
+        key: drawn.memory[key].shape for key in remembered
+    }
 
 
-@correctors
-def test_the_loss_is_differentiable_in_the_logits(name: str) -> None:
-    corrector = made(name)
-    logits, given, memory = batch(corrector)
-    logits.requires_grad_()
-    loss = corrector.loss(logits, given, memory)
-    assert loss.shape == (B,)
-    (gradient,) = torch.autograd.grad(loss.sum(), logits)
-    assert gradient.isfinite().all()
-    assert (gradient.abs().sum(dim=1) > 0).all()
-
-
-@correctors
-def test_the_trusted_loss_reaches_every_parameter(name: str) -> None:
-    corrector = made(name)
-    parameters = list(corrector.parameters())
-    if not parameters:
-        assert not corrector.uses_trusted_rows
-        return
-    logits, given, memory = batch(corrector)
-    features = torch.randn(B, D).double()
-    head = torch.nn.Linear(D, C).double()
-    gradients = hypergradient.last_layer(
-        head,
-        features,
-        logits,
-        lambda z: corrector.loss(z, given, memory),
-        parameters,
-        torch.randn(3, D).double(),
-        torch.tensor([0, 2, 1]),
-        0.5,
-    )
-    for gradient in gradients:
+@every
+def test_the_losses_are_one_number_a_row_and_differentiable_in_the_logits(variant: str) -> None:
+    drawn = scene(variant)
+    for loss in (drawn.corrector.loss, drawn.corrector.virtual_loss):
+        logits = drawn.logits.clone().requires_grad_()
+        losses = loss(logits, drawn.given, drawn.memory)
+        assert losses.shape == (N,)
+        assert losses.isfinite().all()
+        (gradient,) = torch.autograd.grad(losses.sum(), logits)
         assert gradient.isfinite().all()
-        assert gradient.abs().max() > 1e-9
+        assert (gradient.abs().sum(dim=1) > 1e-9).all()
 
 
-@correctors
-def test_extreme_logits_stay_finite(name: str) -> None:
-    corrector = made(name)
-    _, given, memory = batch(corrector)
-    logits = (1e4 * F.one_hot((given + 1) % C, C).double()).requires_grad_()
-    loss = corrector.loss(logits, given, memory)
-    (gradient,) = torch.autograd.grad(loss.sum(), logits)
-    assert loss.isfinite().all()
-    assert gradient.isfinite().all()
+@every
+def test_soft_labels_pass_no_gradient_to_the_logits(variant: str) -> None:
+    drawn = scene(variant)
+    logits = drawn.logits.clone().requires_grad_()
+    soft_label = drawn.corrector.soft_label(logits, drawn.given, drawn.memory)
+    if soft_label.requires_grad:
+        (gradient,) = torch.autograd.grad(soft_label.square().sum(), logits, allow_unused=True)
+        assert gradient is None
 
 
-@correctors
-def test_the_state_goes_through_a_file(name: str) -> None:
-    corrector = made(name)
+@every
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("sure_of", ["given", "another"])
+def test_extreme_logits_stay_finite(variant: str, sure_of: str, dtype: torch.dtype) -> None:
+    drawn = scene(variant)
+    corrector = drawn.corrector.to(dtype)
+    memory = {key: value.to(dtype) for key, value in drawn.memory.items()}
+    sure = drawn.given if sure_of == "given" else (drawn.given + 1) % C
+    logits = 1e4 * F.one_hot(sure, C).to(dtype)
+    soft_label = corrector.soft_label(logits, drawn.given, memory)
+    assert soft_label.isfinite().all()
+    torch.testing.assert_close(soft_label.sum(dim=1), torch.ones(N, dtype=dtype))
+    for loss in (corrector.loss, corrector.virtual_loss):
+        leaf = logits.clone().requires_grad_()
+        losses = loss(leaf, drawn.given, memory)
+        (gradient,) = torch.autograd.grad(losses.sum(), leaf)
+        assert losses.isfinite().all()
+        assert gradient.isfinite().all()
+    if learned(corrector) and not corrector.trains_on_meta_rows:
+        features = torch.ones(N, D, dtype=dtype)
+        gradients = hypergradient.last_layer(
+            nn.Linear(D, C, dtype=dtype),
+            features,
+            logits,
+            lambda z: corrector.virtual_loss(z, drawn.given, memory),
+            list(learned(corrector).values()),
+            features[:3],
+            torch.tensor([0, 2, 1]),
+            RATE,
+        )
+        assert all(gradient.isfinite().all() for gradient in gradients)
+
+
+@every
+def test_the_state_goes_through_a_file(variant: str) -> None:
+    drawn = scene(variant)
     file = io.BytesIO()
-    torch.save(corrector.state_dict(), file)
+    torch.save(drawn.corrector.state_dict(), file)
     file.seek(0)
-    torch.manual_seed(12)
-    restored = create(name).double()
+    restored = made(variant, seed=12)
     restored.load_state_dict(torch.load(file, weights_only=True))
-    given = batch(corrector)
-    assert torch.equal(restored.soft_label(*given), corrector.soft_label(*given))
-    assert torch.equal(restored.loss(*given), corrector.loss(*given))
+    for method in ("soft_label", "loss", "virtual_loss", "remember"):
+        assert_identical(
+            getattr(restored, method)(*drawn.batch), getattr(drawn.corrector, method)(*drawn.batch)
+        )
+    assert restored.describe() == drawn.corrector.describe()
 
 
-@correctors
-def test_rows_do_not_see_each_other_or_their_order(name: str) -> None:
-    corrector = made(name)
-    logits, given, memory = batch(corrector)
-    rows = torch.tensor([4, 0, 6])
-    picked = logits[rows], given[rows], {key: value[rows] for key, value in memory.items()}
-    for method in (corrector.soft_label, corrector.loss):
-        assert_close(method(*picked), method(logits, given, memory)[rows])
-    remembered = corrector.remember(logits, given, memory)
-    assert_close(corrector.remember(*picked), {key: value[rows] for key, value in remembered.items()})
+@every
+def test_rows_do_not_see_each_other_or_their_order(variant: str) -> None:
+    drawn = scene(variant)
+    rows = torch.tensor([4, 0, 6, 11])
+    picked = drawn.logits[rows], drawn.given[rows], {key: value[rows] for key, value in drawn.memory.items()}
+    for method in ("soft_label", "loss", "virtual_loss"):
+        whole = getattr(drawn.corrector, method)(*drawn.batch)
+        assert_close(getattr(drawn.corrector, method)(*picked), whole[rows])
+    remembered = drawn.corrector.remember(*drawn.batch)
+    assert_close(drawn.corrector.remember(*picked), {key: value[rows] for key, value in remembered.items()})
 
 
-@correctors
-def test_renaming_the_classes_renames_the_output(name: str) -> None:
-    corrector = made(name)
-    logits, given, _ = batch(corrector)
-    mean_probability = torch.rand(B, C, generator=torch.Generator().manual_seed(6)).double().softmax(dim=1)
-    order = torch.tensor([2, 0, 3, 1])  # new class k is old class order[k]
-    renamed = logits[:, order], order.argsort()[given], corrector.begin(mean_probability[:, order])
-    original = logits, given, corrector.begin(mean_probability)
-    assert_close(corrector.soft_label(*renamed), corrector.soft_label(*original)[:, order])
-    assert_close(corrector.loss(*renamed), corrector.loss(*original))
+@every
+def test_renaming_the_classes_renames_the_output(variant: str) -> None:
+    """Through the warm-up, the epochs and the batch alike."""
+    original, renamed = scene(variant), scene(variant, ORDER)
+    assert_close(
+        renamed.corrector.soft_label(*renamed.batch), original.corrector.soft_label(*original.batch)[:, ORDER]
+    )
+    for method in ("loss", "virtual_loss"):
+        assert_close(
+            getattr(renamed.corrector, method)(*renamed.batch),
+            getattr(original.corrector, method)(*original.batch),
+        )
+    if original.corrector.trains_on_meta_rows:
+        assert_close(
+            renamed.corrector.trusted_loss(renamed.given, renamed.true, renamed.memory),
+            original.corrector.trusted_loss(original.given, original.true, original.memory),
+        )
 
 
-@correctors
-def test_a_step_on_the_loss_changes_neither_parameters_nor_memory(name: str) -> None:
-    corrector = made(name)
-    given = batch(corrector)
-    before = copy.deepcopy((given, corrector.state_dict()))
-    corrector.loss(*given)
-    corrector.remember(*given)
-    torch.testing.assert_close((given, corrector.state_dict()), before, rtol=0, atol=0)
+def everything(drawn: Scene) -> Any:
+    """Deep copies of all that a step could change by mistake."""
+    return copy.deepcopy(
+        {
+            "batch": drawn.batch,
+            "true": drawn.true,
+            "corrector": drawn.corrector.state_dict(),
+            "gradients": [p.grad is None for p in drawn.corrector.parameters()],
+            "learned": [p.requires_grad for p in drawn.corrector.parameters()],
+            "random": torch.get_rng_state(),
+        }
+    )
+
+
+@every
+def test_using_a_corrector_changes_nothing(variant: str) -> None:
+    drawn = scene(variant)
+    for parameter in drawn.corrector.parameters():
+        parameter.grad = None
+    before = everything(drawn)
+    for method in ("soft_label", "loss", "virtual_loss", "remember"):
+        getattr(drawn.corrector, method)(*drawn.batch)
+    drawn.corrector.describe()
+    if drawn.corrector.trains_on_meta_rows:
+        drawn.corrector.trusted_loss(drawn.given, drawn.true, drawn.memory).backward()  # type: ignore[no-untyped-call]
+        for parameter in drawn.corrector.parameters():
+            parameter.grad = None
+    elif learned(drawn.corrector):
+        task = LookAhead(drawn)
+        for mode in MODES:
+            task.gradients(mode)
+    assert_identical(everything(drawn), before)
+
+
+@every
+def test_starting_and_observing_leave_their_inputs_alone(variant: str) -> None:
+    drawn = scene(variant)
+    corrector, warm_up, epoch = made(variant), drawn.warm_up, drawn.epoch
+
+    def inputs() -> Any:
+        tensors = [
+            (
+                warm_up.mean_probability,
+                warm_up.meta_logits,
+                warm_up.meta,
+                warm_up.meta_given,
+                warm_up.meta_true,
+            ),
+            (epoch.probability, epoch.trained, epoch.given, epoch.memory),
+            (warm_up.head.state_dict(), warm_up.features(), torch.get_rng_state()),
+        ]
+        return copy.deepcopy(tensors)
+
+    before = inputs()
+    memory = corrector.begin(warm_up)
+    memory |= corrector.observe(epoch)
+    for value in memory.values():
+        value.zero_()  # the ledger writes into what it was given
+    with torch.no_grad():
+        for parameter in corrector.parameters():
+            parameter.zero_()  # and the optimizer into φ
+    assert_identical(inputs(), before)
+
+
+@every
+def test_rows_without_a_label_count_where_given_labels_are_not_read(variant: str) -> None:
+    drawn = scene(variant)
+    if drawn.corrector.reads_given_labels:
+        return
+    unlabelled = torch.full_like(drawn.given, -1)
+    for method in ("soft_label", "loss", "virtual_loss", "remember"):
+        assert_identical(
+            getattr(drawn.corrector, method)(drawn.logits, unlabelled, drawn.memory),
+            getattr(drawn.corrector, method)(*drawn.batch),
+        )
+
+
+@every
+def test_what_a_corrector_tells_is_json(variant: str) -> None:
+    described = scene(variant).corrector.describe()
+    assert json.loads(json.dumps(described, allow_nan=False)) == described
+
+
+@every
+def test_only_correctors_that_learn_use_trusted_rows(variant: str) -> None:
+    corrector = made(variant)
+    assert corrector.uses_trusted_rows == bool(learned(corrector))
+    assert corrector.virtual_learning_rate is None or corrector.virtual_learning_rate > 0
+
+
+class FloatBackbone(Backbone):
+    """`Backbone` in float64, which its forward would leave."""
+
+    def forward(self, inputs: Tensor) -> tuple[Tensor, Tensor]:
+        features = self.body(inputs)
+        return self.head(features), features
+
+
+MODES = ("last-layer", "exact")
+modes = pytest.mark.parametrize("mode", MODES)
+
+
+class LookAhead:
+    """A backbone in training under a scene's corrector, and trusted inputs."""
+
+    def __init__(self, drawn: Scene) -> None:
+        generator = torch.Generator().manual_seed(3)
+        with torch.random.fork_rng():
+            torch.manual_seed(3)
+            body = nn.Sequential(nn.Linear(6, D), nn.BatchNorm1d(D), nn.Tanh())
+            self.backbone = FloatBackbone(body, nn.Linear(D, C)).double()
+        self.drawn = drawn
+        self.inputs = torch.randn(N, 6, generator=generator).double()
+        self.trusted_inputs = torch.randn(6, 6, generator=generator).double()
+        self.trusted_labels = torch.randint(C, (6,), generator=generator)
+        self.parameters = list(learned(drawn.corrector).values())
+
+    def virtual_loss(self, logits: Tensor) -> Tensor:
+        return self.drawn.corrector.virtual_loss(logits, self.drawn.given, self.drawn.memory)
+
+    def gradients(self, mode: str) -> list[Tensor]:
+        if mode == "exact":
+            with hypergradient.linearizable():
+                logits, _ = self.backbone(self.inputs)
+            return hypergradient.exact(
+                self.backbone,
+                logits,
+                self.virtual_loss,
+                self.parameters,
+                self.trusted_inputs,
+                self.trusted_labels,
+                RATE,
+            )
+        with torch.no_grad():
+            logits, features = self.backbone(self.inputs)
+            _, trusted_features = self.backbone(self.trusted_inputs)
+        return hypergradient.last_layer(
+            self.backbone.head,
+            features,
+            logits,
+            self.virtual_loss,
+            self.parameters,
+            trusted_features,
+            self.trusted_labels,
+            RATE,
+        )
+
+    def trusted_loss(self, mode: str) -> Tensor:
+        """The definition: the trusted loss after a step of plain SGD, with a graph to φ."""
+        module = self.backbone if mode == "exact" else self.backbone.head
+        weights = dict(module.named_parameters(prefix="" if mode == "exact" else "head"))
+        logits, _ = self.backbone(self.inputs)
+        found = torch.autograd.grad(
+            self.virtual_loss(logits).mean(), list(weights.values()), create_graph=True
+        )
+        stepped = {
+            name: weight - RATE * gradient
+            for (name, weight), gradient in zip(weights.items(), found, strict=True)
+        }
+        after, _ = functional_call(self.backbone, stepped, (self.trusted_inputs,))
+        return F.cross_entropy(after, self.trusted_labels)
+
+
+def central_differences(
+    loss: Callable[[], Tensor], parameters: Sequence[Tensor], step: float = 1e-5
+) -> Iterator[tuple[int, int, float]]:
+    """(parameter, entry, derivative) for about ten entries a parameter."""
+    for number, parameter in enumerate(parameters):
+        values = parameter.data.view(-1)
+        for entry in range(0, len(values), 1 + len(values) // 10):
+            start = values[entry].item()
+            values[entry] = start + step
+            above = loss().item()
+            values[entry] = start - step
+            below = loss().item()
+            values[entry] = start
+            yield number, entry, (above - below) / (2 * step)
+
+
+def assert_central_differences(
+    loss: Callable[[], Tensor], parameters: Sequence[Tensor], gradients: Sequence[Tensor]
+) -> None:
+    found, expected = [], []
+    for number, entry, derivative in central_differences(loss, parameters):
+        found.append(gradients[number].reshape(-1)[entry])
+        expected.append(derivative)
+    assert relative_error([torch.stack(found)], [torch.tensor(expected, dtype=torch.float64)]) <= 1e-6
+
+
+def relative_error(found: Sequence[Tensor], expected: Sequence[Tensor]) -> float:
+    one, other = (torch.cat([tensor.detach().reshape(-1) for tensor in both]) for both in (found, expected))
+    assert other.norm() > 1e-6
+    return float((one - other).norm() / other.norm())
+
+
+@looking_ahead
+@modes
+def test_the_meta_gradient_is_the_unrolled_one(variant: str, mode: str) -> None:
+    task = LookAhead(scene(variant))
+    unrolled = torch.autograd.grad(task.trusted_loss(mode), task.parameters)
+    assert relative_error(task.gradients(mode), unrolled) <= 1e-6
+
+
+@looking_ahead
+@modes
+def test_the_meta_gradient_equals_central_differences(variant: str, mode: str) -> None:
+    task = LookAhead(scene(variant))
+    assert_central_differences(lambda: task.trusted_loss(mode), task.parameters, task.gradients(mode))
+
+
+@looking_ahead
+@modes
+def test_the_meta_gradient_reaches_every_parameter(variant: str, mode: str) -> None:
+    drawn = scene(variant)
+    for name, gradient in zip(learned(drawn.corrector), LookAhead(drawn).gradients(mode), strict=True):
+        assert gradient.isfinite().all(), name
+        assert gradient.abs().max() > 1e-9, name
+
+
+def direct_gradients(drawn: Scene) -> list[Tensor]:
+    loss = drawn.corrector.trusted_loss(drawn.given, drawn.true, drawn.memory)
+    assert loss.ndim == 0
+    return list(torch.autograd.grad(loss, list(learned(drawn.corrector).values())))
+
+
+@direct
+def test_the_gradient_of_the_trusted_loss_equals_central_differences(variant: str) -> None:
+    drawn = scene(variant)
+    assert_central_differences(
+        lambda: drawn.corrector.trusted_loss(drawn.given, drawn.true, drawn.memory),
+        list(learned(drawn.corrector).values()),
+        direct_gradients(drawn),
+    )
+
+
+@direct
+def test_the_trusted_loss_reaches_every_parameter(variant: str) -> None:
+    drawn = scene(variant)
+    reached = {
+        name
+        for name, gradient in zip(learned(drawn.corrector), direct_gradients(drawn), strict=True)
+        if gradient.abs().max() > 1e-9
+    }
+    assert reached == learned(drawn.corrector).keys() - UNREACHED.get(variant, set())
+
+
+@direct
+def test_the_trusted_loss_is_the_mean_over_its_rows(variant: str) -> None:
+    drawn = scene(variant)
+    loss = drawn.corrector.trusted_loss
+
+    def of(rows: list[int]) -> Tensor:
+        memory = {key: value[rows] for key, value in drawn.memory.items()}
+        return loss(drawn.given[rows], drawn.true[rows], memory)
+
+    assert_close(of(list(range(N))), torch.stack([of([row]) for row in range(N)]).mean())
 
 
 def test_listing_the_correctors_imports_no_torch() -> None:

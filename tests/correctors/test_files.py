@@ -1,32 +1,57 @@
 import os
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
-from relabel.correctors import create
+from relabel import __version__
+from relabel.correctors import REGISTRY, create
 from relabel.correctors.files import read_corrector, save_corrector
 from relabel.errors import RelabelError
 
-TRAINED = {"backbone": "cnn8", "class_names": ["a", "b"]}
+C, D = 3, 5
+TRAINED = {"backbone": "cnn8", "class_names": ["a", "b", "c"]}
+
+
+def options_of(name: str) -> dict[str, str]:
+    """Every option at its last value, none of them a default."""
+    return {option: values[-1] for option, values in REGISTRY[name].options.items()}
+
+
+def saved(path: Path, name: str = "mlc") -> Path:
+    torch.manual_seed(0)
+    options = options_of(name)
+    save_corrector(path, create(name, C, D, options), name, C, D, options, TRAINED)
+    return path
 
 
 @pytest.fixture
-def path(tmp_path):
-    save_corrector(tmp_path / "mslc.pt", "mslc", create("mslc"), TRAINED)
-    return tmp_path / "mslc.pt"
+def path(tmp_path: Path) -> Path:
+    return saved(tmp_path / "corrector.pt")
 
 
-def test_a_corrector_comes_back_with_its_parameters_and_its_story(path):
+@pytest.mark.parametrize("name", REGISTRY)
+def test_a_corrector_comes_back_with_its_parameters_and_its_story(tmp_path: Path, name: str) -> None:
+    file = read_corrector(saved(tmp_path / "corrector.pt", name))
     torch.manual_seed(0)
-    corrector = create("mslc")
-    save_corrector(path, "mslc", corrector, TRAINED)
-    file = read_corrector(path)
-    assert file.state.keys() == corrector.state_dict().keys()
-    assert all(torch.equal(value, file.state[key]) for key, value in corrector.state_dict().items())
+    original = create(name, C, D, options_of(name))
+    torch.manual_seed(1)
+    restored = file.corrector()
+    assert type(restored) is type(original)
+    assert vars(restored).keys() == vars(original).keys()
+    for option, value in options_of(name).items():
+        assert value in vars(restored).values(), option
+    state = original.state_dict()
+    assert restored.state_dict().keys() == state.keys()
+    assert all(torch.equal(value, state[key]) for key, value in restored.state_dict().items())
+    assert file.trained == TRAINED
     described = file.describe()
-    assert described["corrector"] == "mslc"
+    assert described["corrector"] == name
+    assert described["options"] == options_of(name)
+    assert described["relabel_version"] == __version__
     assert described["backbone"] == "cnn8"
-    assert described["parameters"] == sum(value.numel() for value in corrector.state_dict().values())
+    assert described["parameters"] == sum(value.numel() for value in state.values())
 
 
 @pytest.mark.parametrize(
@@ -35,27 +60,38 @@ def test_a_corrector_comes_back_with_its_parameters_and_its_story(path):
         ({"kind": "soup"}, "is not a corrector file"),
         ({"format": 99}, "has format 99"),
         ({"corrector": "nosuch"}, "unknown corrector 'nosuch'"),
-        ({"corrector": None}, "unknown corrector None"),
-        ({"state": {}}, "does not hold the parameters of mslc"),
-        ({"state": {"x": 1}}, "does not hold the parameters of mslc"),
+        ({"corrector": None}, "is not a whole corrector file"),
+        ({"corrector": "mslc", "options": {}}, "does not hold the parameters of mslc"),
+        ({"num_classes": C + 1}, "does not hold the parameters of mlc"),
+        ({"num_classes": "3"}, "is not a whole corrector file"),
+        ({"num_features": None}, "is not a whole corrector file"),
+        ({"options": {"nosuch": "soft"}}, "does not hold the parameters of mlc"),
+        ({"options": {"start": 3}}, "does not hold the parameters of mlc"),
+        ({"options": None}, "is not a whole corrector file"),
+        ({"state": {}}, "does not hold the parameters of mlc"),
+        ({"state": {"x": 1}}, "does not hold the parameters of mlc"),
+        ({"state": {"scores": 1}}, "does not hold the parameters of mlc"),
+        ({"state": {3: torch.zeros(1)}}, "does not hold the parameters of mlc"),
         ({"state": None}, "is not a whole corrector file"),
         ({"trained": 3}, "is not a whole corrector file"),
     ],
     ids=str,
 )
-def test_a_file_that_is_not_whole_is_refused(path, change, told):
+def test_a_file_that_is_not_whole_is_refused(path: Path, change: dict[str, Any], told: str) -> None:
     torch.save({**torch.load(path, weights_only=True), **change}, path)
     with pytest.raises(RelabelError, match=told):
         read_corrector(path)
 
 
 class Evil:
-    def __reduce__(self):
+    def __reduce__(self) -> tuple[Any, ...]:
         return os.mkdir, ("evil",)
 
 
 @pytest.mark.parametrize("content", [b"", b"PK\x03\x04", "evil", [1]], ids=["empty", "stub", "code", "list"])
-def test_a_damaged_file_is_refused_and_nothing_in_it_runs(path, content, monkeypatch):
+def test_a_damaged_file_is_refused_and_nothing_in_it_runs(
+    path: Path, content: object, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(path.parent)
     if isinstance(content, bytes):
         path.write_bytes(content)

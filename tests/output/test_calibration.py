@@ -1,7 +1,7 @@
 """Calibration on simulated rows whose true posterior is known."""
 
 import json
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import numpy as np
 import pytest
@@ -14,7 +14,6 @@ from relabel.output.calibration import (
     actions,
     expected_noise_matrix,
     fit,
-    smoothed_transition,
 )
 
 C = 4
@@ -279,22 +278,6 @@ def test_actions_by_hand() -> None:
     assert none.tolist() == ["keep", "review", "review", "review", "review"]
 
 
-def test_the_transition_is_a_distribution_a_class_and_tends_to_the_counts() -> None:
-    counts = np.array([[3, 1, 0], [0, 0, 0], [2, 0, 5]])
-    smoothed = smoothed_transition(counts)
-    assert smoothed.sum(axis=1) == pytest.approx(1)
-    assert smoothed.min() > 0
-    assert smoothed[1, 0] == smoothed[1, 2], "a class nobody verified is wrong in no particular way"
-    assert smoothed[1, 1] == pytest.approx(1 - 4 / 13)  # the pooled rate: 3 wrong of 11, plus 1 of 2
-    rates = np.array([[0.75, 0.25, 0.0], [0.1, 0.8, 0.1], [0.0, 0.5, 0.5]])
-    many = smoothed_transition(np.rint(rates * 100_000).astype(np.int64))
-    assert many == pytest.approx(rates, abs=1e-4)
-
-
-def test_the_transition_without_any_verified_row_is_a_distribution() -> None:
-    assert smoothed_transition(np.zeros((3, 3), dtype=np.int64)).sum(axis=1) == pytest.approx(1)
-
-
 def test_the_expected_noise_matrix_reads_the_soft_labels() -> None:
     soft_label = np.array([[1.0, 0.0], [0.5, 0.5], [0.0, 1.0], [0.7, 0.3]])
     found = expected_noise_matrix(soft_label, np.array([0, 1, 1, -1]))
@@ -317,6 +300,42 @@ def test_the_metadata_is_json(probes: int) -> None:
 def simulate_soft_labels(made: Calibration) -> tuple[Floats, Labels]:
     evidence, given, _ = simulate(200, 1)
     return made.soft_labels(evidence, given), given
+
+
+def test_probes_without_a_given_label_judge_the_evidence_alone() -> None:
+    """Every second probe unlabelled: the evidence's sharpness is learned from all, the rest from half."""
+    evidence, given, true = simulate(2000, 0, 0.5)
+    given[::2] = -1
+    made = fitted((evidence, given, true))
+    labelled = given >= 0
+    alone = fitted(({"mean": evidence["mean"][labelled]}, given[labelled], true[labelled]))
+    assert made.weights["mean"] == pytest.approx(2, rel=0.1)
+    assert made.weights["transition"] == pytest.approx(alone.weights["transition"], abs=0.1)
+    assert not made.relabelled[~labelled].any()
+    assert made.right[~labelled].mean() == pytest.approx(accuracy(evidence["mean"].argmax(1), true), abs=0.03)
+    before, after = (alone.cross_validated[f"probe_accuracy_{when}"] for when in ("before", "after"))
+    assert made.cross_validated["probe_accuracy_before"] == before
+    assert made.cross_validated["probe_accuracy_after"] == pytest.approx(after, abs=0.02)
+
+
+def test_without_any_given_label_no_correction_is_withheld_and_none_promised() -> None:
+    evidence, given, true = simulate(200, 0)
+    made = fitted((evidence, np.full_like(given, -1), true))
+    assert not made.withheld
+    assert set(made.cross_validated.values()) == {None}
+    assert made.promise(made.soft_labels(evidence, given), given, 0.5).threshold is None
+
+
+@pytest.mark.parametrize("probes", [0, 100])
+def test_a_calibration_is_restored_from_its_values(probes: int) -> None:
+    made = fitted(simulate(probes, 0))
+    again = Calibration.restored(asdict(made), ["mean"], C)
+    assert again.to_dict() == made.to_dict()
+    rows = simulate(50, 1)[:2]
+    assert (again.soft_labels(*rows) == made.soft_labels(*rows)).all()
+    for evidence, classes in ((["last"], C), (["mean"], C + 1)):
+        with pytest.raises(ValueError, match="not the values of a calibration"):
+            Calibration.restored(asdict(made), evidence, classes)
 
 
 def test_nothing_to_relabel_makes_no_promise() -> None:

@@ -1,0 +1,85 @@
+"""MetaLabelNet (Algan, Ulusoy: MetaLabelNet: Learning to Generate Soft-Labels from Noisy-Labels, 2022).
+
+The soft label is one linear layer on the features of the backbone as the warm-up left it, frozen:
+
+    q = softmax(W g(x) + b)
+
+The backbone follows KL(p ‖ q) + H(p), which is the reverse cross-entropy −Σ_c p_c log q_c; the look-ahead
+step follows KL(p ‖ q) alone, with step size 1. The given labels are not read after the warm-up, so rows
+without one take part.
+
+Where we leave the paper: W starts from the warmed-up classifier layer, not at random, and is put back when
+the trusted rows' loss of q rises. Reverse cross-entropy follows a bad q wherever it goes, and the look-ahead
+gradient of the next steps follows the backbone.
+"""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from relabel.correctors.base import Corrector, Epoch, Memory, WarmUp
+
+_FLOOR = 1e-4  # of q: without it one confident q would outweigh a batch
+_TOLERANCE = 1.02  # a loss this much above the best is more than the noise of a meta step
+
+
+class MetaLabelNet(Corrector):
+    """A linear label generator on frozen features, memory `features` [N, D].
+
+    start: `classifier` begins at the warmed-up classifier layer; `random` as in the paper.
+    """
+
+    reads_given_labels = False
+    virtual_learning_rate = 1.0
+
+    def __init__(self, num_classes: int, num_features: int, start: str = "classifier") -> None:
+        super().__init__()
+        self.start = start
+        self.generator = nn.Linear(num_features, num_classes)
+        self.best = copy.deepcopy(self.generator).requires_grad_(False)
+        self.register_buffer("best_loss", torch.tensor(float("inf")))
+        self.best_loss: Tensor
+
+    def begin(self, warm_up: WarmUp) -> Memory:
+        """Freeze the features of every row; start W and b from the classifier layer."""
+        features = warm_up.features()
+        if self.start == "classifier":
+            self.generator.load_state_dict(warm_up.head.state_dict())
+        self._guard(features[warm_up.meta], warm_up.meta_true)
+        return {"features": features}
+
+    def observe(self, epoch: Epoch) -> Memory:
+        """Put W and b back to their best when the trusted rows' loss of q has risen."""
+        if "features" in epoch.memory:
+            self._guard(epoch.memory["features"][epoch.meta], epoch.meta_true)
+        return {}
+
+    def soft_label(self, logits: Tensor, given: Tensor, memory: Memory) -> Tensor:
+        """q [B, C]; reads neither logits nor given labels."""
+        return torch.softmax(self.generator(memory["features"]), dim=1)
+
+    def loss(self, logits: Tensor, given: Tensor, memory: Memory) -> Tensor:
+        """KL(p ‖ q) + H(p) = −Σ_c p_c log q_c per sample [B]."""
+        log_soft_label = self.soft_label(logits, given, memory).clamp(min=_FLOOR).log()
+        return -(torch.softmax(logits, dim=1) * log_soft_label).sum(dim=1)
+
+    def virtual_loss(self, logits: Tensor, given: Tensor, memory: Memory) -> Tensor:
+        """KL(p ‖ q) per sample [B]."""
+        log_probability = F.log_softmax(logits, dim=1)
+        negative_entropy = (log_probability.exp() * log_probability).sum(dim=1)
+        return self.loss(logits, given, memory) + negative_entropy
+
+    def _guard(self, features: Tensor, true: Tensor) -> None:
+        """Keep the generator with the lowest loss on trusted rows [M, D], [M]; return to it from a worse."""
+        device = self.generator.weight.device
+        with torch.no_grad():
+            loss = F.cross_entropy(self.generator(features.to(device)), true.to(device))
+        if loss <= self.best_loss:
+            self.best_loss.copy_(loss)
+            self.best.load_state_dict(self.generator.state_dict())
+        elif not loss <= _TOLERANCE * self.best_loss:  # also when it is not a number
+            self.generator.load_state_dict(self.best.state_dict())

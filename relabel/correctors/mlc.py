@@ -1,0 +1,91 @@
+"""MLC (Wang, Hu, Hu: Training Noise-Robust Deep Neural Networks via Meta-Learning, 2020).
+
+The backbone predicts the true class; a transition matrix T_ij = p(given j | true i) carries its prediction
+over to the given label, and T is learned from the trusted rows:
+
+    loss = −log (p·T)_y        soft label q_c ∝ p_c·T_{c,y}
+
+Where we leave the print: eq. 2's T·f and eq. 10's normalisation of columns contradict the definition of T,
+so its rows, the true classes, sum to 1. Where we leave the released code: it multiplies logits and starts T
+anew in every iteration; here T acts on probabilities and stays. The paper only trains; the soft label is
+the Bayes posterior that belongs to its model.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from relabel.correctors.base import Corrector, Memory, WarmUp
+from relabel.metrics import noise_matrix, smoothed_transition
+
+_TINY = 1e-8  # below what any noise rate means; keeps the logarithm finite and a zero entry learnable
+
+
+class MLC(Corrector):
+    """Forward correction with a persistent, learned transition matrix.
+
+    transition: `softmax` reparametrises each row; `projection` steps on T itself and projects (eqs. 9, 10).
+    start: `trusted` begins at the meta rows' smoothed noise matrix; `identity` at no noise.
+    """
+
+    def __init__(
+        self, num_classes: int, num_features: int, transition: str = "softmax", start: str = "trusted"
+    ) -> None:
+        super().__init__()
+        self.parametrization = transition
+        self.start = start
+        self.scores = nn.Parameter(torch.empty(num_classes, num_classes))
+        self._set(torch.eye(num_classes))
+
+    @property
+    def transition(self) -> Tensor:
+        """T [C, C], row = true class; rows sum to 1."""
+        return torch.softmax(self.scores, dim=1) if self.parametrization == "softmax" else self.scores
+
+    def begin(self, warm_up: WarmUp) -> Memory:
+        """Start T, by default from how the meta rows were labelled."""
+        labelled = warm_up.meta_given >= 0
+        if self.start == "trusted" and bool(labelled.any()):
+            given, true = warm_up.meta_given[labelled], warm_up.meta_true[labelled]
+            counts = noise_matrix(given.cpu().numpy(), true.cpu().numpy(), len(self.scores))
+            self._set(torch.from_numpy(smoothed_transition(counts)))
+        return {}
+
+    def loss(self, logits: Tensor, given: Tensor, memory: Memory) -> Tensor:
+        """−log (p·T)_y, in logarithms throughout: a confident p would lose its small entries otherwise."""
+        return -torch.logsumexp(self._joint(logits, given), dim=1)
+
+    def soft_label(self, logits: Tensor, given: Tensor, memory: Memory) -> Tensor:
+        """The posterior p(true | x, given) ∝ p_c·T_{c,y} [B, C]."""
+        return torch.softmax(self._joint(logits.detach(), given), dim=1)
+
+    def project(self) -> None:
+        """Eqs. 9 and 10: negative entries to 0, rows to sum 1; a row of zeros becomes the identity's."""
+        if self.parametrization == "projection":
+            with torch.no_grad():
+                self.scores.copy_(projected(self.scores))
+
+    def describe(self) -> dict[str, object]:
+        """The learned matrix."""
+        return {"transition_matrix": [[round(t, 6) for t in row] for row in self.transition.tolist()]}
+
+    def _joint(self, logits: Tensor, given: Tensor) -> Tensor:
+        """log p_c + log T_{c,y} [B, C]."""
+        return F.log_softmax(logits, dim=1) + (self.transition + _TINY).log().T[given]
+
+    def _set(self, transition: Tensor) -> None:
+        with torch.no_grad():
+            if self.parametrization == "softmax":
+                # The identity has no finite scores; this leaves 1 % of a row at any number of classes.
+                transition = transition.clamp(min=0.01 / len(transition)).log()
+            self.scores.copy_(transition)
+
+
+def projected(matrix: Tensor) -> Tensor:
+    """The row-stochastic matrix [C, C] of eqs. 9 and 10; idempotent."""
+    positive = matrix.clamp(min=0)
+    sums = positive.sum(dim=1, keepdim=True)
+    identity = torch.eye(len(matrix), dtype=matrix.dtype, device=matrix.device)
+    return torch.where(sums > 0, positive / sums.clamp(min=torch.finfo(matrix.dtype).tiny), identity)

@@ -1,0 +1,155 @@
+"""TMLC-Net: Transferable Meta Label Correction (2025).
+
+A row's training dynamics, one feature vector per epoch (NNP, eqs. 1 to 5), run through an LSTM (TSE, eq. 6),
+whose last hidden state a two-layer decoder turns into the corrected distribution (SD, eq. 7).
+
+Printed, the inputs tell that a label is suspect but not which class is right, and their size depends on the
+number of classes. Ours scores every pair (row, class) with one shared network instead, on the paper's
+features computed as if that class were the given label: with l_ic = −log p_ic,
+
+    CNL_ic = l_ic / mean of l over the rows labelled c      (eq. 1)
+    GNL_ic = l_ic / mean loss of all rows                   (eq. 2)
+    PE_i   = entropy of p_i / log C                         (eq. 3)
+    NLO_ic = [c = y_i]                                      (eq. 4)
+
+and a softmax over c of the scores is eq. 7. For c = y_i the features are the paper's; permuting the classes
+permutes the output, and the same weights run at any number of classes. Means are over the epoch, not the
+batch, where a class with one row would have CNL 1 by construction; log1p keeps the tail finite.
+
+Eq. 10's target, the smoothed given label, has label smoothing as its optimum and corrects nothing (option
+`target=given`). The paper's clause "one-hot if we have clean labels" works: the trusted rows are its query
+set. They pass through training under their corrected label like any other row, so that their dynamics are
+those of the rows to correct. A few of them teach little, so with M of them the soft label keeps a share of
+10 / (M + 10) for the given label.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from relabel.correctors.base import Corrector, Epoch, Memory, WarmUp
+
+_FLOOR = 1e-4  # of p: what bf16 logits resolve
+_SMOOTHING = 0.1  # ε of eq. 10
+_PSEUDO_ROWS = 10
+_REPLAYED = 8  # epochs of a history the LSTM runs through; on recorded runs more cost time and gained nothing
+
+
+class TMLCNet(Corrector):
+    """Class-wise TMLC-Net with memory `losses` [N, T, C, 2] (CNL, GNL) and `entropy` [N, T] over T epochs.
+
+    target: `verified`, the trusted rows' verified label, or `given`, eq. 10.
+    without: the ablations of table V: `nnp` takes raw losses and entropies, `tse` the last epoch alone,
+    `sd` the single best class in place of a distribution.
+    """
+
+    trains_on_meta_rows = True
+
+    def __init__(
+        self,
+        num_classes: int,
+        num_features: int,
+        target: str = "verified",
+        without: str = "nothing",
+        hidden: int = 64,
+    ) -> None:
+        super().__init__()
+        self.target = target
+        self.without = without
+        self.register_buffer("kept_share", torch.zeros(()))
+        self.kept_share: Tensor
+        self.encoder = nn.LSTM(4, hidden, batch_first=True)
+        # No last bias: one that all classes share, a softmax does not see.
+        self.decoder = nn.Sequential(nn.Linear(hidden, hidden), nn.ReLU(), nn.Linear(hidden, 1, bias=False))
+
+    def begin(self, warm_up: WarmUp) -> Memory:
+        """Decide how far the few or many meta rows are to be relied upon."""
+        self.kept_share.fill_(_PSEUDO_ROWS / (len(warm_up.meta) + _PSEUDO_ROWS))
+        return {}
+
+    def observe(self, epoch: Epoch) -> Memory:
+        """Append the epoch's features to every row's history."""
+        losses, entropy = normalized_features(
+            epoch.probability, epoch.given, epoch.trained, raw=self.without == "nnp"
+        )
+        # Halves: the history is the largest thing the ledger holds.
+        losses, entropy = losses[:, None].half(), entropy[:, None].half()
+        if "losses" in epoch.memory and self.without != "tse":
+            losses = torch.cat([epoch.memory["losses"], losses], dim=1)
+            entropy = torch.cat([epoch.memory["entropy"], entropy], dim=1)
+        return {"losses": losses, "entropy": entropy}
+
+    def encode(
+        self, given: Tensor, memory: Memory, state: tuple[Tensor, Tensor] | None = None
+    ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+        """Run histories through the LSTM, from `state` on: hidden [B, C, H] after them, and the new state."""
+        dtype = next(self.parameters()).dtype
+        losses, entropy = memory["losses"].to(dtype), memory["entropy"].to(dtype)
+        rows, epochs, classes, _ = losses.shape
+        features = torch.cat(
+            [
+                losses,
+                entropy[:, :, None, None].expand(-1, -1, classes, 1),
+                _one_hot(given, losses[:, 0, :, 0])[:, None, :, None].expand(-1, epochs, -1, 1),
+            ],
+            dim=3,
+        )
+        _, state = self.encoder(features.transpose(1, 2).reshape(rows * classes, epochs, 4), state)
+        return state[0][0].view(rows, classes, -1), state
+
+    def soft_label(self, logits: Tensor, given: Tensor, memory: Memory) -> Tensor:
+        """Eq. 7 [B, C] from the histories up to the last finished epoch, less the given label's share."""
+        scores = self._scores(given, memory)
+        soft_label = torch.softmax(scores, dim=1)
+        if self.without == "sd":
+            soft_label = _one_hot(scores.argmax(dim=1), scores)
+        return (1 - self.kept_share) * soft_label + self.kept_share * _one_hot(given, scores)
+
+    def trusted_loss(self, given: Tensor, true: Tensor, memory: Memory) -> Tensor:
+        """Mean KL(target ‖ q) (eq. 11) up to the target's own entropy."""
+        scores = self._scores(given, memory)
+        if self.target == "given":
+            return F.cross_entropy(scores, given, label_smoothing=_SMOOTHING)
+        return F.cross_entropy(scores, true)
+
+    def _scores(self, given: Tensor, memory: Memory) -> Tensor:
+        epochs = memory["entropy"].shape[1]
+        if epochs > _REPLAYED:
+            # Evenly, but for the first sixth, when the backbone knows next to nothing.
+            replayed = torch.linspace(epochs // 6, epochs - 1, _REPLAYED).round().long()
+            memory = {name: memory[name][:, replayed] for name in ("losses", "entropy")}
+        scores: Tensor = self.decoder(self.encode(given, memory)[0]).squeeze(2)
+        return scores
+
+
+def _one_hot(labels: Tensor, like: Tensor) -> Tensor:
+    """[B, C] in the shape and type of `like`; zeros for −1."""
+    return (labels[:, None] == torch.arange(like.shape[1], device=like.device)).to(like.dtype)
+
+
+def normalized_features(
+    probability: Tensor, given: Tensor, trained: Tensor, raw: bool = False
+) -> tuple[Tensor, Tensor]:
+    """One epoch's features: log1p of CNL and GNL [N, C, 2], and PE [N] in 0..1.
+
+    probability: [N, C]; given: [N]; trained: [N] bool, the rows the means are over. A class that no row is
+    labelled takes the mean over all rows for its own. `raw` leaves out both normalisations (w/o NNP).
+    """
+    classes = probability.shape[1]
+    losses = -probability.clamp(min=_FLOOR).log()
+    entropy = (probability * losses).sum(dim=1)
+    if raw:
+        return torch.stack([losses, losses], dim=2), entropy
+    rows, labels = losses[trained], given[trained]
+    own = rows.gather(1, labels[:, None]).squeeze(1)
+    sums = torch.zeros(classes, dtype=losses.dtype).index_add_(0, labels, own)
+    counts = torch.bincount(labels, minlength=classes)
+    # The floor: a class whose every row the network is sure of has mean 0.
+    mean = own.mean().clamp(min=_FLOOR)
+    class_mean = torch.where(counts > 0, sums / counts.clamp(min=1), mean).clamp(min=_FLOOR)
+    normalized = torch.stack([losses / class_mean, losses / mean], dim=2)
+    return torch.log1p(normalized), entropy / math.log(classes)

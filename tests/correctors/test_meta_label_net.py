@@ -1,0 +1,245 @@
+"""MetaLabelNet's loss, its frozen features and its guard, in float64."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from relabel import hypergradient
+from relabel.correctors.base import Epoch, WarmUp
+from relabel.correctors.meta_label_net import MetaLabelNet
+
+N, C, D = 30, 4, 5
+GENERATOR = torch.Generator().manual_seed(2)
+FEATURES = torch.randn(N, D, generator=GENERATOR).double()
+LOGITS = 2 * torch.randn(N, C, generator=GENERATOR).double()
+GIVEN = torch.randint(C, (N,), generator=GENERATOR)
+META = torch.tensor([3, 5, 8, 13, 21, 27])
+META_TRUE = torch.tensor([0, 1, 2, 3, 1, 0])
+MEMORY = {"features": FEATURES}
+
+
+def corrector(start: str = "classifier") -> MetaLabelNet:
+    torch.manual_seed(4)
+    return MetaLabelNet(C, D, start).double()
+
+
+def head() -> nn.Linear:
+    torch.manual_seed(9)
+    return nn.Linear(D, C).double()
+
+
+def warm_up(classifier: nn.Linear | None = None) -> WarmUp:
+    return WarmUp(
+        mean_probability=torch.full((N, C), 1 / C),
+        head=classifier or head(),
+        features=FEATURES.clone,
+        meta=META,
+        meta_true=META_TRUE,
+        meta_given=torch.full_like(META, -1),
+        meta_logits=torch.zeros(len(META), C).double(),
+    )
+
+
+EPOCH = Epoch(
+    probability=torch.full((N, C), 1 / C),
+    trained=torch.ones(N, dtype=torch.bool),
+    given=GIVEN,
+    memory=MEMORY,
+    meta=META,
+    meta_true=META_TRUE,
+)
+
+
+def distributions(made: MetaLabelNet) -> tuple[Tensor, Tensor]:
+    p, q = torch.softmax(LOGITS, dim=1), made.soft_label(LOGITS, GIVEN, MEMORY)
+    assert q.min() > 1e-4, "above the floor, where the identities are exact"
+    return p, q
+
+
+def test_the_soft_label_is_one_linear_layer_on_the_features() -> None:
+    made = corrector()
+    expected = torch.softmax(FEATURES @ made.generator.weight.T + made.generator.bias, dim=1)
+    torch.testing.assert_close(made.soft_label(LOGITS, GIVEN, MEMORY), expected)
+
+
+def test_the_look_ahead_step_follows_the_divergence() -> None:
+    made = corrector()
+    p, q = distributions(made)
+    found = made.virtual_loss(LOGITS, GIVEN, MEMORY)
+    torch.testing.assert_close(found, (p * (p / q).log()).sum(dim=1), rtol=1e-12, atol=1e-14)
+    assert (found >= 0).all()
+    logits_of_q = FEATURES @ made.generator.weight.T + made.generator.bias
+    torch.testing.assert_close(
+        made.virtual_loss(logits_of_q, GIVEN, MEMORY), torch.zeros(N).double(), rtol=0, atol=1e-12
+    )
+
+
+def test_the_step_of_the_backbone_adds_the_entropy() -> None:
+    made = corrector()
+    p, q = distributions(made)
+    found = made.loss(LOGITS, GIVEN, MEMORY)
+    torch.testing.assert_close(found, -(p * q.log()).sum(dim=1), rtol=1e-12, atol=0)
+    entropy = -(p * p.log()).sum(dim=1)
+    divergence = made.virtual_loss(LOGITS, GIVEN, MEMORY)
+    torch.testing.assert_close(divergence + entropy, found, rtol=1e-12, atol=0)
+
+
+def test_a_soft_label_that_is_sure_of_another_class_costs_no_more_than_its_floor() -> None:
+    made = corrector()
+    with torch.no_grad():
+        made.generator.weight.zero_()
+        made.generator.bias.copy_(1000.0 * F.one_hot(torch.tensor(0), C))
+    logits = 1000 * F.one_hot(torch.full((N,), 1), C).double()
+    loss = made.loss(logits, GIVEN, MEMORY)
+    torch.testing.assert_close(loss, torch.full((N,), 1e-4).double().log().neg())
+
+
+def test_nothing_depends_on_the_given_labels() -> None:
+    made = corrector()
+
+    def gradients(given: Tensor) -> list[Tensor]:
+        return hypergradient.last_layer(
+            head(),
+            FEATURES,
+            LOGITS,
+            lambda z: made.virtual_loss(z, given, MEMORY),
+            [made.generator.weight, made.generator.bias],
+            FEATURES[META],
+            META_TRUE,
+            1.0,
+        )
+
+    found = gradients(GIVEN)
+    for given in (torch.full_like(GIVEN, -1), (GIVEN + 1) % C):
+        assert all(torch.equal(one, other) for one, other in zip(found, gradients(given), strict=True))
+        for method in (made.soft_label, made.loss, made.virtual_loss):
+            assert torch.equal(method(LOGITS, given, MEMORY), method(LOGITS, GIVEN, MEMORY))
+    assert not made.reads_given_labels
+    assert found[0].abs().max() > 1e-6
+
+
+def test_the_generator_starts_as_the_classifier() -> None:
+    made, classifier = corrector(), head()
+    memory = made.begin(warm_up(classifier))
+    assert list(memory) == ["features"]
+    assert torch.equal(memory["features"], FEATURES)
+    expected = torch.softmax(classifier(FEATURES), dim=1)
+    torch.testing.assert_close(made.soft_label(LOGITS, GIVEN, memory), expected)
+    with torch.no_grad():
+        classifier.weight.zero_()
+    torch.testing.assert_close(made.soft_label(LOGITS, GIVEN, memory), expected)
+
+
+def test_the_random_start_is_asked_for() -> None:
+    made = corrector("random")
+    made.begin(warm_up())
+    torch.testing.assert_close(made.state_dict()["generator.weight"], corrector().generator.weight.detach())
+
+
+def trusted_loss(made: MetaLabelNet) -> float:
+    return F.cross_entropy(made.generator(FEATURES[META]), META_TRUE).item()
+
+
+def move(made: MetaLabelNet, distance: float) -> None:
+    """Along the gradient of the trusted loss: up for a positive distance."""
+    parameters = list(made.generator.parameters())
+    loss = F.cross_entropy(made.generator(FEATURES[META]), META_TRUE)
+    gradients = torch.autograd.grad(loss, parameters)
+    with torch.no_grad():
+        for parameter, gradient in zip(parameters, gradients, strict=True):
+            parameter.add_(distance * gradient)
+
+
+def test_the_guard_returns_to_the_best_generator_when_the_trusted_loss_rises() -> None:
+    made = corrector()
+    made.begin(warm_up())
+    started = trusted_loss(made)
+    move(made, -0.5)
+    best = trusted_loss(made)
+    weight = made.generator.weight.detach().clone()
+    assert best < started
+    made.observe(EPOCH)
+    assert trusted_loss(made) == best, "an improvement stays"
+
+    move(made, 3.0)
+    assert trusted_loss(made) > 1.1 * best
+    made.observe(EPOCH)
+    assert torch.equal(made.generator.weight, weight)
+    assert made.generator.weight.requires_grad
+
+    move(made, 0.01)
+    moved = made.generator.weight.detach().clone()
+    assert best < trusted_loss(made) < 1.02 * best
+    made.observe(EPOCH)
+    assert torch.equal(made.generator.weight, moved), "a little worse is the noise of a step"
+
+    move(made, -0.5)
+    assert trusted_loss(made) < best
+    made.observe(EPOCH)
+    better = made.generator.weight.detach().clone()
+    move(made, 3.0)
+    made.observe(EPOCH)
+    assert torch.equal(made.generator.weight, better), "the best moves on"
+
+    move(made, 0.3)
+    assert 1.02 * trusted_loss(made) < best
+    made.observe(EPOCH)
+    assert torch.equal(made.generator.weight, better), "and is what counts, not the start"
+
+
+def test_small_steps_up_do_not_add_up() -> None:
+    made = corrector()
+    made.begin(warm_up())
+    best = trusted_loss(made)
+    for _ in range(200):
+        move(made, 0.02)
+        made.observe(EPOCH)
+    assert trusted_loss(made) < 1.03 * best
+
+
+def test_the_guard_holds_from_the_start_of_the_meta_phase_on() -> None:
+    made = corrector()
+    made.begin(warm_up())
+    weight = made.generator.weight.detach().clone()
+    move(made, 5.0)
+    made.observe(EPOCH)
+    assert torch.equal(made.generator.weight, weight)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_the_guard_heals_a_generator_that_is_not_finite(value: float) -> None:
+    made = corrector()
+    made.begin(warm_up())
+    weight = made.generator.weight.detach().clone()
+    with torch.no_grad():
+        made.generator.weight[0, 0] = value
+    made.observe(EPOCH)
+    assert torch.equal(made.generator.weight, weight)
+
+
+def test_the_guard_goes_through_a_file() -> None:
+    made = corrector()
+    made.begin(warm_up())
+    restored = corrector("random")
+    restored.load_state_dict(made.state_dict())
+    for each in (made, restored):
+        move(each, 5.0)
+        each.observe(EPOCH)
+    assert torch.equal(restored.generator.weight, made.generator.weight)
+
+
+def test_the_warm_up_passes_unnoticed() -> None:
+    made = corrector()
+    before = {key: value.clone() for key, value in made.state_dict().items()}
+    assert made.observe(replace(EPOCH, memory={})) == {}
+    assert all(torch.equal(value, before[key]) for key, value in made.state_dict().items())
+
+
+def test_the_guard_s_copy_is_not_learned() -> None:
+    assert [name for name, p in corrector().named_parameters() if p.requires_grad] == [
+        "generator.weight",
+        "generator.bias",
+    ]

@@ -1,0 +1,304 @@
+"""TMLC-Net's features, its encoder and its ablations."""
+
+import math
+from dataclasses import replace
+from itertools import pairwise
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from relabel.correctors.base import Epoch, Memory
+from relabel.correctors.tmlc_net import TMLCNet, normalized_features
+
+N, C, D, EPOCHS = 40, 5, 3, 4
+GENERATOR = torch.Generator().manual_seed(2)
+TRUE = torch.randint(C, (N,), generator=GENERATOR)
+GIVEN = torch.where(torch.rand(N, generator=GENERATOR) < 0.4, (TRUE + 1) % C, TRUE)
+TRAINED = torch.arange(N) % 7 != 0
+PROBABILITIES = [
+    (2 * torch.randn(N, C, generator=GENERATOR).double() + t * F.one_hot(TRUE, C)).softmax(dim=1)
+    for t in range(EPOCHS)
+]
+ROWS = torch.arange(N)
+
+
+def corrector(classes: int = C, target: str = "verified", without: str = "nothing") -> TMLCNet:
+    torch.manual_seed(4)
+    return TMLCNet(classes, D, target, without).double()
+
+
+def epoch(probability: Tensor, memory: Memory) -> Epoch:
+    return Epoch(
+        probability=probability,
+        trained=TRAINED,
+        given=GIVEN,
+        memory=memory,
+        meta=ROWS[:4],
+        meta_true=TRUE[:4],
+    )
+
+
+def history(made: TMLCNet, epochs: int = EPOCHS) -> Memory:
+    memory: Memory = {}
+    for probability in PROBABILITIES[:epochs]:
+        memory |= made.observe(epoch(probability, memory))
+    return memory
+
+
+def features(
+    probability: Tensor = PROBABILITIES[0], given: Tensor = GIVEN, trained: Tensor = TRAINED
+) -> Tensor:
+    """CNL and GNL [N, C, 2] before the logarithm."""
+    return torch.expm1(normalized_features(probability, given, trained)[0])
+
+
+def of_given_label(values: Tensor, given: Tensor = GIVEN) -> Tensor:
+    return values[torch.arange(len(given)), given]
+
+
+def test_the_class_normalized_loss_of_a_class_is_one_on_average() -> None:
+    own = of_given_label(features())[:, 0]
+    for label in range(C):
+        rows = TRAINED & (label == GIVEN)
+        assert rows.sum() > 2
+        assert own[rows].mean().item() == pytest.approx(1, abs=1e-12)
+    assert own.std() > 0.1
+
+
+def test_the_global_normalized_loss_is_one_on_average() -> None:
+    own = of_given_label(features())[:, 1]
+    assert own[TRAINED].mean().item() == pytest.approx(1, abs=1e-12)
+    assert own.std() > 0.1
+
+
+def test_the_features_of_another_class_are_computed_as_if_it_were_given() -> None:
+    found, losses = features(), -PROBABILITIES[0].log()
+    own = of_given_label(losses)
+    for label in range(C):
+        class_mean = own[TRAINED & (label == GIVEN)].mean()
+        torch.testing.assert_close(found[:, label, 0], losses[:, label] / class_mean)
+        torch.testing.assert_close(found[:, label, 1], losses[:, label] / own[TRAINED].mean())
+
+
+@pytest.mark.parametrize("scale", [0.25, 3.0])
+def test_the_scale_of_the_losses_cancels(scale: float) -> None:
+    """Losses −log p times `scale`: both means scale with them."""
+    mild = PROBABILITIES[0].clamp(min=0.1)  # to its third power above the floor
+    torch.testing.assert_close(features(mild**scale), features(mild), rtol=1e-10, atol=1e-12)
+
+
+def test_the_means_are_over_the_trained_rows() -> None:
+    shown = PROBABILITIES[0].clone()
+    shown[~TRAINED] = torch.rand(
+        int((~TRAINED).sum()), C, generator=torch.Generator().manual_seed(0)
+    ).double()
+    torch.testing.assert_close(features(shown)[TRAINED], features()[TRAINED], rtol=0, atol=0)
+
+
+def test_unlabelled_rows_have_features_and_count_in_no_mean() -> None:
+    given = torch.where(TRAINED, GIVEN, -1)
+    torch.testing.assert_close(features(given=given), features(), rtol=0, atol=0)
+
+
+def test_a_class_nobody_is_labelled_takes_the_mean_of_all() -> None:
+    given = torch.where(GIVEN == 2, 3, GIVEN)
+    found = features(given=given)
+    assert found.isfinite().all()
+    torch.testing.assert_close(found[:, 2, 0], found[:, 2, 1])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("sure_of", [GIVEN, (GIVEN + 1) % C], ids=["given", "another"])
+def test_a_network_that_is_sure_has_finite_features(dtype: torch.dtype, sure_of: Tensor) -> None:
+    losses, entropy = normalized_features(F.one_hot(sure_of, C).to(dtype), GIVEN, TRAINED)
+    assert losses.half().isfinite().all()
+    assert (losses >= 0).all()
+    assert not entropy.any()
+
+
+def test_a_class_of_one_row_the_network_is_sure_of_has_finite_features() -> None:
+    """Its mean loss is 0, which is what every row's loss under that class is divided by."""
+    given = torch.where(GIVEN == 2, 3, GIVEN)
+    given[1] = 2
+    probability = PROBABILITIES[0].clone()
+    probability[1] = F.one_hot(torch.tensor(2), C)
+    losses, _ = normalized_features(probability, given, TRAINED)
+    assert losses.half().isfinite().all()
+    assert losses[1, 2, 0] <= math.log(2) + 1e-12, "not above the class's mean"
+
+
+def test_the_entropy_is_a_share_of_the_largest_possible() -> None:
+    for probability in PROBABILITIES:
+        _, entropy = normalized_features(probability, GIVEN, TRAINED)
+        assert entropy.shape == (N,)
+        assert ((entropy > 0) & (entropy < 1)).all()
+        expected = -(probability * probability.log()).sum(dim=1) / math.log(C)
+        torch.testing.assert_close(entropy, expected, rtol=0, atol=1e-3)  # but for the floor
+    uniform = torch.full((N, C), 1 / C).double()
+    assert normalized_features(uniform, GIVEN, TRAINED)[1].tolist() == pytest.approx([1.0] * N)
+
+
+def test_the_history_grows_by_an_epoch_in_order() -> None:
+    memory = history(corrector())
+    assert memory["losses"].shape == (N, EPOCHS, C, 2)
+    assert memory["entropy"].shape == (N, EPOCHS)
+    for number, probability in enumerate(PROBABILITIES):
+        losses, entropy = normalized_features(probability, GIVEN, TRAINED)
+        torch.testing.assert_close(memory["losses"][:, number], losses.half())
+        torch.testing.assert_close(memory["entropy"][:, number], entropy.half())
+
+
+def test_going_on_from_a_state_is_replaying_the_history() -> None:
+    made = corrector()
+    memory = history(made)
+    hidden, state = made.encode(GIVEN, memory)
+    assert hidden.shape == (N, C, 64)
+    for split in range(1, EPOCHS):
+        early = {key: value[:, :split] for key, value in memory.items()}
+        late = {key: value[:, split:] for key, value in memory.items()}
+        _, between = made.encode(GIVEN, early)
+        again, end = made.encode(GIVEN, late, between)
+        torch.testing.assert_close(again, hidden, rtol=1e-12, atol=1e-14)
+        torch.testing.assert_close(end, state, rtol=1e-12, atol=1e-14)
+    assert not torch.allclose(made.encode(GIVEN, late)[0], hidden, atol=1e-3), "the early epochs count"
+
+
+def test_every_epoch_counts() -> None:
+    made = corrector()
+    memory = history(made)
+    soft_label = made.soft_label(torch.empty(0), GIVEN, memory)
+    for number in range(EPOCHS):
+        changed = {key: value.clone() for key, value in memory.items()}
+        changed["losses"][:, number] *= 2
+        assert not torch.allclose(made.soft_label(torch.empty(0), GIVEN, changed), soft_label, atol=1e-6)
+
+
+def test_a_long_history_is_replayed_from_its_first_epoch_to_its_last_in_strides() -> None:
+    made = corrector()
+    memory = {key: value[:, torch.arange(23) % EPOCHS] for key, value in history(made).items()}
+    soft_label = made.soft_label(torch.empty(0), GIVEN, memory)
+    counting = []
+    for number in range(23):
+        changed = {key: value.clone() for key, value in memory.items()}
+        changed["losses"][:, number] *= 2
+        if not torch.equal(made.soft_label(torch.empty(0), GIVEN, changed), soft_label):
+            counting.append(number)
+    assert (counting[0], counting[-1]) == (23 // 6, 22)
+    strides = [after - before for before, after in pairwise(counting)]
+    assert max(strides) - min(strides) <= 1
+    picked = {key: value[:, counting] for key, value in memory.items()}
+    torch.testing.assert_close(made.soft_label(torch.empty(0), GIVEN, picked), soft_label)
+    torch.testing.assert_close(made.trusted_loss(GIVEN, TRUE, picked), made.trusted_loss(GIVEN, TRUE, memory))
+
+
+def test_a_pair_s_encoding_knows_the_features_of_that_pair_only() -> None:
+    made = corrector()
+    memory = history(made)
+    hidden, _ = made.encode(GIVEN, memory)
+    label = 3
+    features = torch.cat(
+        [
+            memory["losses"][:, :, label].double(),
+            memory["entropy"][:, :, None].double(),
+            GIVEN.eq(label).double()[:, None, None].expand(-1, EPOCHS, 1),
+        ],
+        dim=2,
+    )
+    expected = made.encoder(features)[0][:, -1]
+    torch.testing.assert_close(hidden[:, label], expected, rtol=1e-12, atol=1e-14)
+    scores = made.decoder(hidden).squeeze(2)
+    torch.testing.assert_close(
+        made.soft_label(torch.empty(0), GIVEN, memory), torch.softmax(scores, dim=1), rtol=1e-12, atol=1e-14
+    )
+
+
+def test_renaming_the_classes_renames_features_and_soft_labels() -> None:
+    order = torch.tensor([2, 0, 4, 1, 3])
+    renamed = order.argsort()[GIVEN]
+    torch.testing.assert_close(
+        features(PROBABILITIES[0][:, order], renamed), features()[:, order], rtol=1e-12, atol=1e-12
+    )
+    made = corrector()
+    memory = history(made)
+    permuted = {"losses": memory["losses"][:, :, order], "entropy": memory["entropy"]}
+    torch.testing.assert_close(
+        made.soft_label(torch.empty(0), renamed, permuted),
+        made.soft_label(torch.empty(0), GIVEN, memory)[:, order],
+        rtol=1e-12,
+        atol=1e-14,
+    )
+
+
+def test_the_same_weights_run_at_ten_classes_and_at_a_hundred() -> None:
+    ten, hundred = corrector(10), TMLCNet(100, 2 * D).double()
+    hundred.load_state_dict(ten.state_dict())
+    generator = torch.Generator().manual_seed(0)
+    given = torch.randint(10, (N,), generator=generator)
+    probability = torch.randn(N, 100, generator=generator).double().softmax(dim=1)
+    memory = hundred.observe(replace(epoch(probability, {}), given=given))
+    wide = hundred.soft_label(torch.empty(0), given, memory)
+    assert wide.shape == (N, 100)
+    torch.testing.assert_close(wide.sum(dim=1), torch.ones(N).double())
+    # The score of a pair is the same beside nine other classes as beside ninety-nine.
+    first = {"losses": memory["losses"][:, :, :10], "entropy": memory["entropy"]}
+    narrow = ten.soft_label(torch.empty(0), given, first)
+    torch.testing.assert_close(wide[:, :10] / wide[:, :10].sum(dim=1, keepdim=True), narrow)
+
+
+def test_without_normalization_the_features_are_losses_and_entropies() -> None:
+    memory = history(corrector(without="nnp"), 2)
+    for number in range(2):
+        losses = -PROBABILITIES[number].clamp(min=1e-4).log()
+        found = memory["losses"][:, number].double()
+        torch.testing.assert_close(found, torch.stack([losses, losses], dim=2), rtol=1e-3, atol=1e-6)
+        entropy = (PROBABILITIES[number] * losses).sum(dim=1)
+        torch.testing.assert_close(memory["entropy"][:, number].double(), entropy, rtol=1e-3, atol=1e-6)
+
+
+def test_without_the_time_series_the_last_epoch_is_all() -> None:
+    made = corrector(without="tse")
+    memory = history(made)
+    assert memory["losses"].shape == (N, 1, C, 2)
+    assert memory["entropy"].shape == (N, 1)
+    last = made.observe(epoch(PROBABILITIES[-1], {}))
+    torch.testing.assert_close(memory, last, rtol=0, atol=0)
+
+
+def test_without_the_decoder_s_distribution_the_best_class_is_the_label() -> None:
+    memory = history(corrector())
+    soft = corrector().soft_label(torch.empty(0), GIVEN, memory)
+    hard = corrector(without="sd").soft_label(torch.empty(0), GIVEN, memory)
+    assert torch.equal(hard, F.one_hot(soft.argmax(dim=1), C).double())
+
+
+def trained(target: str, epochs: int, steps: int) -> tuple[Tensor, float]:
+    """The soft labels and the trusted loss after learning from every row."""
+    made = corrector(target=target)
+    memory = history(made, epochs)
+    optimizer = torch.optim.Adam(made.parameters(), lr=2e-2)
+    for _ in range(steps):
+        optimizer.zero_grad()
+        loss = made.trusted_loss(GIVEN, TRUE, memory)
+        loss.backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+    with torch.no_grad():
+        return made.soft_label(torch.empty(0), GIVEN, memory), made.trusted_loss(GIVEN, TRUE, memory).item()
+
+
+def test_the_printed_target_teaches_the_smoothed_given_label() -> None:
+    """Eq. 10: nothing is ever corrected."""
+    soft_label, loss = trained("given", 2, 80)
+    smoothed = 0.9 * F.one_hot(GIVEN, C).double() + 0.1 / C
+    torch.testing.assert_close(soft_label, smoothed, rtol=0, atol=0.02)
+    entropy = -(smoothed * smoothed.log()).sum(dim=1).mean().item()
+    assert entropy <= loss < entropy + 0.01
+
+
+def test_verified_labels_teach_corrections() -> None:
+    soft_label, loss = trained("verified", EPOCHS, 40)
+    assert (GIVEN == TRUE).double().mean() < 0.75
+    assert (soft_label.argmax(dim=1) == TRUE).double().mean() > 0.9
+    own = soft_label.gather(1, TRUE[:, None])
+    assert loss == pytest.approx(-own.log().mean().item())
