@@ -8,7 +8,7 @@ features computed once (`--freeze`); every classification model of torchvision w
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import redirect_stdout
 from pathlib import Path
 from pickle import UnpicklingError
@@ -16,6 +16,8 @@ from pickle import UnpicklingError
 import torch
 from torch import Tensor, nn
 
+from relabel.data.loading import Inputs
+from relabel.device import Compute
 from relabel.errors import RelabelError
 
 SMALL_IMAGE = 64  # up to this size a stem that divides the resolution by four would leave nothing to see
@@ -63,6 +65,30 @@ def build(name: str, num_classes: int, image_size: int, weights: str = "none") -
 def linear(dimension: int, num_classes: int) -> Backbone:
     """The head alone, on vectors [B, dimension]."""
     return Backbone(nn.Identity(), nn.Linear(dimension, num_classes))
+
+
+def with_head(backbone: Backbone, head: nn.Linear, mean: Tensor, scale: Tensor) -> Backbone:
+    """The backbone's body under a head that was trained on (features − mean) · scale; mean, scale: [D].
+
+    The standardisation is folded into the head, so that what comes out is a backbone like any other.
+    """
+    weight = head.weight.detach().cpu().double() * scale.double()
+    folded = nn.Linear(head.in_features, head.out_features)
+    with torch.no_grad():
+        folded.weight.copy_(weight)
+        folded.bias.copy_(head.bias.detach().cpu().double() - weight @ mean.double())
+    return Backbone(backbone.body, folded)
+
+
+def evaluate(
+    backbone: Backbone, inputs: Inputs, compute: Compute, batch_size: int = 64
+) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    """(index [B], logits [B, C], features [B, D]) of all inputs, in evaluation mode, without augmentation."""
+    backbone = backbone.to(compute.device).to(memory_format=compute.memory_format).eval()
+    for index in torch.split(torch.arange(len(inputs)), batch_size):
+        with torch.no_grad(), compute.autocast():
+            logits, features = backbone(inputs.batch(index, compute.device, None))
+        yield index, logits, features
 
 
 def _conv(channels_in: int, channels_out: int, *, pool: bool = False) -> nn.Sequential:

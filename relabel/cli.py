@@ -5,7 +5,6 @@ torch is imported inside the commands, so that `--help` and every mistake in the
 
 from __future__ import annotations
 
-import csv
 import hashlib
 import io
 import json
@@ -21,18 +20,26 @@ from collections.abc import Mapping, Sequence
 from enum import StrEnum
 from pathlib import Path
 from types import FrameType
-from typing import Annotated, Any, BinaryIO, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, BinaryIO, NoReturn
 
 import typer
 from rich.console import Console
 
-from relabel import __version__, demo, noise, summary
-from relabel.config import FitConfig
+from relabel import __version__, correctors, demo, noise, summary
+from relabel.config import DEFAULT_CORRECTOR, PRESETS, FitConfig, PredictConfig
 from relabel.correctors import REGISTRY
 from relabel.errors import RelabelError, RunError
-from relabel.files import atomic_path, check_output
+from relabel.files import check_output
 from relabel.progress import Terminal
 
+if TYPE_CHECKING:
+    from relabel.output.labelling import Labelling
+
+_OPTIONS = ", ".join(
+    f"{name}={'|'.join(values)} ({corrector})"
+    for corrector, entry in REGISTRY.items()
+    for name, values in entry.options.items()
+)
 _PATIENCE = 2.0  # seconds in which a repeated signal is taken for the same one
 
 app = typer.Typer(
@@ -49,6 +56,13 @@ class Augmentation(StrEnum):
     FLIP = "flip"
     SHIFT = "shift"
     NONE = "none"
+
+
+class MetaGradient(StrEnum):
+    """`--meta-gradient`."""
+
+    LAST_LAYER = "last-layer"
+    EXACT = "exact"
 
 
 class DeviceName(StrEnum):
@@ -74,6 +88,15 @@ SourceArgument = Annotated[
         metavar="SOURCE", help="A folder of class folders, a folder with metadata.csv, or a manifest file."
     ),
 ]
+OutputOption = Annotated[
+    str, typer.Option("--output", "-o", help="The Parquet file to write; - is standard output.")
+]
+LabelsOption = Annotated[
+    Path | None, typer.Option(help="CSV or Parquet (file_name,label) that replaces or adds given labels.")
+]
+PrecisionOption = Annotated[float, typer.Option(help="Share of the rows marked fix that must be right.")]
+DeviceOption = Annotated[DeviceName, typer.Option(help="Where to compute.")]
+AmpOption = Annotated[Amp, typer.Option(help="bf16 where the hardware has it.")]
 LabelsFileArgument = Annotated[
     str, typer.Argument(metavar="FILE", help="A file written by relabel; - reads standard input.")
 ]
@@ -91,14 +114,20 @@ def fit(
         typer.Option(help="Verified rows: CSV or Parquet (file_name,label), or a folder of class folders."),
     ],
     corrector: Annotated[
-        str, typer.Option(help=f"{' or '.join(REGISTRY)}; none is plain training, calibrated.")
-    ] = "mslc",
-    output: Annotated[
-        str, typer.Option("--output", "-o", help="The Parquet file to write; - is standard output.")
-    ] = "labels.parquet",
-    labels: Annotated[
-        Path | None, typer.Option(help="CSV or Parquet (file_name,label) that replaces or adds given labels.")
+        str | None,
+        typer.Option(
+            help=f"{' or '.join(REGISTRY)}; none is plain training, calibrated. Default: {DEFAULT_CORRECTOR}."
+        ),
     ] = None,
+    preset: Annotated[
+        str | None,
+        typer.Option(help=f"A paper's own settings, which other flags override: {' or '.join(PRESETS)}."),
+    ] = None,
+    option: Annotated[
+        list[str] | None, typer.Option(metavar="NAME=VALUE", help=f"A corrector's option: {_OPTIONS}.")
+    ] = None,
+    output: OutputOption = "labels.parquet",
+    labels: LabelsOption = None,
     backbone: Annotated[
         str | None,
         typer.Option(
@@ -123,15 +152,31 @@ def fit(
     lr: Annotated[
         float | None, typer.Option(help="Peak learning rate. Default: from the batch size.")
     ] = None,
-    precision: Annotated[float, typer.Option(help="Share of the rows marked fix that must be right.")] = 0.95,
+    meta_gradient: Annotated[
+        MetaGradient,
+        typer.Option(help="Through the look-ahead step of the last layer alone, or of the whole backbone."),
+    ] = MetaGradient.LAST_LAYER,
+    meta_every: Annotated[
+        int | None, typer.Option(help="Batches from one meta step to the next. Default: the corrector's.")
+    ] = None,
+    meta_batch_size: Annotated[
+        int | None, typer.Option(help="Verified rows a meta step. Default: the corrector's.")
+    ] = None,
+    meta_lr: Annotated[
+        float | None, typer.Option(help="The corrector's learning rate. Default: the corrector's.")
+    ] = None,
+    precision: PrecisionOption = 0.95,
     seed: Annotated[int, typer.Option(help="Makes a CPU run repeatable bit for bit.")] = 0,
-    device: Annotated[DeviceName, typer.Option(help="Where to compute.")] = DeviceName.AUTO,
-    amp: Annotated[Amp, typer.Option(help="bf16 where the hardware has it.")] = Amp.AUTO,
+    device: DeviceOption = DeviceName.AUTO,
+    amp: AmpOption = Amp.AUTO,
     resume: Annotated[bool, typer.Option("--resume", help="Continue an interrupted run.")] = False,
     checkpoint: Annotated[
         Path | None, typer.Option(help="Where the run's state is kept. Default: beside the output.")
     ] = None,
     save_corrector: Annotated[Path | None, typer.Option(help="Also write the trained corrector.")] = None,
+    save_model: Annotated[
+        Path | None, typer.Option(help="Also write the trained model, for relabel predict.")
+    ] = None,
     overwrite: OverwriteOption = False,
     quiet: QuietOption = False,
     as_json: JsonOption = False,
@@ -142,13 +187,12 @@ def fit(
     to_stdout = output == "-"
     if to_stdout:
         _check_stdout(as_json)
-    if corrector not in REGISTRY:
-        raise RelabelError(f"--corrector {corrector}: no such corrector.", f"Use {' or '.join(REGISTRY)}.")
     state = checkpoint or _checkpoint_path(output, arguments)
     _check_outputs(
         {
             "--output": None if to_stdout else Path(output),
             "--save-corrector": save_corrector,
+            "--save-model": save_model,
             "--checkpoint": state,
         },
         {"SOURCE": Path(source), "--trusted": trusted, "--labels": labels, "--weights": Path(weights)},
@@ -159,6 +203,8 @@ def fit(
         trusted=trusted,
         labels=labels,
         corrector=corrector,
+        preset=preset,
+        options=_parse_options(option or []),
         backbone=backbone,
         weights=weights,
         freeze=freeze,
@@ -168,6 +214,10 @@ def fit(
         warmup=warmup,
         batch_size=batch_size,
         learning_rate=lr,
+        meta_gradient=meta_gradient.value,
+        meta_every=meta_every,
+        meta_batch_size=meta_batch_size,
+        meta_learning_rate=meta_lr,
         precision=precision,
         seed=seed,
         device=device.value,
@@ -175,14 +225,11 @@ def fit(
         checkpoint=state,
         resume=resume,
     )
-    if not os.path.exists(source):
-        from relabel.data.sources import open_source
-
-        open_source(source)  # says what is wrong without waiting for torch
+    correctors.check(config.recipe.corrector, config.options)
+    _check_source(source)
 
     from relabel import pipeline
     from relabel.checkpoint import is_checkpoint
-    from relabel.output.parquet import write_labels
 
     try:
         with Terminal(console, quiet) as watcher:
@@ -196,20 +243,9 @@ def fit(
             result = pipeline.fit(config, watcher)
         if save_corrector:
             result.save_corrector(save_corrector)
-        write_labels(
-            sys.stdout.buffer if to_stdout else Path(output),
-            file_names=result.source.file_names,
-            given=result.source.given,
-            soft_label=result.soft_label,
-            noise_probability=result.noise_probability,
-            action=result.action,
-            trusted=result.trusted,
-            errors=result.errors,
-            class_names=result.source.class_names,
-            metadata={**result.metadata, "command": shlex.join(["relabel", *arguments])},
-            overwrite=overwrite,
-        )
-        sys.stdout.flush()
+        if save_model:
+            result.model().save(save_model)
+        _write_labels(output, result, arguments, overwrite)
     except Stopped as stop:
         raise stop.saying(_how_to_resume(state, arguments)) from None
     except BrokenPipeError:
@@ -220,10 +256,59 @@ def fit(
     except RunError as error:
         raise RunError(error.message, f"{error.hint} {_how_to_resume(state, arguments)}".strip()) from error
     state.unlink(missing_ok=True)
-    if as_json:
-        _print_json({**result.summary, "output": output})
-    elif not quiet:
-        summary.show_fit(console, result.summary, "standard output" if to_stdout else output)
+    _show_result(console, result, output, as_json, quiet)
+
+
+@app.command(short_help="Label images that were not in the fit.")
+def predict(
+    context: typer.Context,
+    source: SourceArgument,
+    model: Annotated[Path, typer.Option(help="A file written with fit --save-model.")],
+    output: OutputOption = "labels.parquet",
+    labels: LabelsOption = None,
+    precision: PrecisionOption = 0.95,
+    device: DeviceOption = DeviceName.AUTO,
+    amp: AmpOption = Amp.AUTO,
+    overwrite: OverwriteOption = False,
+    quiet: QuietOption = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Label images that were not in the fit, with a model that fit saved; they may have labels or none.
+
+    The backbone predicts, whatever the corrector: also for metalabelnet, whose label generator teaches it.
+    Given labels must be among the model's classes; they get a noise probability and an action, as in fit.
+    """
+    console = _console(stderr=True)
+    arguments: list[str] = context.obj
+    if output == "-":
+        _check_stdout(as_json)
+    _check_outputs(
+        {"--output": None if output == "-" else Path(output)},
+        {"SOURCE": Path(source), "--model": model, "--labels": labels},
+        overwrite,
+    )
+    config = PredictConfig(
+        source=source,
+        model=model,
+        labels=labels,
+        precision=precision,
+        device=device.value,
+        amp=amp.value,
+    )
+    _check_source(source)
+    if not model.is_file():
+        raise RelabelError(f"--model {model}: no such file.", "Write one with relabel fit --save-model.")
+
+    from relabel import prediction
+
+    try:
+        with Terminal(console, quiet) as watcher:
+            result = prediction.predict(config, watcher)
+        _write_labels(output, result, arguments, overwrite)
+    except BrokenPipeError:
+        _abandon_stdout()
+        raise RunError("The reader of standard output closed it too early.") from None
+    _show_result(console, result, output, as_json, quiet)
 
 
 @app.command(short_help="Compare a labels file with the truth.")
@@ -249,68 +334,103 @@ def evaluate(
 
 @app.command(short_help="Make a benchmark: put wrong labels on clean data.")
 def corrupt(
+    context: typer.Context,
     source: SourceArgument,
     noise_name: Annotated[str, typer.Option("--noise", help=f"One of {', '.join(noise.NOISE_MODELS)}.")],
     rate: Annotated[float, typer.Option(help="Share of the labels to make wrong, 0 to 1.")],
-    output: Annotated[str, typer.Option("--output", "-o", help="The CSV to write; - is standard output.")],
+    output: Annotated[
+        str, typer.Option("--output", "-o", help="The .csv or .parquet to write; - is CSV on stdout.")
+    ],
     mapping: Annotated[
-        Path | None, typer.Option("--map", help="For asymmetric: CSV (from,to) or JSON {class: class}.")
+        Path | None,
+        typer.Option(
+            "--map",
+            help="For asymmetric: CSV (from,to) or JSON {class: class}. "
+            "For superclass: CSV (class,superclass) or JSON {superclass: [class, ...]}.",
+        ),
     ] = None,
-    labels: Annotated[
-        Path | None, typer.Option(help="CSV or Parquet (file_name,label) that replaces or adds given labels.")
-    ] = None,
+    labels: LabelsOption = None,
     seed: Annotated[int, typer.Option(min=0, help="The same seed makes the same noise.")] = 0,
+    epochs: Annotated[
+        int | None, typer.Option(help="For feature-dependent. Default: 10 to 20, fewer for larger data.")
+    ] = None,
+    device: Annotated[
+        DeviceName, typer.Option(help="For feature-dependent; only a CPU repeats it bit for bit.")
+    ] = DeviceName.AUTO,
     overwrite: OverwriteOption = False,
+    quiet: QuietOption = False,
 ) -> None:
-    """Make a benchmark out of clean data: a CSV with file_name, noisy label and clean_label.
+    """Make a benchmark out of clean data: file_name, noisy label and clean_label of every row.
 
-    `--labels` of fit reads it as it is, and so does `--truth` of evaluate.
+    `--labels` of fit reads it as it is, and so does `--truth` of evaluate; inspect shows its noise matrix. A
+    Parquet file also keeps in its metadata what made it.
+
+    symmetric and flip-random (an exact share of each class) take every other class alike; symmetric-inclusive
+    and uniform (exact quotas) every class, so that some labels stay right; flip-to-one takes one other class
+    for each class, asymmetric the one in --map, superclass the next of the same superclass. feature-dependent
+    trains a small network and flips what is nearest to its decision boundary; instance-dependent flips by
+    the pixels of the image.
     """
-    from relabel.data.sources import open_source
+    from relabel import corruption
+    from relabel.output import noisy_labels
 
     if output != "-":
         read = {"SOURCE": Path(source), "--labels": labels, "--map": mapping}
         _check_outputs({"--output": Path(output)}, read, overwrite)
-    opened = open_source(source, labels)
-    target_of = noise.read_mapping(mapping, opened.class_names) if mapping else None
-    corrupted = noise.corrupt(
-        opened.given, opened.class_names, noise=noise_name, rate=rate, seed=seed, mapping=target_of
+        noisy_labels.check_suffix(Path(output))
+    config = corruption.CorruptConfig(
+        source=source,
+        noise=noise_name,
+        rate=rate,
+        mapping=mapping,
+        labels=labels,
+        seed=seed,
+        epochs=epochs,
+        device=device.value,
     )
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["file_name", "label", "clean_label"])
-    names = [*opened.class_names, ""]  # −1, unlabelled, picks the empty last one
-    for name, noisy, clean in zip(opened.file_names, corrupted.labels, opened.given, strict=True):
-        writer.writerow([name, names[noisy], names[clean]])
+    with Terminal(_console(stderr=True), quiet) as watcher:
+        result = corruption.corrupt(config, watcher)
+    clean, corrupted = result.source.given, result.corrupted
+    columns = (result.source.file_names, corrupted.labels, clean, result.source.class_names)
     if output == "-":
-        sys.stdout.buffer.write(text.getvalue().encode())
+        sys.stdout.buffer.write(noisy_labels.to_csv(*columns).encode())
         sys.stdout.flush()
     else:
-        with atomic_path(Path(output)) as temporary:
-            temporary.write_text(text.getvalue(), encoding="utf-8")
-    typer.echo(
-        f"{int(corrupted.wrong.sum()):,} of {int((opened.given >= 0).sum()):,} labels are now wrong: "
-        f"actual rate {corrupted.actual_rate:.4f} ({noise_name}, seed {seed}).",
-        err=True,
-    )
+        arguments: list[str] = context.obj
+        metadata = {**result.metadata, "command": shlex.join(["relabel", *arguments])}
+        noisy_labels.write(Path(output), *columns, metadata)
+    if not quiet:
+        typer.echo(
+            f"{int(corrupted.wrong.sum()):,} of {int((clean >= 0).sum()):,} labels are now wrong: "
+            f"actual rate {corrupted.actual_rate:.4f} ({noise_name}, seed {seed}).",
+            err=True,
+        )
 
 
-@app.command()
+@app.command(short_help="Show what a file written by relabel holds.")
 def inspect(
     file: LabelsFileArgument,
     as_json: JsonOption = False,
 ) -> None:
-    """Show what a labels file or a corrector file holds."""
+    """Show what a labels file, a corrector file, a model file or noisy labels hold."""
+    from relabel.output import noisy_labels
     from relabel.output.parquet import read_labels
 
     if file != "-" and _starts_with(Path(file), b"PK"):
-        from relabel.correctors.files import read_corrector
+        from relabel.model import describe_file
 
-        described = read_corrector(Path(file)).describe()
+        described = describe_file(Path(file))
         if as_json:
             _print_json(described)
         else:
-            summary.show_corrector(_console(), described)
+            summary.show_trained(_console(), described)
+        return
+    if file != "-" and noisy_labels.is_noisy_labels(Path(file)):
+        noisy = noisy_labels.read(Path(file))
+        if as_json:
+            _print_json(noisy.to_dict())
+        else:
+            summary._show(_console(), "Noisy labels", noisy.lines())
         return
     labels_file = read_labels(_labels_source(file))
     if as_json:
@@ -462,6 +582,53 @@ def _checkpoint_path(output: str, arguments: Sequence[str]) -> Path:
         return Path(f".relabel-{hashlib.sha256(words.encode(errors='replace')).hexdigest()[:8]}.checkpoint")
     path = Path(output)
     return path.with_name(f".{path.name}.checkpoint")
+
+
+def _parse_options(pairs: Sequence[str]) -> dict[str, str]:
+    """`NAME=VALUE` pairs as a mapping."""
+    options: dict[str, str] = {}
+    for pair in pairs:
+        name, equals, value = pair.partition("=")
+        if not equals:
+            raise RelabelError(f"--option {pair}: is not NAME=VALUE.", "Write for example targets=hard.")
+        if name in options:
+            raise RelabelError(f"--option {name} is given twice.", "Keep one of them.")
+        options[name] = value
+    return options
+
+
+def _check_source(source: str) -> None:
+    """A SOURCE that is not there is told without waiting for torch."""
+    if not os.path.exists(source):
+        from relabel.data.sources import open_source
+
+        open_source(source)
+
+
+def _write_labels(output: str, result: Labelling, arguments: Sequence[str], overwrite: bool) -> None:
+    from relabel.output.parquet import write_labels
+
+    write_labels(
+        sys.stdout.buffer if output == "-" else Path(output),
+        file_names=result.source.file_names,
+        given=result.source.given,
+        soft_label=result.soft_label,
+        noise_probability=result.noise_probability,
+        action=result.action,
+        trusted=result.trusted,
+        errors=result.errors,
+        class_names=result.source.class_names,
+        metadata={**result.metadata, "command": shlex.join(["relabel", *arguments])},
+        overwrite=overwrite,
+    )
+    sys.stdout.flush()
+
+
+def _show_result(console: Console, result: Labelling, output: str, as_json: bool, quiet: bool) -> None:
+    if as_json:
+        _print_json({**result.summary, "output": output})
+    elif not quiet:
+        summary.show_result(console, result.summary, "standard output" if output == "-" else output)
 
 
 def _check_stdout(as_json: bool) -> None:

@@ -3,10 +3,12 @@
 import os
 import secrets
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
+from relabel import __version__
 from relabel.errors import RelabelError, RunError
 
 
@@ -60,3 +62,48 @@ def atomic_path(destination: Path) -> Iterator[Path]:
         ) from error
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def save_tensors(path: Path, kind: str, number: int, content: Mapping[str, Any]) -> None:
+    """Write tensors and plain values as a file of that kind (`corrector`, say) and format number."""
+    import torch
+
+    header = {"kind": f"relabel {kind}", "format": number, "relabel_version": __version__}
+    with atomic_path(path) as temporary:
+        torch.save({**header, **content}, temporary)
+
+
+def load_tensors(path: Path, kind: str, number: int) -> dict[str, Any]:
+    """What `save_tensors` wrote, its header included; never executes code from the file.
+
+    Raises RelabelError for a damaged file, another kind of file and another format.
+    """
+    import torch
+
+    hint = f"Name a file written with --save-{kind}."
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:
+        raise RelabelError(
+            f"{path} is not a {kind} file that can be loaded safely ({type(error).__name__}).", hint
+        ) from error
+    if not isinstance(content, dict) or content.get("kind") != f"relabel {kind}":
+        raise RelabelError(f"{path} is not a {kind} file.", hint)
+    if content.get("format") != number:
+        raise RelabelError(
+            f"{path} has format {content.get('format')}, and this version reads format {number}.",
+            "Install the newest relabel, or write the file again.",
+        )
+    return content
+
+
+def kind_of(path: Path) -> str | None:
+    """The kind of a file that `save_tensors` wrote, else None."""
+    import torch
+
+    try:
+        # Mapped, not read: the tensors stay on disk.
+        content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        return str(content["kind"]).removeprefix("relabel ")
+    except Exception:
+        return None

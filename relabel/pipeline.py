@@ -3,60 +3,62 @@
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass
-from importlib.metadata import version
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from relabel import __version__, backbones, checkpoint, correctors
-from relabel.config import FitConfig
+from relabel.backbones import Backbone
+from relabel.config import CORRECTOR_FOR_OTHER_IMAGES, DEFAULT_CORRECTOR, FitConfig
 from relabel.correctors import files
 from relabel.correctors.base import Corrector
+from relabel.correctors.files import CorrectorFile
 from relabel.data.images import probe_sizes
 from relabel.data.loading import ImageInputs, Inputs, VectorInputs, decode_all
-from relabel.data.sources import Source, open_source
+from relabel.data.sources import UNLABELLED, Source, open_source
 from relabel.data.trusted import TrustedSet, read_trusted
 from relabel.device import Compute, resolve
 from relabel.errors import RelabelError
-from relabel.metrics import noise_matrix, wilson_interval
+from relabel.metrics import noise_matrix
+from relabel.model import EVIDENCE, Model
 from relabel.output import calibration
-from relabel.output.calibration import Calibration, Promise
+from relabel.output.calibration import Calibration
+from relabel.output.labelling import Labelling, label_rows, usable_rows, versions, warn_of_errors
 from relabel.progress import Silent, Watcher
 from relabel.training import EpochReport, Rows, Schedule, Training
 
 PROBE_SHARE = 2 / 3  # a corrector has few parameters; calibration and promise live off every probe
 SAMPLES_SEEN = 750_000  # the default budget: epochs are as many as make this many, within limits
 EPOCH_LIMITS = (20, 50)
-WARMUP_SHARE = 0.4
 
 
 @dataclass(frozen=True)
-class FitResult:
-    """Everything `fit` found, one entry per row of the source unless said.
+class FitResult(Labelling):
+    """Every row's labels, the trained corrector, and `model()`, which makes the model for other images."""
 
-    soft_label: [N, C]; noise_probability: [N], NaN where undefined; action: [N]; trusted: [N];
-    errors: row to reason; metadata: the Parquet's JSON; corrector: trained; summary: figures for a reader.
-    """
-
-    source: Source
-    soft_label: NDArray[np.float32]
-    noise_probability: NDArray[np.float32]
-    action: NDArray[np.str_]
-    trusted: NDArray[np.bool_]
-    errors: dict[int, str]
-    metadata: dict[str, Any]
     corrector: Corrector
-    summary: dict[str, Any]
+    num_features: int
+    model: Callable[[], Model]
 
     def save_corrector(self, path: Path) -> None:
         """Write the trained corrector with what it was trained on."""
         described = ("backbone", "image_size", "epochs", "seed", "trusted_rows", "class_names")
-        trained = {name: self.metadata[name] for name in described}
-        files.save_corrector(path, self.metadata["corrector"], self.corrector, trained)
+        files.save_corrector(
+            path,
+            self.corrector,
+            self.metadata["corrector"],
+            len(self.source.class_names),
+            self.num_features,
+            self.metadata["options"],
+            {name: self.metadata[name] for name in described},
+        )
 
 
 @dataclass(frozen=True)
@@ -81,39 +83,65 @@ def fit(config: FitConfig, watcher: Watcher | None = None) -> FitResult:
     watcher = watcher or Silent()
     compute = resolve(config.device, config.amp)
     torch.manual_seed(config.seed)
-    corrector = correctors.create(config.corrector)
+    correctors.check(config.recipe.corrector, config.options)
     source = open_source(config.source, config.labels)
     trusted = read_trusted(config.trusted, source)
     for warning in (*source.warnings, *trusted.warnings):
         watcher.warn(warning)
+    config = _with_corrector(config, source, trusted, watcher)
 
     size = config.image_size or _image_size(source, config)
     name = config.backbone or ("cnn8" if config.weights == "none" else "resnet18")
     # Built before the images are decoded: a wrong --backbone or --weights is told at once.
     backbone = backbones.build(name, len(source.class_names), size, config.weights)
+    corrector = correctors.create(
+        config.recipe.corrector,
+        len(source.class_names),
+        backbone.head.in_features,
+        {**config.recipe.options, **config.options},
+    )
 
     references = [*source.references, *trusted.external]
     watcher.stage("Decoding", len(references) - len(source.errors))
     images, unreadable = decode_all(references, size, set(source.errors), watcher.advance)
     errors = {**source.errors, **{row: text for row, text in unreadable.items() if row < len(source)}}
-    split = _split(trusted, unreadable, len(source), corrector, config.seed)
+    split = _split(trusted, source.given, unreadable, corrector, config.seed)
     _check_usable(source, errors, split, watcher)
 
     inputs: Inputs = ImageInputs(images, config.augment)
+    frozen: _Frozen | None = None
     if config.freeze:
-        inputs = _frozen_features(backbone, inputs, compute, watcher)
+        inputs, frozen = _frozen_features(backbone, inputs, compute, watcher)
         backbone = backbones.linear(backbone.head.in_features, len(source.class_names))
-    rows = _rows(source, errors, split)
+    rows = _rows(source, errors, split, corrector)
     schedule = _schedule(config, len(rows.train))
     training = Training(backbone, corrector, inputs, rows, schedule, compute, config.seed)
     watcher.say(
         f"{len(source):,} images, {len(source.class_names)} classes, {size} px; {name} on "
-        f"{compute.describe()}; {config.corrector}: {schedule.epochs} epochs, "
+        f"{compute.describe()}; {config.recipe.corrector}: {schedule.epochs} epochs, "
         f"{schedule.warmup_epochs} of them warm-up; "
         f"{len(split.meta)} meta and {len(split.probe)} probe rows."
     )
     _train(training, config, source, split, watcher)
-    return _calibrated(training, source, trusted, split, errors, config, name, size)
+    labelling = _labelled(training, source, trusted, split, errors, config, name, size)
+    return FitResult(
+        **vars(labelling),
+        corrector=corrector,
+        num_features=training.backbone.head.in_features,
+        model=partial(_model, training, frozen, source, trusted, split, config, labelling.metadata),
+    )
+
+
+def _with_corrector(config: FitConfig, source: Source, trusted: TrustedSet, watcher: Watcher) -> FitConfig:
+    """The config with a corrector: the default one learns from rows of SOURCE alone."""
+    inside = int(np.count_nonzero(source.given[trusted.rows] >= 0))
+    if config.corrector or config.preset or inside >= len(trusted.external):
+        return replace(config, corrector=config.recipe.corrector)
+    watcher.say(
+        f"Most verified images are not among those of SOURCE, and {DEFAULT_CORRECTOR} cannot learn from "
+        f"such: {CORRECTOR_FOR_OTHER_IMAGES} does."
+    )
+    return replace(config, corrector=CORRECTOR_FOR_OTHER_IMAGES)
 
 
 def _image_size(source: Source, config: FitConfig) -> int:
@@ -124,12 +152,18 @@ def _image_size(source: Source, config: FitConfig) -> int:
 
 
 def _split(
-    trusted: TrustedSet, unreadable: dict[int, str], rows: int, corrector: Corrector, seed: int
+    trusted: TrustedSet,
+    given: NDArray[np.int64],
+    unreadable: dict[int, str],
+    corrector: Corrector,
+    seed: int,
 ) -> _Split:
     """Deal the readable trusted rows into probe and meta rows, class by class.
 
-    A corrector that learns nothing from trusted rows leaves them all to the calibration.
+    A corrector that learns nothing from trusted rows leaves them all to the calibration; one that trains on
+    its meta rows can use those with a given label only.
     """
+    rows = len(given)
     usable = np.array([row not in unreadable for row in trusted.rows], dtype=bool)
     inside, labels = trusted.rows[usable], trusted.labels[usable]
     share = PROBE_SHARE if corrector.uses_trusted_rows else 1.0
@@ -141,6 +175,14 @@ def _split(
     external = np.array(
         [rows + i for i in range(len(trusted.external)) if rows + i not in unreadable], dtype=np.int64
     )
+    readable = len(inside) + len(external)
+    if corrector.trains_on_meta_rows:
+        meta, external = meta[given[inside[meta]] >= 0], external[:0]
+    if corrector.uses_trusted_rows and readable and len(meta) + len(external) == 0:
+        raise RelabelError(
+            "--trusted: too few verified rows for this corrector to learn from.",
+            "Verify more labelled images of SOURCE, or use --corrector none.",
+        )
     return _Split(
         meta=np.concatenate([inside[meta], external]),
         meta_labels=np.concatenate([labels[meta], trusted.external_labels[external - rows]]),
@@ -151,7 +193,7 @@ def _split(
 
 def _check_usable(source: Source, errors: dict[int, str], split: _Split, watcher: Watcher) -> None:
     """Refuse a source whose readable images cannot train a classifier; warn of unusable ones."""
-    good = _usable(source, errors)
+    good = usable_rows(source, errors)
     if len(np.unique(source.given[good & (source.given >= 0)])) < 2:
         raise RelabelError(
             f"{source.location}: fewer than two classes have an image that can be read.",
@@ -159,28 +201,17 @@ def _check_usable(source: Source, errors: dict[int, str], split: _Split, watcher
         )
     if len(split.meta) + len(split.probe) == 0:
         raise RelabelError("--trusted: none of the verified images can be read.", "Verify other images.")
-    if errors:
-        row = min(errors)
-        watcher.warn(
-            f"{len(errors)} of {len(source):,} images cannot be used and become rows with an error; "
-            f"first {source.file_names[row]!r}: {errors[row]}."
-        )
+    warn_of_errors(source, errors, watcher)
 
 
-def _usable(source: Source, errors: dict[int, str]) -> NDArray[np.bool_]:
-    usable = np.ones(len(source), dtype=bool)
-    usable[list(errors)] = False
-    return usable
-
-
-def _rows(source: Source, errors: dict[int, str], split: _Split) -> Rows:
-    good = _usable(source, errors)
-    labelled = good & (source.given >= 0)
-    labelled[split.meta[split.meta < len(source)]] = False
+def _rows(source: Source, errors: dict[int, str], split: _Split, corrector: Corrector) -> Rows:
+    taught = usable_rows(source, errors)
+    if not corrector.trains_on_meta_rows:
+        taught[split.meta[split.meta < len(source)]] = False
     return Rows(
-        train=torch.from_numpy(np.flatnonzero(labelled)),
+        train=torch.from_numpy(np.flatnonzero(taught & (source.given >= 0))),
         given=torch.from_numpy(source.given),
-        unlabelled=torch.from_numpy(np.flatnonzero(good & (source.given < 0))),
+        unlabelled=torch.from_numpy(np.flatnonzero(taught & (source.given < 0))),
         meta=torch.from_numpy(split.meta),
         meta_labels=torch.from_numpy(split.meta_labels),
     )
@@ -188,35 +219,50 @@ def _rows(source: Source, errors: dict[int, str], split: _Split) -> Rows:
 
 def _schedule(config: FitConfig, rows: int) -> Schedule:
     """Fill in what the flags leave open, from the number of training rows."""
+    recipe = config.recipe
     low, high = EPOCH_LIMITS
-    epochs = config.epochs or min(high, max(low, math.ceil(SAMPLES_SEEN / rows)))
-    batch_size = config.batch_size or (256 if rows >= 10_000 else 64)
-    warmup = config.warmup or max(1, round(epochs * WARMUP_SHARE))
+    epochs = config.epochs or recipe.epochs or min(high, max(low, math.ceil(SAMPLES_SEEN / rows)))
+    batch_size = config.batch_size or recipe.batch_size or (256 if rows >= 10_000 else 64)
+    warmup = config.warmup or max(1, round(epochs * recipe.warmup))
     return Schedule(
         epochs=epochs,
         warmup_epochs=min(warmup, epochs - 1),
         average_from=min(max(1, round(epochs / 3)), epochs - 1),
         batch_size=batch_size,
-        learning_rate=config.learning_rate or 0.2 * (batch_size / 256) ** 0.5,
-        weight_decay=5e-4,
-        meta_learning_rate=1e-3,
-        meta_batch_size=64,
+        learning_rate=config.learning_rate or recipe.learning_rate or 0.2 * (batch_size / 256) ** 0.5,
+        weight_decay=recipe.weight_decay,
+        milestones=recipe.milestones,
+        meta_gradient=config.meta_gradient,
+        meta_every=config.meta_every or recipe.meta_every,
+        meta_batch_size=config.meta_batch_size or recipe.meta_batch_size,
+        meta_learning_rate=config.meta_learning_rate or recipe.meta_learning_rate,
+        meta_weight_decay=recipe.meta_weight_decay,
     )
 
 
+@dataclass(frozen=True)
+class _Frozen:
+    """The backbone behind features computed once, which training saw as (features − mean) · scale."""
+
+    backbone: Backbone
+    mean: Tensor
+    scale: Tensor
+
+
 def _frozen_features(
-    backbone: backbones.Backbone, inputs: Inputs, compute: Compute, watcher: Watcher
-) -> Inputs:
+    backbone: Backbone, inputs: Inputs, compute: Compute, watcher: Watcher
+) -> tuple[Inputs, _Frozen]:
     """Every row's penultimate features, computed once: with `--freeze` they are all that training sees."""
-    backbone = backbone.to(compute.device).to(memory_format=compute.memory_format).eval()
     features = torch.empty(len(inputs), backbone.head.in_features)
     watcher.stage("Features", len(inputs))
-    for index in torch.arange(len(inputs)).tensor_split(math.ceil(len(inputs) / 64)):
-        with torch.no_grad(), compute.autocast():
-            features[index] = backbone(inputs.batch(index, compute.device, None))[1].cpu()
+    for index, _, penultimate in backbones.evaluate(backbone, inputs, compute):
+        features[index] = penultimate.cpu()
         watcher.advance(len(index))
-    # Unit variance: the head's learning rate then suits every backbone.
-    return VectorInputs((features - features.mean(dim=0)) / features.std(dim=0).clamp(min=1e-6))
+    # Unit variance: the head's learning rate then suits every backbone. A feature without any stays at 0,
+    # lest the first unseen image that has it be multiplied by a million.
+    mean, deviation = features.mean(dim=0), features.std(dim=0)
+    scale = torch.where(deviation > 1e-6, 1 / deviation, 0.0)
+    return VectorInputs((features - mean) * scale), _Frozen(backbone, mean, scale)
 
 
 def _train(training: Training, config: FitConfig, source: Source, split: _Split, watcher: Watcher) -> None:
@@ -246,12 +292,12 @@ def _train(training: Training, config: FitConfig, source: Source, split: _Split,
             f"Epoch {report.epoch + 1}/{report.epochs} ({report.phase}): loss {report.loss:.3f}{meta}"
         )
 
-    watcher.stage("Training", training.schedule.epochs * training.steps_per_epoch)
-    watcher.advance(training.epoch * training.steps_per_epoch)
+    watcher.stage("Training", training.steps_before(training.schedule.epochs))
+    watcher.advance(training.steps_before(training.epoch))
     training.run(on_epoch, watcher.advance)
 
 
-def _calibrated(
+def _labelled(
     training: Training,
     source: Source,
     trusted: TrustedSet,
@@ -260,116 +306,92 @@ def _calibrated(
     config: FitConfig,
     backbone_name: str,
     image_size: int,
-) -> FitResult:
+) -> Labelling:
     """Calibrate on the probe rows and put every row's labels, probability and action together."""
-    num_classes = len(source.class_names)
-    given = source.given
     evidence = training.evidence()
-    counts = noise_matrix(given[trusted.rows], trusted.labels, num_classes)
-    scored = split.probe[given[split.probe] >= 0]
-    scored_labels = split.probe_labels[given[split.probe] >= 0]
+    scored = split.probe[source.given[split.probe] >= 0]
+    scored_labels = split.probe_labels[source.given[split.probe] >= 0]
     fitted = calibration.fit(
         {name: values[scored] for name, values in evidence.items()},
-        given[scored],
+        source.given[scored],
         scored_labels,
-        counts,
+        _counts(source, trusted),
         config.seed,
     )
-    soft = fitted.soft_labels(evidence, given)
-    usable = _usable(source, errors)
-    is_trusted = np.zeros(len(source), dtype=bool)
-    is_trusted[trusted.rows] = True
-    unverified = usable & ~is_trusted
-    promise = fitted.promise(soft[unverified], given[unverified], config.precision)
-    action = calibration.actions(soft, given, promise)
-    soft[trusted.rows] = np.eye(num_classes)[trusted.labels]
-    changed = trusted.labels != given[trusted.rows]
-    action[trusted.rows] = np.where(changed, "fix", "keep")
-    labelled = given >= 0
-    noise_probability = np.full(len(source), np.nan)
-    noise_probability[labelled] = 1 - soft[labelled, given[labelled]]
-
-    corrected = soft.argmax(axis=1)
-    matrix = calibration.expected_noise_matrix(soft[usable], given[usable])
-    known = np.bincount(corrected[usable], minlength=num_classes) > 0
-    wrong, verified = int(counts.sum() - np.trace(counts)), int(counts.sum())
-    noise = {
-        "estimated_noise_rate": float(noise_probability[usable & labelled].mean()),
-        "verified_noise_rate": wrong / verified if verified else None,
-        "verified_noise_rate_interval": list(wilson_interval(wrong, verified)),
-    }
-    metadata = {
-        "class_names": source.class_names,
-        "corrector": config.corrector,
+    run = {
+        "corrector": config.recipe.corrector,
+        "preset": config.preset,
+        "options": {**config.recipe.options, **config.options},
         "backbone": backbone_name,
         "weights": config.weights,
         "image_size": image_size,
         "epochs": training.schedule.epochs,
         "seed": config.seed,
-        "versions": {
-            "relabel": __version__,
-            "torch": torch.__version__,
-            "torchvision": version("torchvision"),
-        },
         "trusted_rows": len(trusted.rows) + len(trusted.external),
-        **noise,
-        "noise_matrix": matrix.round(6).tolist(),
-        "calibration": {**fitted.to_dict(), "promise": asdict(promise)},
+        **training.corrector.describe(),
     }
-    summary = {
-        "rows": len(source),
-        "unusable_rows": len(errors),
-        "ignored_files": source.ignored_files,
-        "unlabelled_rows": int((~labelled).sum()),
-        "trusted_rows": int(is_trusted.sum()),
-        "trusted_outside_source": len(trusted.external),
-        "relabelled_rows": int((unverified & labelled & (corrected != given)).sum()),
-        "actions": {name: int((action[unverified] == name).sum()) for name in ("keep", "fix", "review")},
-        **noise,
-        "largest_confusions": _largest(matrix * known[:, None], source.class_names),
-        "calibration": fitted.to_dict(),
-        "promise": promise_sentence(fitted, promise),
-    }
-    return FitResult(
-        source=source,
-        soft_label=soft.astype(np.float32),
-        noise_probability=noise_probability.astype(np.float32),
-        action=action,
-        trusted=is_trusted,
-        errors=errors,
-        metadata=metadata,
-        corrector=training.corrector,
-        summary=summary,
+    return label_rows(source, errors, evidence, fitted, trusted, config.precision, run)
+
+
+def _counts(source: Source, trusted: TrustedSet) -> NDArray[np.int64]:
+    """[C, C] trusted rows of the source by (verified, given) class."""
+    return noise_matrix(source.given[trusted.rows], trusted.labels, len(source.class_names))
+
+
+def _model(
+    training: Training,
+    frozen: _Frozen | None,
+    source: Source,
+    trusted: TrustedSet,
+    split: _Split,
+    config: FitConfig,
+    metadata: Mapping[str, Any],
+) -> Model:
+    """What labels images that were not in this fit."""
+    kept = ("preset", "weights", "epochs", "seed", "trusted_rows")
+    trained = {name: metadata[name] for name in kept} | {"freeze": config.freeze, "versions": versions()}
+    backbone = training.backbone
+    corrector = CorrectorFile.of(
+        training.corrector,
+        metadata["corrector"],
+        len(source.class_names),
+        backbone.head.in_features,
+        metadata["options"],
+        trained,
+    )
+    if frozen is not None:
+        backbone = backbones.with_head(frozen.backbone, backbone.head, frozen.mean, frozen.scale)
+    return Model(
+        backbone=backbone,
+        backbone_name=metadata["backbone"],
+        image_size=metadata["image_size"],
+        class_names=source.class_names,
+        corrector=corrector,
+        calibration=_calibration_for_unseen(training, source, trusted, split, config.seed),
+        trained=trained,
     )
 
 
-def _largest(matrix: NDArray[np.float64], names: list[str], entries: int = 5) -> list[dict[str, Any]]:
-    """The largest shares of a true class under another given label."""
-    shares = matrix.copy()
-    np.fill_diagonal(shares, -1)
-    order = np.argsort(-shares, axis=None, kind="stable")[: min(entries, matrix.size - len(names))]
-    pairs = [divmod(int(cell), len(names)) for cell in order]
-    return [
-        {"true": names[true], "given": names[given], "share": float(shares[true, given])}
-        for true, given in pairs
-    ]
+def _calibration_for_unseen(
+    training: Training, source: Source, trusted: TrustedSet, split: _Split, seed: int
+) -> Calibration:
+    """The calibration of the finished backbone's softmax for images that were not in the fit.
 
-
-def promise_sentence(fitted: Calibration, promise: Promise) -> str:
-    """What `fix` promises, or why it cannot, in one sentence."""
-    percent = f"{promise.precision * 100:g} %"
-    if fitted.withheld:
-        return "On the probe rows corrections did more harm than good, so every given label is kept."
-    judged = f"{promise.right} of the {promise.probes} probe rows relabelled with such confidence are right"
-    if promise.threshold is not None:
-        return f"At least {percent} of the fixes are expected to be right; {judged}."
-    if promise.probes < promise.needed:
-        return (
-            f"Too few verified rows to promise {percent}: {promise.probes} probe rows were relabelled with "
-            f"such confidence and it takes {promise.needed} at the least, so no row is marked fix; verify "
-            f"more rows or lower --precision."
-        )
-    return (
-        f"The probe rows do not support {percent}: {judged}, so no row is marked fix; lower --precision or "
-        f"verify more rows."
-    )
+    Rows that were trained on are not exchangeable with such images: the backbone has seen them, under their
+    given label. The meta rows of a look-ahead corrector were never trained on, and images outside SOURCE
+    have no given label to memorise. `none` and `tmlc` train on every trusted row of SOURCE: their probe
+    rows have to do, and the confidence in unseen images may come out too high.
+    """
+    corrector = training.corrector
+    rows, labels = [split.meta], [split.meta_labels]
+    if corrector.trains_on_meta_rows:
+        rows, labels = [split.probe], [split.probe_labels]
+    elif not corrector.uses_trusted_rows:
+        rows, labels = [split.probe, split.meta], [split.probe_labels, split.meta_labels]
+    index, true = np.concatenate(rows), np.concatenate(labels)
+    given = np.concatenate([source.given, np.full(len(trusted.external), UNLABELLED)])[index]
+    predictions = training.predict(torch.from_numpy(index))
+    probability = [torch.softmax(logits, dim=1).cpu().numpy() for _, logits in predictions]
+    nothing = np.empty((0, len(source.class_names)), dtype=np.float32)
+    evidence = {EVIDENCE: np.concatenate([nothing, *probability])}
+    return calibration.fit(evidence, given, true, _counts(source, trusted), seed)

@@ -19,8 +19,8 @@ _NARROWEST = 30  # a column of values thinner than this goes below the names ins
 Lines = list[tuple[str, str]]
 
 
-def show_fit(console: Console, summary: Mapping[str, Any], output: str) -> None:
-    """The end of `relabel fit`."""
+def show_result(console: Console, summary: Mapping[str, Any], output: str) -> None:
+    """The end of `relabel fit` and `relabel predict`."""
     extras = [
         f"{summary[key]:,} {word}"
         for key, word in (
@@ -35,7 +35,8 @@ def show_fit(console: Console, summary: Mapping[str, Any], output: str) -> None:
         lines.append(("Verified images outside SOURCE", f"{summary['trusted_outside_source']:,}"))
     if summary["ignored_files"]:
         lines.append(("Other files left alone", f"{summary['ignored_files']:,}"))
-    lines.append(("Wrong labels, as calibrated", _percent(summary["estimated_noise_rate"])))
+    if summary["estimated_noise_rate"] is not None:
+        lines.append(("Wrong labels, as calibrated", _percent(summary["estimated_noise_rate"])))
     if summary["verified_noise_rate"] is not None:
         low, high = summary["verified_noise_rate_interval"]
         lines.append(
@@ -45,13 +46,17 @@ def show_fit(console: Console, summary: Mapping[str, Any], output: str) -> None:
                 f"(95 % interval {_percent(low)} to {_percent(high)})",
             )
         )
-    confusions = [
-        f"{_percent(entry['share'])} of {entry['true']} is labelled {entry['given']}"
-        for entry in summary["largest_confusions"]
-        if entry["true"] != entry["given"] and entry["share"] >= 0.0005
-    ]
-    if confusions:
-        lines.append(("Largest confusions", "\n".join(confusions)))
+    for title, key in (
+        ("Largest confusions", "largest_confusions"),
+        ("Learned by MLC", "learned_transitions"),
+    ):
+        confusions = [
+            f"{_percent(entry['share'])} of {entry['true']} is labelled {entry['given']}"
+            for entry in summary.get(key) or ()
+            if entry["true"] != entry["given"] and entry["share"] >= 0.0005
+        ]
+        if confusions:
+            lines.append((title, "\n".join(confusions)))
     lines.append(_actions(summary["actions"]))
     calibration = summary["calibration"]
     if calibration["probe_accuracy_before"] is not None:
@@ -134,16 +139,21 @@ def show_labels_file(console: Console, file: LabelsFile) -> None:
     _show(console, "Labels file", lines)
 
 
-def show_corrector(console: Console, described: Mapping[str, Any]) -> None:
-    """What `relabel inspect` says of a corrector file."""
+def show_trained(console: Console, described: Mapping[str, Any]) -> None:
+    """What `relabel inspect` says of a corrector file or a model file."""
     _show(
         console,
-        "Corrector file",
-        [
-            (_title(key), ", ".join(map(str, value)) if isinstance(value, list) else f"{value}")
-            for key, value in described.items()
-        ],
+        f"{described['kind'].removeprefix('relabel ').capitalize()} file",
+        [(_title(key), _plain(value)) for key, value in described.items() if value is not None],
     )
+
+
+def _plain(value: object) -> str:
+    if isinstance(value, Mapping):
+        return ", ".join(f"{name} {_plain(inner)}" for name, inner in value.items()) or "none"
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        return ", ".join(_plain(inner) for inner in value)
+    return f"{value:.3g}" if isinstance(value, float) else str(value)
 
 
 def _show(console: Console, title: str, lines: Lines) -> None:

@@ -2,6 +2,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -9,6 +10,8 @@ from torchvision import models
 
 from relabel import backbones
 from relabel.backbones import Backbone, build
+from relabel.data.loading import ImageInputs
+from relabel.device import resolve
 from relabel.errors import RelabelError
 
 
@@ -222,3 +225,32 @@ def test_code_in_the_cache_is_not_executed(cache: Path, tmp_path: Path) -> None:
     with pytest.raises(RelabelError):
         imagenet()
     assert not marker.exists()
+
+
+@pytest.mark.parametrize("offset", [0.0, 50.0])
+def test_a_head_on_standardised_features_becomes_one_on_plain_features(offset: float) -> None:
+    torch.manual_seed(0)
+    backbone, head = build("cnn8", 5, 8), nn.Linear(256, 3)
+    features = torch.randn(6, 256) + offset
+    mean, scale = features.mean(dim=0), 1 / features.std(dim=0)
+    scale[7] = 0  # a feature that was the same in every row
+    folded = backbones.with_head(backbone, head, mean, scale)
+    assert folded.body is backbone.body
+    torch.testing.assert_close(folded.head(features), head((features - mean) * scale), rtol=1e-3, atol=1e-3)
+    features[:, 7] += 1000
+    torch.testing.assert_close(folded.head(features), head((features - mean) * scale), rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("rows", [1, 5])
+def test_evaluation_goes_through_every_row_once_in_order_without_a_trace(rows: int) -> None:
+    backbone = build("cnn8", 3, 8)
+    before = {key: value.clone() for key, value in backbone.state_dict().items()}
+    pixels = np.random.default_rng(0).integers(0, 256, (rows, 8, 8, 3), dtype=np.uint8)
+    inputs, compute = ImageInputs(pixels, "flip"), resolve("cpu", "off")
+    batches = list(backbones.evaluate(backbone, inputs, compute, batch_size=2))
+    every = torch.arange(rows)
+    assert torch.equal(torch.cat([index for index, _, _ in batches]), every)
+    logits, features = backbone.eval()(inputs.batch(every, compute.device, None))
+    torch.testing.assert_close(torch.cat([batch for _, batch, _ in batches]), logits)
+    torch.testing.assert_close(torch.cat([batch for _, _, batch in batches]), features)
+    assert_same(backbone.state_dict(), before)

@@ -13,6 +13,7 @@ from relabel.data.sources import open_source
 from relabel.demo import write_dataset
 from relabel.metrics import Evaluation, evaluate
 from relabel.output import calibration
+from relabel.output.labelling import promise_sentence
 
 NONE = np.zeros(0, dtype=np.int64)
 TRASHNET = Path(os.environ.get("RELABEL_DATA", "missing")) / "trashnet"
@@ -44,7 +45,7 @@ def _truth(data, source):
     return np.array([true[name] for name in source.file_names])
 
 
-@pytest.mark.parametrize("corrector", ["none", "mslc"])
+@pytest.mark.parametrize("corrector", ["none", "mslc", "mlc", "metalabelnet", "tmlc"])
 def test_corrected_labels_are_better_than_the_given_ones(digits, corrector):
     config = FitConfig(
         source=str(digits.images), trusted=digits.trusted, corrector=corrector, augment="shift", epochs=12
@@ -100,6 +101,7 @@ def test_a_trusted_folder_outside_the_source_drives_the_corrector_alone(digits, 
         FitConfig(source=str(digits.images), trusted=tmp_path / "verified", augment="shift", epochs=2)
     )
     assert result.metadata["trusted_rows"] == 60
+    assert result.metadata["corrector"] == "mslc"  # the default, tmlc, learns from rows of the source
     assert result.metadata["calibration"]["probes"] == 0
     assert result.metadata["verified_noise_rate"] is None
     assert not result.trusted.any()
@@ -117,7 +119,7 @@ def test_a_trusted_folder_outside_the_source_drives_the_corrector_alone(digits, 
 def test_the_summary_says_what_fix_promises_or_why_it_cannot(threshold, probes, right, words):
     fitted = calibration.fit({}, NONE, NONE, np.eye(2, dtype=np.int64), seed=0)
     promise = calibration.Promise(0.95, threshold, probes, right, needed=19)
-    assert pipeline.promise_sentence(fitted, promise).startswith(words)
+    assert promise_sentence(fitted, promise).startswith(words)
 
 
 @pytest.mark.slow

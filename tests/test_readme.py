@@ -17,7 +17,7 @@ COMMANDS = re.findall(r"^    ((?:relabel|pip|python) .+)$", README, flags=re.MUL
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """A folder with `images/` of two kinds of pictures and `trusted.csv`, the names README uses."""
+    """A folder with `images/` and `new_images/` of two kinds and `trusted.csv`, the names README uses."""
     folder = tmp_path_factory.mktemp("readme")
     rng = np.random.default_rng(0)
     with (folder / "trusted.csv").open("w", newline="") as file:
@@ -28,6 +28,9 @@ def folder(tmp_path_factory):
             for row in range(30):
                 pixels = rng.integers(brightness - 40, brightness + 40, (12, 12, 3), dtype=np.uint8)
                 Image.fromarray(pixels).save(folder / "images" / name / f"{row}.png")
+                if row == 0:
+                    (folder / "new_images").mkdir(exist_ok=True)
+                    Image.fromarray(pixels).save(folder / "new_images" / f"{name}.png")
                 if row % 2:
                     writer.writerow([f"{name}/{row}.png", name])
     return folder

@@ -33,7 +33,7 @@ def shown(width, terminal, content=FIT):
     console = Console(
         file=stream, width=width, force_terminal=terminal, color_system=None, legacy_windows=False
     )
-    summary.show_fit(console, content, "labels.parquet")
+    summary.show_result(console, content, "labels.parquet")
     return stream.getvalue()
 
 
@@ -71,3 +71,11 @@ def test_verified_rows_are_counted_apart():
     text = shown(100, terminal=False)
     assert "1,797 (150 verified, 4 without a label, 2 unusable)" in text
     assert "1,200 / 400 / 41 (verified rows not counted)" in text
+
+
+def test_what_mlc_learned_is_shown_beside_what_was_found():
+    learned = [{"true": "cat", "given": "dog", "share": 0.3}, {"true": "dog", "given": "cat", "share": 0.0}]
+    text = shown(80, False, {**FIT, "learned_transitions": learned})
+    assert "Learned by MLC" in text
+    assert "30.0 % of cat is labelled dog" in text
+    assert "Learned by MLC" not in shown(80, False, {**FIT, "learned_transitions": None})

@@ -1,10 +1,22 @@
-"""A user measures: corrupt clean data, fit on it, evaluate against the truth, as the README shows."""
+"""A user measures: corrupt, fit and evaluate as the README shows, or many runs with examples/benchmark.py."""
 
 import csv
+import importlib.util
+import io
 import json
+import subprocess
+import sys
+from pathlib import Path
 
+import numpy as np
+import pandas as pd
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from PIL import Image
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+KINDS = ("across", "down", "slanted")
 
 
 def test_corrupt_fit_evaluate_as_typed(run, folder, tools):
@@ -68,3 +80,151 @@ def test_corrupt_never_replaces_its_input(run, folder, tools, files):
     assert done.code == 2
     assert "--output labels.csv is also --labels." in done.err
     assert files() == before
+
+
+def example(name):
+    """A script of examples/ as a module."""
+    spec = importlib.util.spec_from_file_location(f"examples.{name}", EXAMPLES / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # where dataclasses look for it
+    spec.loader.exec_module(module)
+    return module
+
+
+def write_stripes(path, rows, wrong, seed):
+    """A Parquet of three kinds of noisy stripes in Hugging Face form; `wrong`: share of labels."""
+    rng = np.random.default_rng(seed)
+    kinds = rng.integers(3, size=rows)
+    images = []
+    for row, kind in enumerate(kinds):
+        y, x = np.mgrid[:10, :10] + rng.integers(4)
+        bright = (y, x, x + y)[kind] % 4 < 2
+        pixels = np.clip(60 + 130 * bright[..., None] + rng.normal(0, 30, (10, 10, 3)), 0, 255)
+        file = io.BytesIO()
+        Image.fromarray(pixels.astype(np.uint8)).save(file, "PNG")
+        images.append({"bytes": file.getvalue(), "path": f"{row}.png"})
+    given = np.where(rng.random(rows) < wrong, (kinds + 1) % 3, kinds)
+    names = {"names": KINDS, "_type": "ClassLabel"}
+    features = {"info": {"features": {"label": names, "clean_label": names}}}
+    table = pa.table({"image": images, "label": given, "clean_label": kinds})
+    pq.write_table(table.replace_schema_metadata({"huggingface": json.dumps(features)}), path)
+
+
+@pytest.fixture
+def benchmark(tmp_path):
+    """`python examples/benchmark.py cifar10n stripes.parquet` in a folder that has it and test.parquet."""
+    write_stripes(tmp_path / "stripes.parquet", 320, 0.3, seed=0)
+    write_stripes(tmp_path / "test.parquet", 40, 0, seed=1)
+
+    def go(*flags):
+        command = [sys.executable, EXAMPLES / "benchmark.py", "cifar10n", "stripes.parquet", *flags]
+        return subprocess.run(command, check=False, cwd=tmp_path, capture_output=True, text=True)
+
+    return go
+
+
+def rows_of(markdown):
+    """The cells of each table row, by heading."""
+    tables = {}
+    for line in markdown.splitlines():
+        if line.startswith("### "):
+            own = tables[line.removeprefix("### ")] = []
+        elif line.startswith("| "):
+            own.append([cell.strip() for cell in line.strip("|").split("|")])
+    return {heading: rows[2:] for heading, rows in tables.items()}
+
+
+@pytest.mark.slow
+def test_the_benchmark_runs_every_method_once_and_shows_the_tables(benchmark, tmp_path):
+    methods = ["none", "cleanlab", "fine-tune", "trusted-only"]
+    if importlib.util.find_spec("cleanlab") is None:
+        methods.remove("cleanlab")
+    flags = ("--rows", "300", "--trusted", "60", "--seeds", "0", "--epochs", "2", "--device", "cpu")
+    flags += ("--test", "test.parquet", "--settings", "human", "symmetric-0.2", "--methods", *methods)
+    done = benchmark(*flags, "--markdown", "table.md")
+    assert done.returncode == 0, done.stderr
+
+    runs = pd.read_parquet(tmp_path / "benchmark.parquet")
+    assert [*zip(runs.setting, runs.method, strict=True)] == [
+        (setting, method) for setting in ("human", "symmetric-0.2") for method in methods
+    ]
+    assert set(runs.options) == {"--device cpu"}
+    assert (runs.rows == 300).all()
+    assert (runs.judged_rows == 240).all()
+    assert (runs.trusted_rows_excluded == 60).all()
+    assert runs[runs.setting == "human"].noise_rate.between(0.2, 0.4).all()
+    for name in ("label_accuracy_after", "noise_auroc", "calibration_error", "test_accuracy"):
+        assert runs[name].between(0, 1).all(), name
+    assert (runs.seconds > 0).all()
+    assert runs.peak_gigabytes.between(0.1, 8).all()
+    tuned = runs[runs.method == "fine-tune"]
+    assert set(tuned.fine_tune_epochs) <= {0, 1, 2, 5, 10, 20}
+    changed = runs[runs.fix_rows > 0]
+    wrong = (changed.noise_rate * changed.judged_rows).round()
+    assert np.allclose(changed.fix_per_wrong_row, changed.fix_rows / wrong)
+
+    assert (tmp_path / "table.md").read_text() == done.stdout
+    tables = rows_of(done.stdout)
+    assert [*tables] == ["human", "symmetric-0.2", "Label accuracy after, %", "Test accuracy, %"]
+    for rows in tables.values():
+        assert [row[0] for row in rows] == methods
+
+    before = (tmp_path / "benchmark.parquet").stat().st_mtime_ns
+    again = benchmark(*flags)
+    assert (again.returncode, again.stderr, again.stdout) == (0, "", done.stdout)
+    assert (tmp_path / "benchmark.parquet").stat().st_mtime_ns == before
+
+
+def test_runs_accumulate_and_the_tables_show_those_of_one_kind(benchmark, tmp_path):
+    script = example("benchmark")
+    output = tmp_path / "benchmark.parquet"
+
+    def add(method, seed, after, setting="human", options="", **figures):
+        run = script.Run("cifar10n", setting, method, seed, 320, 1000, None, options)
+        script.add_result(output, {**vars(run), "label_accuracy_after": after, **figures})
+
+    add("mslc", 0, 0.5, "symmetric-0.2", options="--precision 0.9")
+    add("mslc", 0, 0.99, "symmetric-0.2")  # under other conditions
+    add("fine-tune", 0, 0.7, fix_precision=0.9, fine_tune_epochs=5.0)
+    for seed, after in enumerate((0.1, 0.8, 0.9)):
+        add("none", seed, after, options="--precision 0.9", fix_precision=0.5 if seed else None)
+    add("none", 0, 0.7, options="--precision 0.9", fix_precision=None)  # in place of the first
+    assert len(pq.read_table(output)) == 6
+
+    done = benchmark("--precision", "0.9", "--methods")  # no method: the tables alone
+    assert (done.returncode, done.stderr) == (0, "")
+    tables = rows_of(done.stdout)
+    assert [row[:4] for row in tables["human"]] == [
+        ["none", "3", "–", "80.0 ± 10.0"],
+        ["fine-tune", "1", "–", "70.0"],
+    ]
+    assert "50.0 ± 0.0 (2)" in tables["human"][0]
+    assert tables["Label accuracy after, %"] == [
+        ["none", "80.0 ± 10.0", "–"], ["mslc", "–", "50.0"], ["fine-tune", "70.0", "–"]
+    ]  # fmt: skip
+    assert "Test accuracy, %" not in tables
+
+
+@pytest.mark.parametrize(
+    ("flags", "told"),
+    [
+        (("--settings", "human", "sideways-0.2"), "--settings sideways-0.2: not a setting of cifar10n"),
+        (("--methods", "guessing"), "--methods guessing: not one of"),
+        (("--markdown", "nowhere/table.md"), "nowhere/table.md has no folder"),
+    ],
+)
+def test_the_benchmark_refuses_a_mistake_before_any_run(benchmark, tmp_path, flags, told):
+    done = benchmark(*flags)
+    assert done.returncode == 2
+    assert told in done.stderr
+    assert not (tmp_path / "benchmark.parquet").exists()
+
+
+def test_a_baseline_puts_the_corrected_label_on_top():
+    probability = np.array([[0.5, 0.3, 0.2], [0.4, 0.4, 0.2], [0.1, 0.2, 0.7]])
+    corrected = np.array([2, 1, 2])
+    soft = example("baselines").soft_labels(probability, corrected)
+    assert soft.dtype == np.float32
+    assert soft.argmax(axis=1).tolist() == corrected.tolist()
+    assert np.allclose(soft, [[0.2, 0.3, 0.5], [0.4, 0.4, 0.2], [0.1, 0.2, 0.7]], atol=1e-5)
+    assert np.allclose(soft.sum(axis=1), 1, atol=1e-6)

@@ -26,7 +26,7 @@ def test_the_help_lists_exactly_the_commands_there_are_each_in_one_whole_line(ru
     done = run("--help")
     listed = done.out.decode().split("Commands:\n")[1].rstrip().splitlines()
     assert {line.split()[0] for line in listed} == set(COMMAND.commands)
-    assert set(COMMAND.commands) == {"fit", "evaluate", "corrupt", "inspect", "demo"}
+    assert set(COMMAND.commands) == {"fit", "predict", "evaluate", "corrupt", "inspect", "demo"}
     assert all(line.endswith(".") and "..." not in line for line in listed)
 
 
@@ -46,6 +46,7 @@ def test_every_flag_is_used_by_a_test_or_shown_in_the_readme():
         (["fit", "--help"], 0),
         (["fit", "images", "--trusted", "trusted.csv", "--corrector", "nosuch"], 2),
         (["fit", "nosuch", "--trusted", "trusted.csv"], 2),
+        (["predict", "images", "--model", "nosuch.pt"], 2),
         (["fit", "images", "--trusted", "trusted.csv", "--epochs", "many"], 2),
     ],
     ids=lambda case: " ".join(case[0]) or "bare",

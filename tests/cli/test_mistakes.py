@@ -19,7 +19,10 @@ FIT = ("fit", "images", "--trusted", "trusted.csv", "--image-size", "8", "--epoc
         ((*FIT, "--augment", "spin"), "'spin' is not one of 'flip', 'shift', 'none'"),
         ((*FIT, "--device", "abacus"), "'abacus'"),
         ((*FIT, "--amp", "fp8"), "'fp8'"),
-        ((*FIT, "--corrector", "nosuch"), "--corrector nosuch: no such corrector. Use mslc or none."),
+        (
+            (*FIT, "--corrector", "nosuch"),
+            "--corrector nosuch: no such corrector. Use mslc or mlc or metalabelnet or tmlc or none.",
+        ),
         ((*FIT, "--backbone", "nosuch"), "--backbone nosuch"),
         ((*FIT, "--weights", "nosuch.pt"), "--weights nosuch.pt"),
         ((*FIT, "--freeze"), "--freeze needs"),

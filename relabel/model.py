@@ -1,0 +1,146 @@
+"""Model files: a trained backbone, with all it takes to label images that were not in its fit.
+
+A versioned header, tensors and plain values only; reading one executes nothing from it.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from relabel import backbones
+from relabel.backbones import Backbone
+from relabel.correctors.files import CorrectorFile, read_corrector
+from relabel.data.loading import Inputs
+from relabel.device import Compute
+from relabel.errors import RelabelError
+from relabel.files import kind_of, load_tensors, save_tensors
+from relabel.output.calibration import Calibration
+
+_KIND = "model"
+_FORMAT = 1
+_FIELDS = {
+    "backbone": str, "image_size": int, "class_names": list, "state": dict, "corrector": dict,
+    "calibration": dict, "trained": dict,
+}  # fmt: skip
+EVIDENCE = "prediction"
+"""The name, in the calibration, of the one evidence there is of an unseen image: the backbone's softmax."""
+
+
+@dataclass(frozen=True)
+class Model:
+    """A backbone trained on images of `image_size` px and classes `class_names` [C].
+
+    backbone_name: as `backbones.build` knows it; calibration: for images the backbone has not seen, on the
+    evidence `EVIDENCE`; trained: plain JSON data on the run.
+
+    What predicts is the backbone, whatever the corrector: the papers' correctors teach it and are done when
+    it is trained, MetaLabelNet's label generator included. The corrector is kept with it as a record.
+    """
+
+    backbone: Backbone
+    backbone_name: str
+    image_size: int
+    class_names: list[str]
+    corrector: CorrectorFile
+    calibration: Calibration
+    trained: dict[str, Any]
+
+    def evidence(
+        self, inputs: Inputs, compute: Compute, on_batch: Callable[[int], None] = lambda rows: None
+    ) -> dict[str, NDArray[np.float32]]:
+        """What the calibration goes by: the backbone's softmax [N, C] by the evidence's name."""
+        probability = np.empty((len(inputs), len(self.class_names)), dtype=np.float32)
+        for index, logits, _ in backbones.evaluate(self.backbone, inputs, compute):
+            probability[index] = torch.softmax(logits, dim=1).cpu().numpy()
+            on_batch(len(index))
+        return {EVIDENCE: probability}
+
+    def describe(self) -> dict[str, Any]:
+        """Plain values for `relabel inspect`."""
+        return {
+            "kind": f"relabel {_KIND}",
+            "class_names": self.class_names,
+            "backbone": self.backbone_name,
+            "parameters": sum(parameter.numel() for parameter in self.backbone.parameters()),
+            "image_size": self.image_size,
+            "corrector": self.corrector.name,
+            "options": self.corrector.options,
+            **self.trained,
+            "calibration": self.calibration.to_dict(),
+        }
+
+    def save(self, path: Path) -> None:
+        """Write a model file; `read_model` reads it."""
+        calibration = asdict(self.calibration)
+        content = {
+            "backbone": self.backbone_name,
+            "image_size": self.image_size,
+            "class_names": self.class_names,
+            "state": {key: value.cpu() for key, value in self.backbone.state_dict().items()},
+            "corrector": self.corrector.content(),
+            "calibration": {
+                key: torch.from_numpy(value) if isinstance(value, np.ndarray) else value
+                for key, value in calibration.items()
+            },
+            "trained": self.trained,
+        }
+        save_tensors(path, _KIND, _FORMAT, content)
+
+
+def read_model(path: Path) -> Model:
+    """Read a model file without executing anything from it.
+
+    Raises RelabelError for a damaged file, another kind of file and another format.
+    """
+    content = load_tensors(path, _KIND, _FORMAT)
+    damaged = RelabelError(f"{path} is not a whole model file.", "Write it again with relabel fit.")
+    if not all(isinstance(content.get(name), kind) for name, kind in _FIELDS.items()):
+        raise damaged
+    class_names, image_size = content["class_names"], content["image_size"]
+    if len(class_names) < 2 or not all(isinstance(name, str) for name in class_names):
+        raise damaged
+    if len(set(class_names)) < len(class_names) or not 8 <= image_size <= 1024:
+        raise damaged
+    try:
+        backbone = backbones.build(content["backbone"], len(class_names), image_size)
+        backbone.load_state_dict(content["state"])
+        calibration = Calibration.restored(
+            {
+                key: value.numpy() if isinstance(value, Tensor) else value
+                for key, value in content["calibration"].items()
+            },
+            [EVIDENCE],
+            len(class_names),
+        )
+        corrector = CorrectorFile.from_content(content["corrector"], path)
+        if json.loads(json.dumps(content["trained"], allow_nan=False)) != content["trained"]:
+            raise damaged
+    except Exception as error:  # whatever else stands where a tensor or a value should
+        raise damaged from error
+    if not all(bool(value.isfinite().all()) for value in backbone.state_dict().values()):
+        raise damaged
+    return Model(
+        backbone, content["backbone"], image_size, class_names, corrector, calibration, content["trained"]
+    )
+
+
+def describe_file(path: Path) -> dict[str, Any]:
+    """Plain values on a model file or a corrector file; RelabelError for any other."""
+    kind = kind_of(path)
+    if kind == _KIND:
+        return read_model(path).describe()
+    if kind == "corrector":
+        return read_corrector(path).describe()
+    raise RelabelError(
+        f"{path} is neither a corrector nor a model file that can be loaded safely.",
+        "Name a file that relabel wrote.",
+    )

@@ -1,0 +1,175 @@
+"""From calibrated evidence to everything the labels file says: one row for every row of the source."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from relabel import __version__
+from relabel.data.sources import Source
+from relabel.data.trusted import TrustedSet
+from relabel.metrics import noise_matrix, wilson_interval
+from relabel.output import calibration
+from relabel.output.calibration import Calibration, Promise
+from relabel.progress import Watcher
+
+
+@dataclass(frozen=True)
+class Labelling:
+    """The labels file's columns, one entry per row of the source unless said.
+
+    soft_label: [N, C]; noise_probability: [N], NaN where undefined; action: [N]; trusted: [N];
+    errors: row to reason; metadata: the Parquet's JSON; summary: figures for a reader.
+    """
+
+    source: Source
+    soft_label: NDArray[np.float32]
+    noise_probability: NDArray[np.float32]
+    action: NDArray[np.str_]
+    trusted: NDArray[np.bool_]
+    errors: dict[int, str]
+    metadata: dict[str, Any]
+    summary: dict[str, Any]
+
+
+def versions() -> dict[str, str]:
+    """The versions that made a result."""
+    return {
+        "relabel": __version__,
+        "torch": str(torch.__version__),  # of a class of its own, which no file should need
+        "torchvision": version("torchvision"),
+    }
+
+
+def usable_rows(source: Source, errors: Mapping[int, str]) -> NDArray[np.bool_]:
+    """[N] rows without an error."""
+    usable = np.ones(len(source), dtype=bool)
+    usable[list(errors)] = False
+    return usable
+
+
+def warn_of_errors(source: Source, errors: Mapping[int, str], watcher: Watcher) -> None:
+    """One line for all rows that cannot be used, if there are any."""
+    if errors:
+        row = min(errors)
+        watcher.warn(
+            f"{len(errors)} of {len(source):,} images cannot be used and become rows with an error; "
+            f"first {source.file_names[row]!r}: {errors[row]}."
+        )
+
+
+def label_rows(
+    source: Source,
+    errors: dict[int, str],
+    evidence: Mapping[str, NDArray[np.floating]],
+    fitted: Calibration,
+    trusted: TrustedSet,
+    precision: float,
+    run: Mapping[str, Any],
+) -> Labelling:
+    """Calibrate the evidence (distributions [N, C] by name) and decide every row's labels and action.
+
+    trusted: rows that come out as verified; precision: of the promise behind `fix`; run: plain JSON data on
+    the run for the metadata.
+    """
+    num_classes = len(source.class_names)
+    given = source.given
+    counts = noise_matrix(given[trusted.rows], trusted.labels, num_classes)
+    soft = fitted.soft_labels(evidence, given)
+    usable = usable_rows(source, errors)
+    is_trusted = np.zeros(len(source), dtype=bool)
+    is_trusted[trusted.rows] = True
+    unverified = usable & ~is_trusted
+    promise = fitted.promise(soft[unverified], given[unverified], precision)
+    action = calibration.actions(soft, given, promise)
+    soft[trusted.rows] = np.eye(num_classes)[trusted.labels]
+    changed = trusted.labels != given[trusted.rows]
+    action[trusted.rows] = np.where(changed, "fix", "keep")
+    labelled = given >= 0
+    noise_probability = np.full(len(source), np.nan)
+    noise_probability[labelled] = 1 - soft[labelled, given[labelled]]
+
+    corrected = soft.argmax(axis=1)
+    matrix = calibration.expected_noise_matrix(soft[usable], given[usable])
+    known = np.bincount(corrected[usable], minlength=num_classes) > 0
+    judged = noise_probability[usable & labelled]
+    wrong, verified = int(counts.sum() - np.trace(counts)), int(counts.sum())
+    noise = {
+        "estimated_noise_rate": float(judged.mean()) if len(judged) else None,
+        "verified_noise_rate": wrong / verified if verified else None,
+        "verified_noise_rate_interval": list(wilson_interval(wrong, verified)),
+    }
+    sentence = promise_sentence(fitted, promise)
+    if len(judged) == 0:
+        sentence = "No image has a given label, so there is none to keep or to fix."
+    return Labelling(
+        source=source,
+        soft_label=soft.astype(np.float32),
+        noise_probability=noise_probability.astype(np.float32),
+        action=action,
+        trusted=is_trusted,
+        errors=errors,
+        metadata={
+            **run,
+            "class_names": source.class_names,
+            "versions": versions(),
+            **noise,
+            "noise_matrix": matrix.round(6).tolist() if len(judged) else None,
+            "calibration": {**fitted.to_dict(), "promise": asdict(promise)},
+        },
+        summary={
+            "rows": len(source),
+            "unusable_rows": len(errors),
+            "ignored_files": source.ignored_files,
+            "unlabelled_rows": int((~labelled).sum()),
+            "trusted_rows": int(is_trusted.sum()),
+            "trusted_outside_source": len(trusted.external),
+            "relabelled_rows": int((unverified & labelled & (corrected != given)).sum()),
+            "actions": {name: int((action[unverified] == name).sum()) for name in ("keep", "fix", "review")},
+            **noise,
+            "largest_confusions": _largest(matrix * known[:, None], source.class_names),
+            "learned_transitions": _largest(np.array(run["transition_matrix"]), source.class_names)
+            if "transition_matrix" in run
+            else None,
+            "calibration": fitted.to_dict(),
+            "promise": sentence,
+        },
+    )
+
+
+def _largest(matrix: NDArray[np.float64], names: list[str], entries: int = 5) -> list[dict[str, Any]]:
+    """The largest shares of a true class under another given label."""
+    shares = matrix.copy()
+    np.fill_diagonal(shares, -1)
+    order = np.argsort(-shares, axis=None, kind="stable")[: min(entries, matrix.size - len(names))]
+    pairs = [divmod(int(cell), len(names)) for cell in order]
+    return [
+        {"true": names[true], "given": names[given], "share": float(shares[true, given])}
+        for true, given in pairs
+    ]
+
+
+def promise_sentence(fitted: Calibration, promise: Promise) -> str:
+    """What `fix` promises, or why it cannot, in one sentence."""
+    percent = f"{promise.precision * 100:g} %"
+    if fitted.withheld:
+        return "On the probe rows corrections did more harm than good, so every given label is kept."
+    judged = f"{promise.right} of the {promise.probes} probe rows relabelled with such confidence are right"
+    if promise.threshold is not None:
+        return f"At least {percent} of the fixes are expected to be right; {judged}."
+    if promise.probes < promise.needed:
+        return (
+            f"Too few verified rows to promise {percent}: {promise.probes} probe rows were relabelled with "
+            f"such confidence and it takes {promise.needed} at the least, so no row is marked fix; verify "
+            f"more rows or lower --precision."
+        )
+    return (
+        f"The probe rows do not support {percent}: {judged}, so no row is marked fix; lower --precision or "
+        f"verify more rows."
+    )

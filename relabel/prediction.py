@@ -1,0 +1,80 @@
+"""Labels for images that were not in the fit: read the model, read the images, predict, calibrate."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+
+from relabel.config import PredictConfig
+from relabel.data.loading import ImageInputs, decode_all
+from relabel.data.sources import UNLABELLED, Source, open_source
+from relabel.data.tables import first_few
+from relabel.data.trusted import TrustedSet
+from relabel.device import resolve
+from relabel.errors import RelabelError
+from relabel.model import Model, read_model
+from relabel.output.labelling import Labelling, label_rows, warn_of_errors
+from relabel.progress import Silent, Watcher
+
+_NO_ROWS = np.zeros(0, dtype=np.int64)
+_NOBODY = TrustedSet(_NO_ROWS, _NO_ROWS, [], _NO_ROWS, [])
+
+
+def predict(config: PredictConfig, watcher: Watcher | None = None) -> Labelling:
+    """Label the images of SOURCE, which may have given labels or none, with a saved model.
+
+    Raises RelabelError for anything wrong with flags, model or input, before any image is decoded.
+    """
+    watcher = watcher or Silent()
+    compute = resolve(config.device, config.amp)
+    model = read_model(config.model)
+    source = _in_classes_of(model, open_source(config.source, config.labels, need_classes=False), config)
+    for warning in source.warnings:
+        watcher.warn(warning)
+
+    watcher.stage("Decoding", len(source) - len(source.errors))
+    images, unreadable = decode_all(source.references, model.image_size, set(source.errors), watcher.advance)
+    errors = {**source.errors, **unreadable}
+    if len(errors) == len(source):
+        raise RelabelError(
+            f"None of the images of {source.location} can be read ({errors[0]}).",
+            "Check that the files are images and were copied completely.",
+        )
+    warn_of_errors(source, errors, watcher)
+    watcher.say(
+        f"{len(source):,} images, {len(model.class_names)} classes, {model.image_size} px; "
+        f"{model.backbone_name} on {compute.describe()}."
+    )
+    watcher.stage("Predicting", len(source))
+    evidence = model.evidence(ImageInputs(images, "none"), compute, watcher.advance)
+    run = {
+        **model.trained,
+        "corrector": model.corrector.name,
+        "options": model.corrector.options,
+        "backbone": model.backbone_name,
+        "image_size": model.image_size,
+        "model": {"file": str(config.model), "versions": model.trained.get("versions")},
+    }
+    return label_rows(source, errors, evidence, model.calibration, _NOBODY, config.precision, run)
+
+
+def _in_classes_of(model: Model, source: Source, config: PredictConfig) -> Source:
+    """The source with its labels as the model's class ids."""
+    position = {name: place for place, name in enumerate(model.class_names)}
+    has_label = source.given != UNLABELLED
+    used = [source.class_names[given] for given in np.unique(source.given[has_label])]
+    strangers = [repr(name) for name in used if name not in position]
+    if strangers:
+        hint = f"Its classes are {first_few([repr(name) for name in model.class_names], 10)}."
+        if source.kind == "folder":
+            hint += " Folders are read as labels; a CSV with file_name alone lists images without any."
+        raise RelabelError(
+            f"{source.location} has labels that are no class of the model {config.model}: "
+            f"{first_few(strangers)}.",
+            hint,
+        )
+    places = np.array([position.get(name, UNLABELLED) for name in source.class_names], dtype=np.int64)
+    given = np.full(len(source), UNLABELLED, dtype=np.int64)
+    given[has_label] = places[source.given[has_label]]
+    return replace(source, given=given, class_names=model.class_names)

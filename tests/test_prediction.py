@@ -1,0 +1,190 @@
+"""Fit on small pictures, keep the model, and label pictures with it."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from relabel import backbones, pipeline
+from relabel.config import FitConfig, PredictConfig
+from relabel.data.sources import open_source
+from relabel.errors import RelabelError
+from relabel.model import EVIDENCE, read_model
+from relabel.prediction import predict
+
+COLOURS = {"blue": (30, 40, 220), "green": (30, 200, 40), "red": (220, 40, 30)}
+
+
+def draw(path: Path, colour: str, seed: int) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    noise = np.random.default_rng(seed).normal(0, 60, (10, 10, 3))
+    Image.fromarray(np.clip(COLOURS[colour] + noise, 0, 255).astype(np.uint8)).save(path)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    """images/{blue,green,red} of 16 each with every fourth in a wrong folder, 8 of each verified."""
+    folder = tmp_path_factory.mktemp("prediction")
+    verified = ["file_name,label"]
+    for place, colour in enumerate(COLOURS):
+        for number in range(16):
+            given = list(COLOURS)[(place + (number % 4 == 0)) % 3]
+            draw(folder / f"images/{given}/{colour}{number}.png", colour, 100 * place + number)
+            if number < 8:
+                verified.append(f"{given}/{colour}{number}.png,{colour}")
+    (folder / "trusted.csv").write_text("\n".join(verified))
+    torch.manual_seed(1)
+    torch.save(backbones.build("cnn8", 3, 10).state_dict(), folder / "cnn8.pt")
+    return folder
+
+
+def fit(folder: Path, monkeypatch, **options) -> tuple[pipeline.FitResult, pipeline.Training]:
+    """The result of a small fit, and the training behind it."""
+    kept = []
+
+    class Kept(pipeline.Training):
+        def __init__(self, *arguments):
+            super().__init__(*arguments)
+            kept.append(self)
+
+    monkeypatch.setattr(pipeline, "Training", Kept)
+    settings = {
+        "source": str(folder / "images"), "trusted": folder / "trusted.csv", "epochs": 3, "batch_size": 16,
+        "device": "cpu", "amp": "off", "augment": "none",
+    }  # fmt: skip
+    return pipeline.fit(FitConfig(**{**settings, **options})), kept[0]
+
+
+def last_predictions(training: pipeline.Training) -> np.ndarray:
+    every = torch.arange(len(training.rows.given))
+    return torch.cat([torch.softmax(logits, 1) for _, logits in training.predict(every)]).numpy()
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"corrector": "none"},
+        {"corrector": "mlc"},
+        {"corrector": "metalabelnet"},
+        {"corrector": "tmlc"},
+        {"freeze": True, "weights": "cnn8.pt", "backbone": "cnn8"},
+        {"freeze": True, "weights": "cnn8.pt", "backbone": "cnn8", "corrector": "metalabelnet"},
+    ],
+    ids=lambda options: " ".join(map(str, options.values())) or "mslc",
+)
+def test_a_saved_model_gives_the_finished_backbone_s_predictions_through_its_calibration(
+    folder, tmp_path, monkeypatch, options
+):
+    if "weights" in options:
+        options = {**options, "weights": str(folder / options["weights"])}
+    result, training = fit(folder, monkeypatch, **options)
+    expected = last_predictions(training)
+    assert np.ptp(expected, axis=0).max() > 0.1, "predictions that are all alike would show nothing"
+    result.model().save(tmp_path / "model.pt")
+
+    settings = {"model": tmp_path / "model.pt", "device": "cpu", "amp": "off"}
+    found = predict(PredictConfig(source=str(folder / "images"), **settings))
+    fitted = read_model(tmp_path / "model.pt").calibration
+    given = result.source.given
+    assert found.source.file_names == result.source.file_names
+    assert (found.source.given == given).all()
+    soft_label = fitted.soft_labels({EVIDENCE: expected}, given)
+    np.testing.assert_allclose(found.soft_label, soft_label, rtol=1e-3, atol=1e-5)
+    np.testing.assert_allclose(found.noise_probability, 1 - soft_label[range(48), given], atol=1e-5)
+    assert not found.trusted.any()
+    assert found.metadata["model"]["versions"] == result.metadata["versions"]
+    for name in ("corrector", "backbone", "weights", "image_size", "epochs", "seed", "trusted_rows"):
+        assert found.metadata[name] == result.metadata[name]
+
+
+def test_the_calibration_for_unseen_images_lives_off_rows_the_backbone_never_saw(folder, monkeypatch):
+    result, training = fit(folder, monkeypatch)
+    meta = training.rows.meta
+    assert not np.isin(meta, training.rows.train).any()
+    fitted = result.model().calibration
+    assert len(fitted.right) == len(meta) == 8
+    assert result.metadata["calibration"]["probes"] == 16
+    right = last_predictions(training)[meta].argmax(axis=1) == training.rows.meta_labels.numpy()
+    assert fitted.right.sum() >= right.sum() - 2  # cross-validated, with the given labels to help
+
+
+@pytest.mark.parametrize(("corrector", "rows"), [("none", 24), ("tmlc", 16)])
+def test_a_corrector_without_unseen_verified_rows_takes_the_probe_rows(folder, monkeypatch, corrector, rows):
+    result, _ = fit(folder, monkeypatch, corrector=corrector)
+    assert len(result.model().calibration.right) == rows
+
+
+@pytest.mark.parametrize("corrector", ["none", "mslc"])
+def test_verified_images_outside_the_source_calibrate_without_a_given_label(
+    folder, tmp_path, monkeypatch, corrector
+):
+    for place, colour in enumerate(COLOURS):
+        for number in range(6):
+            draw(tmp_path / f"verified/{colour}/{number}.png", colour, 1000 + 100 * place + number)
+    result, _ = fit(folder, monkeypatch, corrector=corrector, trusted=tmp_path / "verified")
+    fitted = result.model().calibration
+    assert len(fitted.right) == 18
+    assert not fitted.relabelled.any()
+    assert set(fitted.cross_validated.values()) == {None}
+    assert fitted.weights[EVIDENCE] != 1, "the prior, which the rows should have moved"
+    assert result.metadata["calibration"]["probes"] == 0
+
+
+def test_trusted_rows_without_a_given_label_are_not_trained_on(folder, tmp_path, monkeypatch):
+    """MetaLabelNet trains on rows without a label; those that drive it must stay out."""
+    source = open_source(str(folder / "images"))
+    names = [source.file_names[row] for row in range(0, 48, 2)]
+    (tmp_path / "labels.csv").write_text("\n".join(["file_name,label", *(f"{name}," for name in names)]))
+    _, training = fit(folder, monkeypatch, corrector="metalabelnet", labels=tmp_path / "labels.csv")
+    meta = training.rows.meta
+    assert (training.rows.given[meta] == -1).any()
+    assert not np.isin(meta, torch.cat([training.rows.train, training.rows.unlabelled])).any()
+
+
+@pytest.fixture(scope="module")
+def model(folder) -> Path:
+    with pytest.MonkeyPatch.context() as patch:
+        fit(folder, patch)[0].model().save(folder / "model.pt")
+    return folder / "model.pt"
+
+
+def test_labels_are_read_as_the_model_s_classes_whatever_the_source_has(model, tmp_path):
+    for number, (given, colour) in enumerate((("red", "red"), ("green", "red"), ("red", "green"))):
+        draw(tmp_path / f"new/{given}/{number}.png", colour, 500 + number)
+    found = predict(PredictConfig(source=str(tmp_path / "new"), model=model))
+    assert found.source.class_names == ["blue", "green", "red"]
+    assert found.source.given.tolist() == [1, 2, 2]
+    assert found.soft_label.shape == (3, 3)
+    rows = np.arange(3)
+    assert found.noise_probability == pytest.approx(1 - found.soft_label[rows, found.source.given], abs=1e-6)
+    assert len(found.metadata["noise_matrix"]) == 3
+
+
+def test_images_without_labels_get_labels_and_no_probability(model, tmp_path):
+    for number in range(3):
+        draw(tmp_path / f"{number}.png", "red", 600 + number)
+    found = predict(PredictConfig(source=str(tmp_path), model=model))
+    assert np.isnan(found.noise_probability).all()
+    assert set(found.action) == {"review"}
+    assert found.metadata["estimated_noise_rate"] is None
+    assert found.metadata["noise_matrix"] is None
+    assert found.summary["promise"] == "No image has a given label, so there is none to keep or to fix."
+
+
+def test_labels_that_are_no_class_of_the_model_are_refused(model, tmp_path):
+    draw(tmp_path / "2024/a.png", "red", 0)
+    with pytest.raises(RelabelError, match=r"no class of the model .*: '2024'") as refusal:
+        predict(PredictConfig(source=str(tmp_path), model=model))
+    assert "Its classes are 'blue', 'green', 'red'." in refusal.value.hint
+    (tmp_path / "list.csv").write_text("file_name\n2024/a.png")
+    found = predict(PredictConfig(source=str(tmp_path / "list.csv"), model=model))
+    assert found.source.given.tolist() == [-1]
+
+
+def test_a_source_without_any_readable_image_is_refused(model, tmp_path):
+    (tmp_path / "a.png").write_bytes(b"no picture")
+    with pytest.raises(RelabelError, match=r"None of the images of .* can be read"):
+        predict(PredictConfig(source=str(tmp_path), model=model))
