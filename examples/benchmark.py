@@ -1,230 +1,652 @@
-"""Measure `relabel` on real data: one Markdown table, and a Parquet file of every run.
+"""Measure `relabel` on real data: methods x settings x seeds, as a Parquet file of runs and Markdown tables.
 
+    pip install -e '.[benchmark]'
+    python examples/benchmark.py cifar10n cifar10n_worse_25k.parquet --test cifar10_test_5k.parquet
     python examples/benchmark.py trashnet PATH/TO/trashnet --precision 0.9
-    python examples/benchmark.py cifar10n PATH/TO/cifar10n_worse_25k.parquet
     python examples/benchmark.py speed
 
-The first two run the command line as a user would type it (`corrupt`, `fit`, `evaluate`); verified rows are
-drawn at random and left out of every figure; options that are not this script's go to `fit`. `speed` times
-an epoch against a bare training loop in the same process, in turns.
+A *setting* is where the labels come from: `human` (the file's `label`; the truth is its `clean_label`), or
+noise that `relabel corrupt` puts on the true labels, written NOISE-RATE: `symmetric-0.4`,
+`instance-dependent-0.4` or any other of its models, `asymmetric` with CIFAR-10's usual map. A *method* is a
+corrector, run by `relabel fit` as a user would type it, or one of three baselines that do without relabel
+(`baselines.py`), at the same backbone, image size, augmentation and schedule. Verified rows are drawn at
+random for each seed, given to every method and left out of every figure. The options listed below go to
+every method; options that are not this script's go to `relabel fit` alone. `--rows N` takes the first N rows
+of the data.
+
+Finished runs are kept in `--output` at once, and a run that is there already is not repeated: a long table
+can be made in several goes. The tables show every run of that file made under the same conditions, also of
+other methods, settings and seeds; `--methods` without a name runs nothing and only shows them. Seconds are
+those of labelling, test images not included, and peak memory that of the process that did it. Test accuracy
+is that of the finished network: `fit --save-model`, then `predict` on images without a label.
+
+`speed` times an epoch of the meta phase against bare training loops and against `none`, in the same process
+and in turns, on random images (2,560 of them, or `--rows`).
 """
 
 from __future__ import annotations
 
 import argparse
 import csv
+import importlib.util
+import itertools
 import json
 import os
+import shlex
+import signal
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-FIGURES = {
-    "before": "label_accuracy_before",
-    "after": "label_accuracy_after",
-    "on wrong rows": "accuracy_on_wrong_rows",
-    "on right rows": "accuracy_on_right_rows",
-    "AUROC": "noise_auroc",
-    "AP": "noise_average_precision",
-    "calibration error": "calibration_error",
-    "fix rows": "fix_rows",
-    "fix precision": "fix_precision",
-    "seconds": "seconds",
-    "peak GB": "peak_gigabytes",
+from relabel.correctors import REGISTRY
+from relabel.errors import RelabelError
+from relabel.files import atomic_path, check_output
+from relabel.noise import NOISE_MODELS
+
+if TYPE_CHECKING:
+    from relabel.device import Compute
+
+BASELINES = ("cleanlab", "fine-tune", "trusted-only")
+METHODS = ("none", "mslc", "mlc", "metalabelnet", "tmlc", *BASELINES)
+SETTINGS = {
+    "cifar10n": (
+        "human", "symmetric-0.2", "symmetric-0.4", "symmetric-0.6", "asymmetric-0.4",
+        "instance-dependent-0.4",
+    ),
+    "trashnet": ("symmetric-0.3",),
+}  # fmt: skip
+TRUSTED = {"cifar10n": 1000, "trashnet": 300}
+CIFAR10_MAP = {"truck": "automobile", "bird": "airplane", "deer": "horse", "cat": "dog"}
+
+# Beside --epochs: what `fit` and `baselines.py` both understand.
+SHARED_FLAGS = ("--backbone", "--image-size", "--augment", "--batch-size", "--lr", "--device", "--amp")
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A column: the name of a figure, its factor for display and its decimals."""
+
+    name: str
+    scale: float = 1
+    digits: int = 3
+
+
+COLUMNS = {
+    "before": Figure("label_accuracy_before", 100, 1),
+    "after": Figure("label_accuracy_after", 100, 1),
+    "on wrong rows": Figure("accuracy_on_wrong_rows", 100, 1),
+    "on right rows": Figure("accuracy_on_right_rows", 100, 1),
+    "AUROC": Figure("noise_auroc"),
+    "AP": Figure("noise_average_precision"),
+    "calibration error": Figure("calibration_error"),
+    "fix rows": Figure("fix_rows", 1, 0),
+    "fix precision": Figure("fix_precision", 100, 1),
+    "fix ÷ wrong rows": Figure("fix_per_wrong_row", 100, 1),
+    "test": Figure("test_accuracy", 100, 1),
+    "seconds": Figure("seconds", 1, 0),
+    "peak GB": Figure("peak_gigabytes", 1, 1),
 }
+OVERVIEWS = {"Label accuracy after, %": COLUMNS["after"], "Test accuracy, %": COLUMNS["test"]}
+
+
+@dataclass(frozen=True)
+class Run:
+    """What tells one run from another; `epochs` is None where the method decides, `options` are flags."""
+
+    benchmark: str
+    setting: str
+    method: str
+    seed: int
+    rows: int
+    trusted: int
+    epochs: int | None
+    options: str
+
+    @property
+    def flags(self) -> list[str]:
+        """What `fit` and `baselines.py` are given besides files."""
+        epochs = [] if self.epochs is None else ["--epochs", str(self.epochs)]
+        return ["--seed", str(self.seed), *epochs, *shlex.split(self.options)]
+
+
+TEXT = ("benchmark", "setting", "method", "options")
+KEY = {name: pa.string() if name in TEXT else pa.int64() for name in Run.__dataclass_fields__}
+
+Result = dict[str, Any]
+"""A finished run: the fields of `Run`, and figures."""
+
+
+@dataclass(frozen=True)
+class Data:
+    """A data set on disk: `source` under its true labels, `human` with both labels, test images and truth."""
+
+    source: Path
+    human: Path | None = None
+    test: Path | None = None
+    test_truth: Path | None = None
+
+
+class FailedError(Exception):
+    """A command of a run failed; it has told why on standard error."""
 
 
 def main() -> None:
-    """Read the command line and run the benchmark it names."""
+    """Run what is missing and show the tables."""
+    arguments, parser = parse()
+    if arguments.benchmark == "speed":
+        print(speed(arguments.rows or 2560, arguments.device or "auto"))
+        return
+    plan = [run for run in planned(arguments) if not is_done(run, arguments)]
+    if any(run.method == "cleanlab" for run in plan) and importlib.util.find_spec("cleanlab") is None:
+        parser.error("cleanlab is not installed: pip install -e '.[benchmark]', or name other --methods")
+    # As Ctrl-C does: what was started and written on the way goes with us.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    failed = run_all(plan, arguments) if plan else []
+    text = markdown(read_results(arguments.output), arguments)
+    print(text)
+    if arguments.markdown:
+        with atomic_path(arguments.markdown) as temporary:
+            temporary.write_text(text + "\n", encoding="utf-8")
+    if failed:
+        sys.exit(f"{len(failed)} of {len(plan)} runs failed: {', '.join(map(_describe, failed))}")
+
+
+def parse() -> tuple[argparse.Namespace, argparse.ArgumentParser]:
+    """The command line, checked before anything runs; `shared` and `fit_options` hold flags as text."""
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
     parser.add_argument("benchmark", choices=["trashnet", "cifar10n", "speed"])
     parser.add_argument("data", nargs="?", type=Path)
-    parser.add_argument("--correctors", nargs="+", default=["none", "mslc"])
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument(
-        "--trusted", type=int, help="verified rows (default: 300 for trashnet, 1,000 for cifar10n)"
+        "--settings", nargs="+", help="default: all six for cifar10n, symmetric-0.3 for trashnet"
     )
-    parser.add_argument("--output", type=Path, default=Path("benchmark.parquet"))
-    arguments, fit_options = parser.parse_known_args()  # what is not ours is relabel fit's
+    parser.add_argument("--methods", nargs="*", default=list(METHODS), help="default: all eight")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--rows", type=int, help="the first so many rows of the data (not trashnet)")
+    parser.add_argument("--trusted", type=int, help="verified rows (default: 1,000; trashnet 300)")
+    parser.add_argument("--test", type=Path, help="a Parquet of test images with their label (not trashnet)")
+    parser.add_argument("--output", type=Path, default=Path("benchmark.parquet"), help="the Parquet of runs")
+    parser.add_argument("--markdown", type=Path, help="write the tables here too")
+    parser.add_argument("--epochs", type=int, help="of every method (default: decided from the rows)")
+    shared = parser.add_argument_group("options of every method, as in relabel fit")
+    for flag in SHARED_FLAGS:
+        shared.add_argument(flag)
+    arguments, fit_options = parser.parse_known_args()
     if arguments.benchmark == "speed":
-        return speed()
-    if arguments.data is None:
+        return arguments, parser
+    if arguments.data is None or not arguments.data.exists():
         parser.error(f"{arguments.benchmark} needs the path of its data")
-    prepare = {"trashnet": prepare_trashnet, "cifar10n": prepare_cifar10n}[arguments.benchmark]
-    trusted = arguments.trusted or {"trashnet": 300, "cifar10n": 1000}[arguments.benchmark]
-    runs = []
-    for seed in arguments.seeds:
-        with tempfile.TemporaryDirectory(prefix="relabel-benchmark-") as folder:
-            source, truth, labels = prepare(arguments.data, Path(folder), seed)
-            trusted_file = draw_trusted(truth, Path(folder), trusted, seed)
-            for corrector in arguments.correctors:
-                options = ["--corrector", corrector, "--seed", str(seed), *labels, *fit_options]
-                run = measure(source, trusted_file, truth, Path(folder), options)
-                runs.append({"benchmark": arguments.benchmark, "corrector": corrector, "seed": seed, **run})
-                print(json.dumps(runs[-1]), file=sys.stderr, flush=True)
-    pq.write_table(pa.Table.from_pylist(runs), arguments.output)
-    print(markdown(runs))
-    return None
+    if arguments.benchmark == "trashnet" and (arguments.rows or arguments.test):
+        parser.error("trashnet is sorted by class and has no test images: no --rows, no --test")
+    if arguments.test and not arguments.test.exists():
+        parser.error(f"--test {arguments.test}: no such file")
+    arguments.settings = arguments.settings or SETTINGS[arguments.benchmark]
+    for setting in arguments.settings:
+        if not _is_setting(setting) or (setting == "human" and arguments.benchmark != "cifar10n"):
+            parser.error(f"--settings {setting}: not a setting of {arguments.benchmark}")
+    for method in arguments.methods:
+        if method not in (*REGISTRY, *BASELINES):
+            parser.error(f"--methods {method}: not one of {', '.join([*REGISTRY, *BASELINES])}")
+    try:
+        for output in filter(None, (arguments.output, arguments.markdown)):
+            check_output(output, overwrite=True)
+    except RelabelError as error:
+        parser.error(str(error))
+    values = [(flag, getattr(arguments, flag[2:].replace("-", "_"))) for flag in SHARED_FLAGS]
+    arguments.shared = shlex.join(
+        word for flag, value in values if value is not None for word in (flag, value)
+    )
+    arguments.fit_options = shlex.join([*shlex.split(arguments.shared), *fit_options])
+    return arguments, parser
 
 
-def prepare_trashnet(data: Path, folder: Path, seed: int) -> tuple[Path, Path, list[str]]:
-    """30 % symmetric noise over the class folders: source, truth, options of fit."""
-    noisy = folder / "noisy.csv"
-    relabel("corrupt", data, "--noise", "symmetric", "--rate", "0.3", "--seed", str(seed), "-o", noisy)
-    return data, noisy, ["--labels", str(noisy)]
+def _is_setting(setting: str) -> bool:
+    noise, _, rate = setting.rpartition("-")
+    return setting == "human" or (noise in NOISE_MODELS and rate.replace(".", "", 1).isdecimal())
 
 
-def prepare_cifar10n(data: Path, folder: Path, seed: int) -> tuple[Path, Path, list[str]]:
-    """The images as files, and a manifest with the human label and the truth."""
-    table = pq.read_table(data)
-    manifest = folder / "cifar10n.csv"
-    with manifest.open("w", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(["file_name", "label", "clean_label"])
-        for row in table.to_pylist():
-            (folder / row["image"]["path"]).write_bytes(row["image"]["bytes"])
-            writer.writerow([row["image"]["path"], row["label"], row["clean_label"]])
-    return manifest, manifest, []
+def planned(arguments: argparse.Namespace) -> list[Run]:
+    """Every run the command line asks for: seed by seed, so that the first one fills the table."""
+    same = conditions(arguments)
+    return [
+        Run(setting=setting, method=method, seed=seed, options=options_of(method, arguments), **same)
+        for seed in arguments.seeds
+        for setting in arguments.settings
+        for method in arguments.methods
+    ]
 
 
-def draw_trusted(truth: Path, folder: Path, count: int, seed: int) -> Path:
-    """`count` rows drawn at random, with their true labels."""
-    with truth.open(newline="") as file:
-        rows = list(csv.DictReader(file))
-    drawn = np.sort(np.random.default_rng(1_000 + seed).permutation(len(rows))[:count])
-    path = folder / "trusted.csv"
-    with path.open("w", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(["file_name", "label"])
-        writer.writerows([rows[row]["file_name"], rows[row]["clean_label"]] for row in drawn)
+def conditions(arguments: argparse.Namespace) -> dict[str, Any]:
+    """What all runs of one table have in common, but for their options."""
+    return {
+        "benchmark": arguments.benchmark,
+        "rows": count_rows(arguments),
+        "trusted": arguments.trusted or TRUSTED[arguments.benchmark],
+        "epochs": arguments.epochs,
+    }
+
+
+def options_of(method: str, arguments: argparse.Namespace) -> str:
+    """The flags of a method; the baselines do not take those that are `fit`'s own."""
+    options: str = arguments.shared if method in BASELINES else arguments.fit_options
+    return options
+
+
+def count_rows(arguments: argparse.Namespace) -> int:
+    """Rows of the data that take part."""
+    if arguments.benchmark == "trashnet":
+        return sum(path.is_file() for path in arguments.data.glob("*/*"))
+    rows: int = pq.read_metadata(arguments.data).num_rows
+    return min(rows, arguments.rows or rows)
+
+
+def is_done(run: Run, arguments: argparse.Namespace) -> bool:
+    """Whether the output holds this run, with a test accuracy if one is asked for."""
+    return any(
+        _key(result) == asdict(run) and not (arguments.test and result.get("test_accuracy") is None)
+        for result in read_results(arguments.output)
+    )
+
+
+def run_all(plan: Sequence[Run], arguments: argparse.Namespace) -> list[Run]:
+    """Run the plan, adding each result to the output; returns the runs that failed."""
+    failed = []
+    with tempfile.TemporaryDirectory(prefix="relabel-benchmark-") as name:
+        folder = Path(name)
+        data = prepare(arguments, folder)
+        for position, run in enumerate(plan, 1):
+            print(f"[{position}/{len(plan)}] {_describe(run)} ...", file=sys.stderr, flush=True)
+            try:
+                labels = noisy_labels(run, data, folder)
+                trusted = draw_trusted(run, labels, folder)
+                with tempfile.TemporaryDirectory(dir=folder) as scratch:
+                    figures = measure(run, data, labels, trusted, Path(scratch))
+            except FailedError as error:
+                failed.append(run)
+                print(f"  failed: {error}", file=sys.stderr, flush=True)
+                continue
+            add_result(arguments.output, {**asdict(run), **figures})
+            print(f"  {_told(figures)}", file=sys.stderr, flush=True)
+    return failed
+
+
+def prepare(arguments: argparse.Namespace, folder: Path) -> Data:
+    """Put the images on disk as files, their bytes unchanged; once for all runs."""
+    if arguments.benchmark == "trashnet":
+        return Data(arguments.data)
+    images, rows = folder / "images", count_rows(arguments)
+    names = write_images(arguments.data, rows, images)
+    given = class_labels(arguments.data, "label", rows)
+    true = class_labels(arguments.data, "clean_label", rows)
+    source, human = images / "true.csv", folder / "human.csv"
+    write_csv(source, ("file_name", "label"), zip(names, true, strict=True))
+    write_csv(human, ("file_name", "label", "clean_label"), zip(names, given, true, strict=True))
+    if not arguments.test:
+        return Data(source, human)
+    # No table beside the test images: `predict` must not see a label.
+    test, test_truth = folder / "test", folder / "test.csv"
+    names = write_images(arguments.test, None, test)
+    labels = class_labels(arguments.test, "label", None)
+    write_csv(test_truth, ("file_name", "label"), zip(names, labels, strict=True))
+    return Data(source, human, test, test_truth)
+
+
+def write_images(data: Path, rows: int | None, folder: Path) -> list[str]:
+    """Write the first `rows` images of a Parquet into a new folder; returns their file names."""
+    folder.mkdir()
+    names = []
+    for row, image in enumerate(pq.read_table(data, columns=["image"])["image"].slice(0, rows)):
+        suffix = Path(image["path"].as_py() or ".png").suffix
+        names.append(f"{row:06d}{suffix}")
+        (folder / names[-1]).write_bytes(image["bytes"].as_py())
+    return names
+
+
+def class_labels(data: Path, column: str, rows: int | None) -> list[str]:
+    """A column of class ids as the names in the Hugging Face metadata, or as numbers without it."""
+    schema = pq.read_schema(data)
+    if column not in schema.names:
+        sys.exit(f"{data} has no column {column}")
+    described = json.loads((schema.metadata or {}).get(b"huggingface", b"{}"))
+    feature = described.get("info", {}).get("features", {}).get(column, {})
+    ids = pq.read_table(data, columns=[column])[column].slice(0, rows).to_pylist()
+    names = feature.get("names")
+    return [names[label] if names else str(label) for label in ids]
+
+
+def write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
+    """One table of text."""
+    with path.open("w", newline="", encoding="utf-8") as file:
+        csv.writer(file).writerows([header, *rows])
+
+
+def noisy_labels(run: Run, data: Data, folder: Path) -> Path:
+    """file_name, label and clean_label of a setting; made once for each seed."""
+    if run.setting == "human":
+        assert data.human is not None
+        return data.human
+    path = folder / f"{run.setting}-{run.seed}.csv"
+    noise, _, rate = run.setting.rpartition("-")
+    options = ["--noise", noise, "--rate", rate, "--seed", str(run.seed), "--quiet"]
+    if noise == "asymmetric":
+        mapping = folder / "map.json"
+        mapping.write_text(json.dumps(CIFAR10_MAP))
+        options += ["--map", str(mapping)]
+    if not path.exists():
+        relabel("corrupt", data.source, *options, "-o", path)
     return path
 
 
-def measure(source: Path, trusted: Path, truth: Path, folder: Path, options: Sequence[str]) -> dict[str, Any]:
-    """Run fit and evaluate; the figures, the seconds of fit and its peak memory."""
-    output = folder / "labels.parquet"
-    command = ["fit", source, "--trusted", trusted, "-o", output, "--overwrite", "--quiet", *options]
-    begin = time.perf_counter()
-    process = subprocess.Popen([sys.executable, "-m", "relabel", *map(str, command)])
-    _, status, usage = os.wait4(process.pid, 0)
-    seconds = time.perf_counter() - begin
-    if status:
-        raise SystemExit(f"relabel {' '.join(map(str, command))} failed")
-    evaluation = json.loads(relabel("evaluate", output, "--truth", truth, "--json"))
+def draw_trusted(run: Run, labels: Path, folder: Path) -> Path:
+    """Verified rows drawn at random, with their true labels; the same ones for every setting and method."""
+    with labels.open(newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    drawn = np.sort(np.random.default_rng(1_000 + run.seed).permutation(len(rows))[: run.trusted])
+    path = folder / f"trusted-{run.seed}.csv"
+    write_csv(path, ("file_name", "label"), [(rows[i]["file_name"], rows[i]["clean_label"]) for i in drawn])
+    return path
+
+
+def measure(run: Run, data: Data, labels: Path, trusted: Path, folder: Path) -> dict[str, float | None]:
+    """Label the source with one method and hold the result against the truth."""
+    output, predicted, model = folder / "labels.parquet", folder / "test.parquet", folder / "model.pt"
+    files = [data.source, "--labels", labels, "--trusted", trusted, "-o", output]
+    if run.method in BASELINES:
+        script = Path(__file__).with_name("baselines.py")
+        test = ["--test", data.test, "--test-output", predicted] if data.test else []
+        finished = timed(script, run.method, *files, *run.flags, *test)
+        more = json.loads(finished.printed)
+        seconds = finished.seconds - more.pop("test_seconds")
+    else:
+        save = ["--save-model", model] if data.test else []
+        finished = timed("-m", "relabel", "fit", *files, "--corrector", run.method, "-q", *run.flags, *save)
+        more, seconds = {}, finished.seconds
+        if data.test:
+            relabel("predict", data.test, "--model", model, "-o", predicted, "-q", *_where(run.flags))
+    evaluation = evaluate(output, labels)
+    wrong = round(evaluation["noise_rate"] * evaluation["rows"])
+    evaluation["judged_rows"] = evaluation.pop("rows")  # `rows` counts the verified ones too
     evaluation.pop("fix_precision_interval")
-    return {**evaluation, "seconds": seconds, "peak_gigabytes": usage.ru_maxrss / 2**20}
+    test_accuracy = evaluate(predicted, data.test_truth)["unlabelled_accuracy"] if data.test_truth else None
+    return {
+        **evaluation,
+        **more,
+        "fix_per_wrong_row": evaluation["fix_rows"] / wrong if wrong else None,
+        "test_accuracy": test_accuracy,
+        "seconds": seconds,
+        "peak_gigabytes": finished.peak_gigabytes,
+    }
+
+
+def _where(flags: Sequence[str]) -> list[str]:
+    """Those flags of a run that say where to compute and in which number format."""
+    pairs = itertools.pairwise(flags)
+    return [word for flag, value in pairs if flag in ("--device", "--amp") for word in (flag, value)]
+
+
+def evaluate(labels: Path, truth: Path) -> dict[str, Any]:
+    """The figures of `relabel evaluate`."""
+    figures: dict[str, Any] = json.loads(relabel("evaluate", labels, "--truth", truth, "--json"))
+    return figures
 
 
 def relabel(*arguments: object) -> str:
     """Run the command line and return its standard output."""
-    command = [sys.executable, "-m", "relabel", *map(str, arguments)]
-    return subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
+    return timed("-m", "relabel", *arguments).printed
 
 
-def markdown(runs: Iterable[dict[str, Any]]) -> str:
-    """One row per corrector: mean ± standard deviation over the seeds."""
-    runs = list(runs)
-    lines = ["| corrector | " + " | ".join(FIGURES) + " |", "|---" * (len(FIGURES) + 1) + "|"]
-    for corrector in dict.fromkeys(run["corrector"] for run in runs):
-        cells = []
-        for name in FIGURES.values():
-            values = [run[name] for run in runs if run["corrector"] == corrector and run[name] is not None]
-            cells.append(_spread(values, name))
-        lines.append(f"| {corrector} | " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+@dataclass(frozen=True)
+class Finished:
+    """A Python process that ended well: what it printed, and what it took."""
+
+    printed: str
+    seconds: float
+    peak_gigabytes: float
 
 
-def _spread(values: list[float], name: str) -> str:
-    if not values:
+def timed(*arguments: object) -> Finished:
+    """Run Python with `arguments`. The peak includes ours at the start: this process does without torch."""
+    command = [sys.executable, *map(str, arguments)]
+    begin = time.perf_counter()
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    try:
+        with process.stdout:
+            printed = process.stdout.read()
+        _, status, usage = os.wait4(process.pid, 0)
+        process.returncode = os.waitstatus_to_exitcode(status)
+    except BaseException:
+        process.kill()
+        process.wait()
+        raise
+    if process.returncode:
+        raise FailedError(shlex.join(command[1:]))
+    return Finished(printed, time.perf_counter() - begin, usage.ru_maxrss / 2**20)
+
+
+def read_results(output: Path) -> list[Result]:
+    """The finished runs, none without a file."""
+    if not output.exists():
+        return []
+    table = pq.read_table(output)
+    if missing := set(KEY) - set(table.column_names):
+        sys.exit(
+            f"{output} is not a file of this benchmark (no column {min(missing)}): name another --output"
+        )
+    results: list[Result] = table.to_pylist()
+    return results
+
+
+def add_result(output: Path, result: Result) -> None:
+    """Add a run to the file, in place of an earlier one of the same key; a reader never sees half a file.
+
+    The file is read anew, so that two processes may add to it by turns.
+    """
+    results = [other for other in read_results(output) if _key(other) != _key(result)] + [result]
+    figures = dict.fromkeys(name for row in results for name in row if name not in KEY)
+    schema = pa.schema([*KEY.items(), *((name, pa.float64()) for name in figures)])
+    with atomic_path(output) as temporary:
+        pq.write_table(pa.Table.from_pylist(results, schema=schema), temporary)
+
+
+def _key(result: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: result[name] for name in KEY}
+
+
+def _describe(run: Run) -> str:
+    return f"{run.setting} {run.method} seed {run.seed}"
+
+
+def _told(figures: Mapping[str, float | None]) -> str:
+    shown = ("before", "after", "AUROC", "test", "seconds")
+    return ", ".join(f"{name} {_mean([figures], COLUMNS[name])}" for name in shown)
+
+
+def markdown(results: Iterable[Result], arguments: argparse.Namespace) -> str:
+    """A table for each setting, one row a method: mean ± standard deviation over the seeds."""
+    same = conditions(arguments)
+    runs = [
+        result
+        for result in results
+        if all(result[name] == value for name, value in same.items())
+        and result["options"] == options_of(result["method"], arguments)
+    ]
+    settings = _in_order((run["setting"] for run in runs), SETTINGS[arguments.benchmark])
+    by_setting = {setting: [run for run in runs if run["setting"] == setting] for setting in settings}
+    parts = [_heading(same, arguments.fit_options)]
+    parts += [f"### {setting}\n\n{_setting_table(own)}" for setting, own in by_setting.items()]
+    if len(settings) > 1:
+        for title, figure in OVERVIEWS.items():
+            if any(run.get(figure.name) is not None for run in runs):
+                parts.append(f"### {title}\n\n{_overview(by_setting, figure)}")
+    return "\n\n".join(parts)
+
+
+def _heading(same: Mapping[str, Any], options: str) -> str:
+    epochs = f", {same['epochs']} epochs" if same["epochs"] else ""
+    flags = f", `{options}`" if options else ""
+    return (
+        f"{same['benchmark']}: {same['rows']:,} rows, {same['trusted']:,} verified{epochs}{flags}. "
+        "Mean ± standard deviation over the seeds; accuracies and shares in %."
+    )
+
+
+def _setting_table(runs: Sequence[Result]) -> str:
+    rows = []
+    for method in _in_order((run["method"] for run in runs), METHODS):
+        own = [run for run in runs if run["method"] == method]
+        rows.append([method, str(len(own)), *(_mean(own, figure) for figure in COLUMNS.values())])
+    return table(["method", "seeds", *COLUMNS], rows)
+
+
+def _overview(by_setting: Mapping[str, Sequence[Result]], figure: Figure) -> str:
+    rows = []
+    for method in _in_order((run["method"] for runs in by_setting.values() for run in runs), METHODS):
+        of_method = ([run for run in runs if run["method"] == method] for runs in by_setting.values())
+        rows.append([method, *(_mean(own, figure) for own in of_method)])
+    return table(["method", *by_setting], rows)
+
+
+def _in_order(found: Iterable[str], known: Sequence[str]) -> list[str]:
+    present = sorted(set(found))
+    return [name for name in known if name in present] + [name for name in present if name not in known]
+
+
+def _mean(runs: Sequence[Mapping[str, Any]], figure: Figure) -> str:
+    """Mean ± standard deviation; with the number of seeds, where not all of them define the figure."""
+    values = [run.get(figure.name) for run in runs]
+    known = [value * figure.scale for value in values if value is not None]
+    if not known:
         return "–"
-    percent = "accuracy" in name or name == "fix_precision"
-    digits = 1 if percent or name == "peak_gigabytes" else 0 if name in ("seconds", "fix_rows") else 3
-    scale = 100 if percent else 1
-    spread = f" ± {scale * statistics.stdev(values):.{digits}f}" if len(values) > 1 else ""
-    return f"{scale * statistics.mean(values):.{digits}f}{spread}"
+    spread = f" ± {statistics.stdev(known):,.{figure.digits}f}" if len(known) > 1 else ""
+    partly = f" ({len(known)})" if len(known) < len(values) else ""
+    return f"{statistics.mean(known):,.{figure.digits}f}{spread}{partly}"
 
 
-def speed(images: int = 2560, batch_size: int = 256, rounds: int = 5) -> None:
-    """Seconds per epoch of cnn8 on 32 px images: ours (plain and MSLC) against a bare loop, in turns."""
-    import torch
+def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A Markdown table."""
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
-    from relabel import backbones, correctors, device
-    from relabel.data.loading import ImageInputs
-    from relabel.training import Rows, Schedule, Training
+
+def speed(images: int, device: str, batch_size: int = 256, rounds: int = 5) -> str:
+    """Seconds per epoch of cnn8 on 32 px images: ours in the meta phase and bare loops, in turns.
+
+    The bare loops take no augmentation. TMLC-Net has a history of ten epochs and more, of which it replays
+    eight. "auto" is bf16 where the hardware has it.
+    """
+    from relabel import device as devices
 
     rng = np.random.default_rng(0)
     pixels = rng.integers(0, 256, (images, 32, 32, 3), dtype=np.uint8)
-    given = torch.from_numpy(rng.integers(0, 10, images))
-    compute = device.resolve()
-    schedule = Schedule(
-        epochs=1000, warmup_epochs=0, average_from=0, batch_size=batch_size, learning_rate=0.1,
-        weight_decay=5e-4, meta_learning_rate=1e-2, meta_batch_size=64,
-    )  # fmt: skip
-    rows = Rows(torch.arange(images), given, torch.arange(0), torch.arange(images)[:500], given[:500])
-
-    def ours(name: str) -> Callable[[], object]:
-        training = Training(
-            backbones.build("cnn8", 10, 32), correctors.create(name), ImageInputs(pixels, "flip"), rows,
-            schedule, compute, seed=0,
-        )  # fmt: skip
-        return training.run_epoch
-
-    def bare(amp: bool) -> Callable[[], object]:
-        model = backbones.build("cnn8", 10, 32)
-        data = torch.from_numpy(pixels).permute(0, 3, 1, 2).float().div(255).sub(0.5).div(0.25).contiguous()
-        if amp:
-            model = model.to(memory_format=torch.channels_last)
-            data = data.contiguous(memory_format=torch.channels_last)
-        optimizer = torch.optim.SGD(
-            model.parameters(), lr=0.1, momentum=0.9, nesterov=True, weight_decay=5e-4
-        )
-
-        def epoch() -> None:
-            model.train()
-            for index in torch.randperm(images).tensor_split(images // batch_size):
-                with torch.autocast("cpu", torch.bfloat16, enabled=amp):
-                    logits, _ = model(data[index])
-                loss = torch.nn.functional.cross_entropy(logits, given[index])
-                optimizer.zero_grad()
-                loss.backward()  # type: ignore[no-untyped-call]
-                optimizer.step()
-
-        return epoch
-
+    labels = rng.integers(0, 10, images)
+    auto, full = devices.resolve(device), devices.resolve(device, "off")
+    half = devices.resolve(device, "bf16")
     loops = {
-        "bare loop, float32": bare(False),
-        "bare loop, bf16 channels-last": bare(True),
-        "relabel, none": ours("none"),
-        "relabel, mslc": ours("mslc"),
+        "bare, float32": bare_epoch(pixels, labels, full, batch_size),
+        "bare, bf16 channels-last": bare_epoch(pixels, labels, half, batch_size),
     }
+    for compute, suffix in ((auto, ""), (full, ", float32")):
+        for name in METHODS[:5] if compute is auto else ("none", "mslc"):
+            loops[name + suffix] = our_epoch(name, "last-layer", pixels, labels, compute, batch_size)
+        loops[f"mslc, exact{suffix}"] = our_epoch("mslc", "exact", pixels, labels, compute, batch_size)
     seconds: dict[str, list[float]] = {name: [] for name in loops}
     for turn in range(rounds + 1):
         for name, loop in loops.items():
             begin = time.perf_counter()
             loop()
-            if turn:  # the first turn warms up
+            if turn:  # the first turn warms up, and begins the meta phase
                 seconds[name].append(time.perf_counter() - begin)
-    reference = seconds["bare loop, bf16 channels-last"]
-    print(
-        "| epoch | seconds (median) | ratio to bare bf16, turn by turn: median (min to max) |\n|---|---|---|"
-    )
+    rows = []
     for name, times in seconds.items():
-        ratios = sorted(ours / theirs for ours, theirs in zip(times, reference, strict=True))
-        print(
-            f"| {name} | {statistics.median(times):.2f} | "
-            f"{statistics.median(ratios):.2f} ({ratios[0]:.2f} to {ratios[-1]:.2f}) |"
-        )
+        none = seconds["none, float32" if name.endswith("float32") else "none"]
+        bare = seconds["bare, bf16 channels-last"]
+        rows.append([name, f"{statistics.median(times):.2f}", _ratio(times, none), _ratio(times, bare)])
+    header = ["epoch", "seconds (median)", "ratio to `none` in that format", "ratio to bare bf16"]
+    return (
+        f"cnn8, {images:,} images of 32 px, batches of {batch_size}, {auto.describe()} where nothing else is "
+        f"said; ratios turn by turn: median (min to max) of {rounds}.\n\n{table(header, rows)}"
+    )
+
+
+def _ratio(times: Sequence[float], reference: Sequence[float]) -> str:
+    ratios = sorted(ours / theirs for ours, theirs in zip(times, reference, strict=True))
+    return f"{statistics.median(ratios):.2f} ({ratios[0]:.2f} to {ratios[-1]:.2f})"
+
+
+def our_epoch(
+    name: str,
+    meta_gradient: str,
+    pixels: np.ndarray[Any, np.dtype[np.uint8]],
+    labels: np.ndarray[Any, np.dtype[np.int64]],
+    compute: Compute,
+    batch_size: int,
+) -> Callable[[], object]:
+    """An epoch of `relabel`'s training with a corrector that has begun its meta phase."""
+    import torch
+
+    from relabel import backbones, correctors
+    from relabel.data.loading import ImageInputs
+    from relabel.training import Rows, Schedule, Training
+
+    backbone = backbones.build("cnn8", 10, 32)
+    corrector = correctors.create(name, 10, backbone.head.in_features)
+    warmup = 10 if corrector.trains_on_meta_rows else 1  # a history of the length that a real run has
+    schedule = Schedule(
+        epochs=1000, warmup_epochs=warmup, average_from=0, batch_size=batch_size, learning_rate=0.1,
+        weight_decay=5e-4, meta_learning_rate=1e-3, meta_batch_size=64, meta_gradient=meta_gradient,
+    )  # fmt: skip
+    given, order = torch.from_numpy(labels), torch.arange(len(labels))
+    rows = Rows(order, given, order[:0], order[:500], given[:500])
+    training = Training(backbone, corrector, ImageInputs(pixels, "flip"), rows, schedule, compute, seed=0)
+    for _ in range(warmup):
+        training.run_epoch()
+    return training.run_epoch
+
+
+def bare_epoch(
+    pixels: np.ndarray[Any, np.dtype[np.uint8]],
+    labels: np.ndarray[Any, np.dtype[np.int64]],
+    compute: Compute,
+    batch_size: int,
+) -> Callable[[], object]:
+    """An epoch of a training loop with nothing in it that training can do without."""
+    import torch
+
+    from relabel import backbones
+
+    model = backbones.build("cnn8", 10, 32).to(compute.device)
+    data = torch.from_numpy(pixels).to(compute.device).permute(0, 3, 1, 2)
+    data = data.float().div(255).sub(0.5).div(0.25).contiguous()
+    given = torch.from_numpy(labels).to(compute.device)
+    if compute.autocast_dtype is not None:
+        model = model.to(memory_format=torch.channels_last)
+        data = data.contiguous(memory_format=torch.channels_last)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, nesterov=True, weight_decay=5e-4)
+
+    def epoch() -> float:
+        model.train()
+        for index in torch.randperm(len(data)).tensor_split(max(1, len(data) // batch_size)):
+            with compute.autocast():
+                logits, _ = model(data[index])
+            loss = torch.nn.functional.cross_entropy(logits, given[index])
+            optimizer.zero_grad()
+            loss.backward()  # type: ignore[no-untyped-call]
+            optimizer.step()
+        return loss.item()  # waits for an accelerator to finish
+
+    return epoch
 
 
 if __name__ == "__main__":

@@ -1,0 +1,349 @@
+"""What people do today without `relabel`, at the same backbone, image size, augmentation and schedule.
+
+    python examples/baselines.py cleanlab SOURCE --labels noisy.csv --trusted trusted.csv -o labels.parquet
+
+`benchmark.py` runs this file. Every method trains with `relabel`'s own loop and writes its labels file, so
+that `relabel evaluate` judges all of them alike: the soft label is the network's distribution with the
+corrected label on top, the action is `fix` where the label changed and `keep` elsewhere, and a label's noise
+probability is 1 - p(given), which nobody has calibrated. The epochs, unless given, are those of the `fit`
+that trains on the fewest rows and so has the most, so that no method sees more samples than a baseline.
+
+cleanlab      Three networks, each trained on two thirds of the rows under their given labels, predict the
+              third. `find_label_issues` flags, and a flagged row takes the argmax; the rest keep their label.
+              It has no use for verified labels: those rows count as any other. Test images get the mean of
+              the three networks: no fourth training, and more than a user's one network would give.
+fine-tune     Plain training on the given labels, then the whole network on the verified rows, at a constant
+              learning rate. Rate and epochs are those with the best accuracy on a third of the verified
+              rows, held out for it; then all of them are used. No fine-tuning at all is among the choices.
+trusted-only  The verified rows alone, under the same schedule, for as many steps as plain training takes, in
+              batches of at most 64: at most as many samples as it sees, each of them many times.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import json
+import sys
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field, replace
+from importlib import import_module
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from sklearn.model_selection import StratifiedKFold
+from torch import Tensor
+
+from relabel import backbones, pipeline
+from relabel.backbones import Backbone
+from relabel.config import FitConfig
+from relabel.correctors.plain import Plain
+from relabel.data.loading import AUGMENTATIONS, ImageInputs, decode_all
+from relabel.data.sources import Source, open_source
+from relabel.data.trusted import TrustedSet, read_trusted
+from relabel.device import Compute, resolve
+from relabel.errors import RelabelError
+from relabel.output.parquet import write_labels
+from relabel.training import Rows, Schedule, Training
+
+FOLDS = 3
+FINE_TUNE_RATES = (3e-4, 1e-3, 3e-3, 1e-2)
+FINE_TUNE_EPOCHS = (1, 2, 5, 10, 20)
+SMALL_BATCH = 64  # what `fit` takes for fewer than 10,000 rows
+
+
+@dataclass(frozen=True)
+class Task:
+    """One data set with noisy labels, decoded, and how a network is trained on it."""
+
+    config: FitConfig
+    source: Source
+    trusted: TrustedSet
+    inputs: ImageInputs
+    compute: Compute
+
+    @property
+    def schedule(self) -> Schedule:
+        """`fit`'s for these rows; its epochs, where they are open, grow as the training rows get fewer."""
+        return pipeline._schedule(self.config, len(self.source) - len(self.trusted.rows))
+
+    @property
+    def verified(self) -> NDArray[np.int64]:
+        """Given labels [N], replaced by the verified ones where there are any."""
+        labels = self.source.given.copy()
+        labels[self.trusted.rows] = self.trusted.labels
+        return labels
+
+    def network(self) -> Backbone:
+        """A fresh backbone; the same one for the same seed."""
+        torch.manual_seed(self.config.seed)
+        name = self.config.backbone or "cnn8"
+        return backbones.build(name, len(self.source.class_names), self.inputs.size)
+
+    def training(
+        self, network: Backbone, rows: NDArray[np.int64], labels: NDArray[np.int64], schedule: Schedule
+    ) -> Training:
+        """Plain training of `network` on `rows` [n] under `labels` [N], not yet begun."""
+        none = torch.arange(0)
+        return Training(
+            network,
+            Plain(network.head.out_features, network.head.in_features),
+            self.inputs,
+            Rows(torch.from_numpy(rows), torch.from_numpy(labels), none, none, none),
+            schedule,
+            self.compute,
+            self.config.seed,
+        )
+
+    def train(self, rows: NDArray[np.int64], labels: NDArray[np.int64], schedule: Schedule) -> Training:
+        """A fresh network, trained to the end of the schedule."""
+        training = self.training(self.network(), rows, labels, schedule)
+        training.run(lambda report: None, lambda: None)
+        return training
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a method found: distributions [N, C], corrected labels [N], its networks, and more figures."""
+
+    probability: NDArray[np.float64]
+    corrected: NDArray[np.int64]
+    networks: list[Training]
+    figures: dict[str, float] = field(default_factory=dict)
+
+
+def cleanlab(task: Task) -> Outcome:
+    """Out-of-sample predictions of K networks; flagged rows take the argmax."""
+    given = task.source.given
+    probability = np.zeros((len(given), len(task.source.class_names)))
+    networks = []
+    folds = StratifiedKFold(FOLDS, shuffle=True, random_state=task.config.seed)
+    for rest, held_out in folds.split(given, given):
+        networks.append(task.train(rest, given, task.schedule))
+        probability[held_out] = predict(networks[-1], held_out)
+    # By name: AGPL, so an optional dependency of the examples alone.
+    flagged = import_module("cleanlab.filter").find_label_issues(given, probability, n_jobs=1)
+    return Outcome(probability, np.where(flagged, probability.argmax(axis=1), given), networks)
+
+
+def fine_tune(task: Task) -> Outcome:
+    """Plain training, then the whole network on the verified rows."""
+    rows = np.arange(len(task.source))
+    plain = task.train(rows, task.source.given, task.schedule)
+    shuffled = np.random.default_rng(task.config.seed).permutation(task.trusted.rows)
+    held_out, rest = np.split(shuffled, [len(shuffled) // 3])
+
+    score, rate, epochs = accuracy_and_loss(plain, held_out, task.verified), FINE_TUNE_RATES[0], 0
+    for tried in FINE_TUNE_RATES:
+        training = _fine_tuning(task, plain, rest, tried)
+        while training.epoch < FINE_TUNE_EPOCHS[-1]:
+            training.run_epoch()
+            found = accuracy_and_loss(training, held_out, task.verified)
+            if training.epoch in FINE_TUNE_EPOCHS and found > score:
+                score, rate, epochs = found, tried, training.epoch
+
+    training = _fine_tuning(task, plain, task.trusted.rows, rate)
+    while training.epoch < epochs:
+        training.run_epoch()
+    probability = predict(training, rows)
+    chosen = {"fine_tune_learning_rate": rate, "fine_tune_epochs": float(epochs)}
+    return Outcome(probability, probability.argmax(axis=1), [training], chosen)
+
+
+def trusted_only(task: Task) -> Outcome:
+    """The verified rows alone, for as many steps as plain training takes."""
+    full = task.schedule
+    steps = full.epochs * -(-len(task.source) // full.batch_size)
+    batch_size = min(full.batch_size, SMALL_BATCH)
+    epochs = max(2, steps // -(-len(task.trusted.rows) // batch_size))
+    config = replace(task.config, batch_size=batch_size, epochs=epochs)
+    schedule = pipeline._schedule(config, len(task.trusted.rows))
+    training = task.train(task.trusted.rows, task.verified, schedule)
+    probability = predict(training, np.arange(len(task.source)))
+    return Outcome(probability, probability.argmax(axis=1), [training])
+
+
+METHODS: dict[str, Callable[[Task], Outcome]] = {
+    "cleanlab": cleanlab,
+    "fine-tune": fine_tune,
+    "trusted-only": trusted_only,
+}
+
+
+def _fine_tuning(task: Task, plain: Training, rows: NDArray[np.int64], rate: float) -> Training:
+    """A copy of a trained network, about to learn verified `rows` at a constant rate."""
+    schedule = replace(
+        plain.schedule,
+        epochs=FINE_TUNE_EPOCHS[-1],
+        batch_size=min(plain.schedule.batch_size, SMALL_BATCH),
+        learning_rate=rate,
+        milestones=(),
+    )
+    return task.training(copy.deepcopy(plain.backbone), rows, task.verified, schedule)
+
+
+def accuracy_and_loss(
+    training: Training, rows: NDArray[np.int64], labels: NDArray[np.int64]
+) -> tuple[float, float]:
+    """Accuracy on `rows`, and for ties minus the cross-entropy: larger is better."""
+    logits = _logits(training, torch.from_numpy(rows))
+    true = torch.from_numpy(labels[rows])
+    return (logits.argmax(dim=1) == true).float().mean().item(), -F.cross_entropy(logits, true).item()
+
+
+def predict(training: Training, rows: NDArray[np.int64]) -> NDArray[np.float64]:
+    """Distributions [n, C] of `rows` [n], without augmentation."""
+    probability: NDArray[np.float64] = _logits(training, torch.from_numpy(rows)).double().softmax(1).numpy()
+    return probability
+
+
+def _logits(training: Training, rows: Tensor) -> Tensor:
+    # The rows come in their own order, so that batches only need joining.
+    return torch.cat([logits.cpu() for _, logits in training.predict(rows)])
+
+
+def soft_labels(probability: NDArray[np.float64], corrected: NDArray[np.int64]) -> NDArray[np.float32]:
+    """`probability` [N, C] with the largest share and the corrected label's exchanged."""
+    rows, largest = np.arange(len(probability)), probability.argmax(axis=1)
+    soft = probability.copy()
+    soft[rows, largest], soft[rows, corrected] = probability[rows, corrected], probability[rows, largest]
+    soft[rows, corrected] += 1e-6  # first among equals
+    normalised: NDArray[np.float32] = (soft / soft.sum(axis=1, keepdims=True)).astype(np.float32)
+    return normalised
+
+
+def read_task(config: FitConfig) -> Task:
+    """Open and decode SOURCE as `fit` does. Raises RelabelError where a row has no label or no image."""
+    source = open_source(config.source, config.labels)
+    trusted = read_trusted(config.trusted, source)
+    size = config.image_size or pipeline._image_size(source, config)
+    inputs = _decoded(source, size, config.augment)
+    if (source.given < 0).any() or trusted.external:
+        raise RelabelError("The baselines need a label in every row, and verified rows of SOURCE.")
+    return Task(config, source, trusted, inputs, resolve(config.device, config.amp))
+
+
+def _decoded(source: Source, size: int, augmentation: str) -> ImageInputs:
+    images, unreadable = decode_all(source.references, size, set(source.errors), lambda count: None)
+    for row, reason in {**source.errors, **unreadable}.items():
+        raise RelabelError(f"{source.file_names[row]}: {reason}.", "The baselines need every image.")
+    return ImageInputs(images, augmentation)
+
+
+def write_outcome(task: Task, outcome: Outcome, method: str, output: Path) -> None:
+    """The labels file, with the verified rows marked so that `evaluate` leaves them out."""
+    given, trusted = task.source.given, task.trusted
+    corrected = outcome.corrected.copy()
+    corrected[trusted.rows] = trusted.labels
+    soft = soft_labels(outcome.probability, corrected)
+    soft[trusted.rows] = np.eye(soft.shape[1])[trusted.labels]
+    is_trusted = np.zeros(len(given), dtype=bool)
+    is_trusted[trusted.rows] = True
+    noise_probability = 1 - outcome.probability[np.arange(len(given)), given]
+    write_labels(
+        output,
+        file_names=task.source.file_names,
+        given=given,
+        soft_label=soft,
+        noise_probability=noise_probability.astype(np.float32),
+        action=np.where(corrected != given, "fix", "keep"),
+        trusted=is_trusted,
+        errors={},
+        class_names=task.source.class_names,
+        metadata={
+            "corrector": method,
+            "backbone": task.config.backbone or "cnn8",
+            "image_size": task.inputs.size,
+            "epochs": task.schedule.epochs,
+            "seed": task.config.seed,
+            "trusted_rows": len(trusted.rows),
+        },
+    )
+
+
+def write_test(task: Task, networks: Iterable[Training], folder: str, output: Path) -> None:
+    """A labels file of images nobody has labelled: the mean of the networks' distributions."""
+    source = open_source(folder, need_classes=False)
+    inputs = _decoded(source, task.inputs.size, "none")
+    rows = np.arange(len(source))
+    found = []
+    for network in networks:
+        network.inputs = inputs
+        found.append(predict(network, rows))
+    write_labels(
+        output,
+        file_names=source.file_names,
+        given=np.full(len(rows), -1),
+        soft_label=np.mean(found, axis=0).astype(np.float32),
+        noise_probability=np.full(len(rows), np.nan, dtype=np.float32),
+        action=["review"] * len(rows),
+        trusted=np.zeros(len(rows), dtype=bool),
+        errors={},
+        class_names=task.source.class_names,
+        metadata={"seed": task.config.seed},
+    )
+
+
+def parse() -> argparse.Namespace:
+    """The command line: the flags of `relabel fit` that mean something without a corrector."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+    parser.add_argument("method", choices=list(METHODS))
+    parser.add_argument("source", metavar="SOURCE")
+    parser.add_argument("--trusted", type=Path, required=True)
+    parser.add_argument("--labels", type=Path)
+    parser.add_argument("--output", "-o", type=Path, required=True)
+    parser.add_argument("--test", metavar="FOLDER", help="images to label with the finished network")
+    parser.add_argument("--test-output", type=Path, help="where to, as another labels file")
+    parser.add_argument("--backbone")
+    parser.add_argument("--image-size", type=int)
+    parser.add_argument("--augment", choices=AUGMENTATIONS, default="flip")
+    parser.add_argument("--epochs", type=int)
+    parser.add_argument("--batch-size", type=int)
+    parser.add_argument("--lr", type=float)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--amp", default="auto")
+    arguments = parser.parse_args()
+    if (arguments.test is None) != (arguments.test_output is None):
+        parser.error("--test and --test-output go together")
+    return arguments
+
+
+def main() -> None:
+    """Run one baseline; what it found besides labels goes to standard output as JSON."""
+    arguments = parse()
+    config = FitConfig(
+        source=arguments.source,
+        trusted=arguments.trusted,
+        labels=arguments.labels,
+        corrector="none",
+        backbone=arguments.backbone,
+        image_size=arguments.image_size,
+        augment=arguments.augment,
+        epochs=arguments.epochs,
+        batch_size=arguments.batch_size,
+        learning_rate=arguments.lr,
+        seed=arguments.seed,
+        device=arguments.device,
+        amp=arguments.amp,
+    )
+    task = read_task(config)
+    outcome = METHODS[arguments.method](task)
+    write_outcome(task, outcome, arguments.method, arguments.output)
+    begin = time.perf_counter()
+    if arguments.test:
+        write_test(task, outcome.networks, arguments.test, arguments.test_output)
+    print(json.dumps({**outcome.figures, "test_seconds": time.perf_counter() - begin}))
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except RelabelError as error:
+        sys.exit(f"Error: {error}")
