@@ -40,7 +40,7 @@ class DemoData:
         """The words behind `relabel` that a user would type."""
         return [
             *("fit", str(self.images), "--trusted", str(self.trusted)),
-            *("--augment", "shift", "--precision", "0.9", "-o", str(self.output)),
+            *("--augment", "shift", "--epochs", "30", "--precision", "0.9", "-o", str(self.output)),
             *(["--overwrite"] if self.output.exists() else []),
         ]
 

@@ -101,7 +101,7 @@ def test_a_saved_model_gives_the_finished_backbone_s_predictions_through_its_cal
 
 
 def test_the_calibration_for_unseen_images_lives_off_rows_the_backbone_never_saw(folder, monkeypatch):
-    result, training = fit(folder, monkeypatch)
+    result, training = fit(folder, monkeypatch, corrector="mslc")
     meta = training.rows.meta
     assert not np.isin(meta, training.rows.train).any()
     fitted = result.model().calibration

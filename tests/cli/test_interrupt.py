@@ -128,7 +128,7 @@ def test_ctrl_c_in_the_demo_shows_the_line_of_its_fit(run, folder, monkeypatch):
     assert done.code == 130
     assert last_line(done.err).endswith(
         "continue with: relabel fit --resume d/images --trusted d/trusted.csv "
-        "--augment shift --precision 0.9 -o d/labels.parquet"
+        "--augment shift --epochs 30 --precision 0.9 -o d/labels.parquet"
     )
 
 

@@ -104,12 +104,12 @@ def test_a_linked_output_replaces_what_the_link_points_to(fit, folder):
 
 
 def test_the_trained_corrector_is_saved_and_inspected(fit, run):
-    assert fit("-q", "--save-corrector", "mslc.pt").code == 0
-    shown = json.loads(run("inspect", "mslc.pt", "--json").out)
-    assert shown["corrector"] == "mslc"
+    assert fit("-q", "--save-corrector", "tmlc.pt").code == 0
+    shown = json.loads(run("inspect", "tmlc.pt", "--json").out)
+    assert shown["corrector"] == "tmlc"
     assert shown["class_names"] == ["blue", "red"]
-    assert "Class names      blue, red" in run("inspect", "mslc.pt").out.decode()
-    assert "--save-corrector: The output mslc.pt exists." in fit("--save-corrector", "mslc.pt", "-o", "x").err
+    assert "Class names      blue, red" in run("inspect", "tmlc.pt").out.decode()
+    assert "--save-corrector: The output tmlc.pt exists." in fit("--save-corrector", "tmlc.pt", "-o", "x").err
 
 
 def test_every_other_flag_is_taken(fit, run, folder):

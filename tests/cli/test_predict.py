@@ -113,8 +113,8 @@ def test_a_model_is_inspected(model, run):
     assert "Class names   blue, red" in shown
     described = json.loads(run("inspect", "model.pt", "--json").out)
     assert described["kind"] == "relabel model"
-    assert (described["backbone"], described["corrector"], described["image_size"]) == ("cnn8", "mslc", 8)
-    assert described["calibration"]["probes"] == 3  # a third of the eight verified rows
+    assert (described["backbone"], described["corrector"], described["image_size"]) == ("cnn8", "tmlc", 8)
+    assert described["calibration"]["probes"] == 5  # of the eight verified rows
 
 
 def test_a_model_is_not_overwritten_unasked_nor_written_over_another_file(fit, model, files):
