@@ -69,7 +69,7 @@ class Task:
     @property
     def schedule(self) -> Schedule:
         """`fit`'s for these rows; its epochs, where they are open, grow as the training rows get fewer."""
-        return pipeline._schedule(self.config, len(self.source) - len(self.trusted.rows))
+        return pipeline.schedule_for(self.config, len(self.source) - len(self.trusted.rows))
 
     @property
     def verified(self) -> NDArray[np.int64]:
@@ -161,7 +161,7 @@ def trusted_only(task: Task) -> Outcome:
     batch_size = min(full.batch_size, SMALL_BATCH)
     epochs = max(2, steps // -(-len(task.trusted.rows) // batch_size))
     config = replace(task.config, batch_size=batch_size, epochs=epochs)
-    schedule = pipeline._schedule(config, len(task.trusted.rows))
+    schedule = pipeline.schedule_for(config, len(task.trusted.rows))
     training = task.train(task.trusted.rows, task.verified, schedule)
     probability = predict(training, np.arange(len(task.source)))
     return Outcome(probability, probability.argmax(axis=1), [training])
@@ -220,7 +220,7 @@ def read_task(config: FitConfig) -> Task:
     """Open and decode SOURCE as `fit` does. Raises RelabelError where a row has no label or no image."""
     source = open_source(config.source, config.labels)
     trusted = read_trusted(config.trusted, source)
-    size = config.image_size or pipeline._image_size(source, config)
+    size = config.image_size or pipeline.default_image_size(source, config)
     inputs = _decoded(source, size, config.augment)
     if (source.given < 0).any() or trusted.external:
         raise RelabelError("The baselines need a label in every row, and verified rows of SOURCE.")

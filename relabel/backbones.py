@@ -81,11 +81,16 @@ def with_head(backbone: Backbone, head: nn.Linear, mean: Tensor, scale: Tensor) 
 
 
 def evaluate(
-    backbone: Backbone, inputs: Inputs, compute: Compute, batch_size: int = 64
+    backbone: Backbone, inputs: Inputs, compute: Compute, rows: Tensor | None = None, batch_size: int = 64
 ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-    """(index [B], logits [B, C], features [B, D]) of all inputs, in evaluation mode, without augmentation."""
+    """(index [B], logits [B, C], features [B, D]) of `rows`, by default all, batch by batch.
+
+    In evaluation mode, in which it leaves the backbone, and without augmentation.
+    """
+    rows = torch.arange(len(inputs)) if rows is None else rows
     backbone = backbone.to(compute.device).to(memory_format=compute.memory_format).eval()
-    for index in torch.split(torch.arange(len(inputs)), batch_size):
+    for start in range(0, len(rows), batch_size):
+        index = rows[start : start + batch_size]
         with torch.no_grad(), compute.autocast():
             logits, features = backbone(inputs.batch(index, compute.device, None))
         yield index, logits, features

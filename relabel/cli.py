@@ -146,8 +146,10 @@ def fit(
     augment: Annotated[
         Augmentation, typer.Option(help="flip: shift and mirror; shift: for digits and letters.")
     ] = Augmentation.FLIP,
-    epochs: Annotated[int | None, typer.Option(help="Default: 20 to 60, fewer for larger data.")] = None,
-    warmup: Annotated[int | None, typer.Option(help="Epochs before the corrector. Default: a third.")] = None,
+    epochs: Annotated[int | None, typer.Option(help="Default: 20 to 50, fewer for larger data.")] = None,
+    warmup: Annotated[
+        int | None, typer.Option(help="Epochs before the corrector. Default: the corrector's share.")
+    ] = None,
     batch_size: Annotated[int | None, typer.Option(help="Default: 64, or 256 from 10,000 rows on.")] = None,
     lr: Annotated[
         float | None, typer.Option(help="Peak learning rate. Default: from the batch size.")
@@ -430,7 +432,7 @@ def inspect(
         if as_json:
             _print_json(noisy.to_dict())
         else:
-            summary._show(_console(), "Noisy labels", noisy.lines())
+            summary.show_noisy_labels(_console(), noisy.lines())
         return
     labels_file = read_labels(_labels_source(file))
     if as_json:

@@ -90,7 +90,7 @@ def fit(config: FitConfig, watcher: Watcher | None = None) -> FitResult:
         watcher.warn(warning)
     config = _with_corrector(config, source, trusted, watcher)
 
-    size = config.image_size or _image_size(source, config)
+    size = config.image_size or default_image_size(source, config)
     name = config.backbone or ("cnn8" if config.weights == "none" else "resnet18")
     # Built before the images are decoded: a wrong --backbone or --weights is told at once.
     backbone = backbones.build(name, len(source.class_names), size, config.weights)
@@ -114,7 +114,7 @@ def fit(config: FitConfig, watcher: Watcher | None = None) -> FitResult:
         inputs, frozen = _frozen_features(backbone, inputs, compute, watcher)
         backbone = backbones.linear(backbone.head.in_features, len(source.class_names))
     rows = _rows(source, errors, split, corrector)
-    schedule = _schedule(config, len(rows.train))
+    schedule = schedule_for(config, len(rows.train))
     training = Training(backbone, corrector, inputs, rows, schedule, compute, config.seed)
     watcher.say(
         f"{len(source):,} images, {len(source.class_names)} classes, {size} px; {name} on "
@@ -144,7 +144,7 @@ def _with_corrector(config: FitConfig, source: Source, trusted: TrustedSet, watc
     return replace(config, corrector=CORRECTOR_FOR_OTHER_IMAGES)
 
 
-def _image_size(source: Source, config: FitConfig) -> int:
+def default_image_size(source: Source, config: FitConfig) -> int:
     """Native size for small images; 64 px from scratch and 224 px with pretrained weights for larger ones."""
     usable = [path for row, path in enumerate(source.references) if row not in source.errors]
     largest = backbones.SMALL_IMAGE if config.weights == "none" else 224
@@ -217,7 +217,7 @@ def _rows(source: Source, errors: dict[int, str], split: _Split, corrector: Corr
     )
 
 
-def _schedule(config: FitConfig, rows: int) -> Schedule:
+def schedule_for(config: FitConfig, rows: int) -> Schedule:
     """Fill in what the flags leave open, from the number of training rows."""
     recipe = config.recipe
     low, high = EPOCH_LIMITS

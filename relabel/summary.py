@@ -148,6 +148,11 @@ def show_trained(console: Console, described: Mapping[str, Any]) -> None:
     )
 
 
+def show_noisy_labels(console: Console, lines: Lines) -> None:
+    """What `relabel inspect` says of the labels `relabel corrupt` wrote."""
+    _show(console, "Noisy labels", lines)
+
+
 def _plain(value: object) -> str:
     if isinstance(value, Mapping):
         return ", ".join(f"{name} {_plain(inner)}" for name, inner in value.items()) or "none"

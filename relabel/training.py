@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from relabel import hypergradient
-from relabel.backbones import Backbone
+from relabel.backbones import Backbone, evaluate
 from relabel.correctors.base import Corrector, Epoch, Memory, WarmUp
 from relabel.correctors.plain import Plain
 from relabel.data.loading import Inputs
@@ -281,7 +281,7 @@ class Training:
     def _frozen_features(self) -> Tensor:
         """Penultimate features [len(inputs), D] as the backbone stands, in host memory."""
         features = torch.empty(len(self.inputs), self.backbone.head.in_features)
-        for index, _, penultimate in self._evaluate(torch.arange(len(self.inputs))):
+        for index, _, penultimate in evaluate(self.backbone, self.inputs, self.compute):
             features[index] = penultimate.cpu()
         return features
 
@@ -400,16 +400,9 @@ class Training:
 
     def predict(self, rows: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
         """(index [B], logits [B, C]) of `rows`, in evaluation mode, without augmentation."""
-        for index, logits, _ in self._evaluate(rows):
+        batch_size = self.schedule.batch_size
+        for index, logits, _ in evaluate(self.backbone, self.inputs, self.compute, rows, batch_size):
             yield index, logits
-
-    def _evaluate(self, rows: Tensor) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-        self.backbone.eval()
-        for start in range(0, len(rows), self.schedule.batch_size):
-            index = rows[start : start + self.schedule.batch_size]
-            with torch.no_grad():
-                logits, features = self._forward(self.inputs.batch(index, self.compute.device, None))
-            yield index, logits, features
 
     def evidence(self) -> dict[str, NDArray[np.floating[Any]]]:
         """What training says of every row, as distributions [N, C] by name, for the calibration.
