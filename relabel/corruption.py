@@ -126,21 +126,28 @@ class SourceImages:
         from relabel import backbones, correctors
         from relabel.data.loading import ImageInputs
         from relabel.device import resolve
-        from relabel.training import EpochReport, Rows, Schedule, Training
+        from relabel.training import (
+            EpochReport,
+            Rows,
+            Schedule,
+            Training,
+            default_batch_size,
+            default_learning_rate,
+        )
 
         compute = resolve(config.device)
         # Drawn, because torch takes no seed beyond 64 bits.
         seed = int(np.random.default_rng(config.seed).integers(2**62))
         low, high = EPOCH_LIMITS
         epochs = config.epochs or min(high, max(low, math.ceil(SAMPLES_SEEN / len(rows))))
-        batch_size = 256 if len(rows) >= 10_000 else 64
+        batch_size = default_batch_size(len(rows))
         nothing = torch.empty(0, dtype=torch.int64)
         schedule = Schedule(
             epochs=epochs,
             warmup_epochs=0,
             average_from=epochs,
             batch_size=batch_size,
-            learning_rate=0.2 * (batch_size / 256) ** 0.5,
+            learning_rate=default_learning_rate(batch_size),
             weight_decay=5e-4,
             meta_learning_rate=0.0,
             meta_batch_size=1,
@@ -166,7 +173,7 @@ class SourceImages:
                 f"Learning {len(rows):,} images of {images.shape[1]} px: cnn8 on {compute.describe()}, "
                 f"{epochs} epochs."
             )
-            watcher.stage("Training", epochs * math.ceil(len(rows) / batch_size))
+            watcher.stage("Training", training.steps_before(epochs))
             training.run(on_epoch, watcher.advance)
         logits = np.zeros((len(source), len(source.class_names)), dtype=np.float32)
         for index, batch in training.predict(training.rows.train):

@@ -32,7 +32,14 @@ from relabel.output import calibration
 from relabel.output.calibration import Calibration
 from relabel.output.labelling import Labelling, label_rows, usable_rows, versions, warn_of_errors
 from relabel.progress import Silent, Watcher
-from relabel.training import EpochReport, Rows, Schedule, Training
+from relabel.training import (
+    EpochReport,
+    Rows,
+    Schedule,
+    Training,
+    default_batch_size,
+    default_learning_rate,
+)
 
 PROBE_SHARE = 2 / 3  # a corrector has few parameters; calibration and promise live off every probe
 SAMPLES_SEEN = 750_000  # the default budget: epochs are as many as make this many, within limits
@@ -222,14 +229,14 @@ def schedule_for(config: FitConfig, rows: int) -> Schedule:
     recipe = config.recipe
     low, high = EPOCH_LIMITS
     epochs = config.epochs or recipe.epochs or min(high, max(low, math.ceil(SAMPLES_SEEN / rows)))
-    batch_size = config.batch_size or recipe.batch_size or (256 if rows >= 10_000 else 64)
+    batch_size = config.batch_size or recipe.batch_size or default_batch_size(rows)
     warmup = config.warmup or max(1, round(epochs * recipe.warmup))
     return Schedule(
         epochs=epochs,
         warmup_epochs=min(warmup, epochs - 1),
         average_from=min(max(1, round(epochs / 3)), epochs - 1),
         batch_size=batch_size,
-        learning_rate=config.learning_rate or recipe.learning_rate or 0.2 * (batch_size / 256) ** 0.5,
+        learning_rate=config.learning_rate or recipe.learning_rate or default_learning_rate(batch_size),
         weight_decay=recipe.weight_decay,
         milestones=recipe.milestones,
         meta_gradient=config.meta_gradient,

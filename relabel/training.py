@@ -53,11 +53,22 @@ class Schedule:
     milestones: tuple[float, ...] | None = None
 
 
+def default_batch_size(rows: int) -> int:
+    """What suits so many training rows."""
+    return 256 if rows >= 10_000 else 64
+
+
+def default_learning_rate(batch_size: int) -> float:
+    """The peak rate that suits a batch size: its square root keeps the noise of a step the same."""
+    return 0.2 * math.sqrt(batch_size / 256)
+
+
 @dataclass(frozen=True)
 class Rows:
     """Which rows play which part; all row indices into `Inputs`.
 
-    train: [n] rows trained on under their given label (probe rows are among them);
+    train: [n] labelled rows to train on, probe rows among them: under their given label at first, under the
+    corrector's in the meta phase;
     given: [N] class ids, −1 unlabelled; unlabelled: [u] rows that are predicted, and trained on only by a
     corrector that reads no given labels; meta, meta_labels: [M] trusted rows that drive φ, among `train` only
     for a corrector with `trains_on_meta_rows`.
