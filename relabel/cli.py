@@ -177,7 +177,11 @@ def fit(
     ] = None,
     save_corrector: Annotated[Path | None, typer.Option(help="Also write the trained corrector.")] = None,
     save_model: Annotated[
-        Path | None, typer.Option(help="Also write the trained model, for relabel predict.")
+        Path | None,
+        typer.Option(
+            help="Also write the trained model, for relabel predict: a quarter of the verified rows, "
+            "for its calibration, are then not trained on."
+        ),
     ] = None,
     overwrite: OverwriteOption = False,
     quiet: QuietOption = False,
@@ -224,6 +228,7 @@ def fit(
         seed=seed,
         device=device.value,
         amp=amp.value,
+        keep_model=save_model is not None,
         checkpoint=state,
         resume=resume,
     )
@@ -244,7 +249,7 @@ def fit(
                 watcher.warn(f"Starting afresh replaces the checkpoint {state}; --resume would continue it.")
             result = pipeline.fit(config, watcher)
         if save_corrector:
-            result.save_corrector(save_corrector)
+            result.corrector.save(save_corrector)
         if save_model:
             result.model().save(save_model)
         _write_labels(output, result, arguments, overwrite)

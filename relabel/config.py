@@ -77,7 +77,11 @@ CORRECTOR_FOR_OTHER_IMAGES = "mslc"
 
 @dataclass(frozen=True)
 class FitConfig:
-    """`relabel fit`: None means the recipe's, or decided from the data; other defaults are the flags'."""
+    """`relabel fit`: None means the recipe's, or decided from the data; other defaults are the flags'.
+
+    keep_model: whether `FitResult.model` is wanted, for whose calibration a share of the verified rows stays
+    out of the training.
+    """
 
     source: str
     trusted: Path
@@ -102,6 +106,7 @@ class FitConfig:
     seed: int = 0
     device: str = "auto"
     amp: str = "auto"
+    keep_model: bool = False
     checkpoint: Path | None = None
     resume: bool = False
 

@@ -6,7 +6,6 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,7 +16,6 @@ from torch import Tensor
 from relabel import __version__, backbones, checkpoint, correctors
 from relabel.backbones import Backbone
 from relabel.config import CORRECTOR_FOR_OTHER_IMAGES, DEFAULT_CORRECTOR, FitConfig
-from relabel.correctors import files
 from relabel.correctors.base import Corrector
 from relabel.correctors.files import CorrectorFile
 from relabel.data.images import probe_sizes
@@ -42,6 +40,7 @@ from relabel.training import (
 )
 
 PROBE_SHARE = 2 / 3  # a corrector has few parameters; calibration and promise live off every probe
+UNSEEN_SHARE = 1 / 4  # of the trusted rows, for the calibration of a model that is kept
 SAMPLES_SEEN = 750_000  # the default budget: epochs are as many as make this many, within limits
 EPOCH_LIMITS = (20, 50)
 
@@ -50,35 +49,24 @@ EPOCH_LIMITS = (20, 50)
 class FitResult(Labelling):
     """Every row's labels, the trained corrector, and `model()`, which makes the model for other images."""
 
-    corrector: Corrector
-    num_features: int
+    corrector: CorrectorFile
     model: Callable[[], Model]
-
-    def save_corrector(self, path: Path) -> None:
-        """Write the trained corrector with what it was trained on."""
-        described = ("backbone", "image_size", "epochs", "seed", "trusted_rows", "class_names")
-        files.save_corrector(
-            path,
-            self.corrector,
-            self.metadata["corrector"],
-            len(self.source.class_names),
-            self.num_features,
-            self.metadata["options"],
-            {name: self.metadata[name] for name in described},
-        )
 
 
 @dataclass(frozen=True)
 class _Split:
-    """Trusted rows by use: meta rows drive the corrector, probe rows calibrate.
+    """Trusted rows by use: meta rows drive the corrector, probe rows calibrate the labels, unseen rows, which
+    the backbone never trains on, the model that is kept; the meta rows of a look-ahead corrector are both.
 
-    External images (not in SOURCE) follow the source's rows in `Inputs`, and are meta rows.
+    External images (not in SOURCE) follow the source's rows in `Inputs`.
     """
 
     meta: NDArray[np.int64]
     meta_labels: NDArray[np.int64]
     probe: NDArray[np.int64]
     probe_labels: NDArray[np.int64]
+    unseen: NDArray[np.int64]
+    unseen_labels: NDArray[np.int64]
 
 
 def fit(config: FitConfig, watcher: Watcher | None = None) -> FitResult:
@@ -112,7 +100,7 @@ def fit(config: FitConfig, watcher: Watcher | None = None) -> FitResult:
     watcher.stage("Decoding", len(references) - len(source.errors))
     images, unreadable = decode_all(references, size, set(source.errors), watcher.advance)
     errors = {**source.errors, **{row: text for row, text in unreadable.items() if row < len(source)}}
-    split = _split(trusted, source.given, unreadable, corrector, config.seed)
+    split = _split(trusted, source.given, unreadable, corrector, config)
     _check_usable(source, errors, split, watcher)
 
     inputs: Inputs = ImageInputs(images, config.augment)
@@ -120,22 +108,31 @@ def fit(config: FitConfig, watcher: Watcher | None = None) -> FitResult:
     if config.freeze:
         inputs, frozen = _frozen_features(backbone, inputs, compute, watcher)
         backbone = backbones.linear(backbone.head.in_features, len(source.class_names))
-    rows = _rows(source, errors, split, corrector)
+    rows = _rows(source, errors, split)
     schedule = schedule_for(config, len(rows.train))
     training = Training(backbone, corrector, inputs, rows, schedule, compute, config.seed)
     watcher.say(
         f"{len(source):,} images, {len(source.class_names)} classes, {size} px; {name} on "
         f"{compute.describe()}; {config.recipe.corrector}: {schedule.epochs} epochs, "
         f"{schedule.warmup_epochs} of them warm-up; "
-        f"{len(split.meta)} meta and {len(split.probe)} probe rows."
+        f"{len(split.meta)} meta and {len(split.probe)} probe rows"
+        + (f", {len(split.unseen)} for the model's calibration." if config.keep_model else ".")
     )
     _train(training, config, source, split, watcher)
     labelling = _labelled(training, source, trusted, split, errors, config, name, size)
+    described = ("backbone", "weights", "image_size", "epochs", "seed", "trusted_rows", "class_names")
+    trained = CorrectorFile.of(
+        corrector,
+        config.recipe.corrector,
+        len(source.class_names),
+        training.backbone.head.in_features,
+        labelling.metadata["options"],
+        {name: labelling.metadata[name] for name in described},
+    )
     return FitResult(
         **vars(labelling),
-        corrector=corrector,
-        num_features=training.backbone.head.in_features,
-        model=partial(_model, training, frozen, source, trusted, split, config, labelling.metadata),
+        corrector=trained,
+        model=partial(_model, training, trained, frozen, source, trusted, split, config, labelling.metadata),
     )
 
 
@@ -163,39 +160,45 @@ def _split(
     given: NDArray[np.int64],
     unreadable: dict[int, str],
     corrector: Corrector,
-    seed: int,
+    config: FitConfig,
 ) -> _Split:
-    """Deal the readable trusted rows into probe and meta rows, class by class.
+    """Deal the readable trusted rows into unseen, probe and meta rows, class by class.
 
     A corrector that learns nothing from trusted rows leaves them all to the calibration; one that trains on
     its meta rows can use those with a given label only.
     """
-    rows = len(given)
     usable = np.array([row not in unreadable for row in trusted.rows], dtype=bool)
-    inside, labels = trusted.rows[usable], trusted.labels[usable]
-    share = PROBE_SHARE if corrector.uses_trusted_rows else 1.0
-    shuffled = np.random.default_rng(seed).permutation(len(inside))
-    by_class = shuffled[np.argsort(labels[shuffled], kind="stable")]
-    # Every k-th of the rows sorted by class: each class gives its share, to within one row.
-    ticks = np.floor(np.arange(1, len(inside) + 1) * share) > np.floor(np.arange(len(inside)) * share)
-    probe, meta = np.sort(by_class[ticks]), np.sort(by_class[~ticks])
-    external = np.array(
-        [rows + i for i in range(len(trusted.external)) if rows + i not in unreadable], dtype=np.int64
-    )
-    readable = len(inside) + len(external)
-    if corrector.trains_on_meta_rows:
-        meta, external = meta[given[inside[meta]] >= 0], external[:0]
-    if corrector.uses_trusted_rows and readable and len(meta) + len(external) == 0:
+    outside = len(given) + np.arange(len(trusted.external))
+    readable = np.array([row not in unreadable for row in outside], dtype=bool)
+    rows = np.concatenate([trusted.rows[usable], outside[readable]])
+    labels = np.concatenate([trusted.labels[usable], trusted.external_labels[readable]])
+    looks_ahead = corrector.uses_trusted_rows and not corrector.trains_on_meta_rows
+    external = np.flatnonzero(rows >= len(given))
+    shuffled = np.random.default_rng(config.seed).permutation(len(rows) - len(external))
+    inside = shuffled[np.argsort(labels[shuffled], kind="stable")]
+    held_out = np.empty(0, dtype=np.int64)
+    if config.keep_model and not looks_ahead:
+        missing = max(0, round(len(rows) * UNSEEN_SHARE) - len(external))
+        held_out, inside = _deal(inside, missing / max(1, len(inside)))
+    probe, meta = _deal(inside, PROBE_SHARE if corrector.uses_trusted_rows else 1.0)
+    if looks_ahead:
+        meta = np.concatenate([meta, external])
+    elif corrector.trains_on_meta_rows:
+        meta = meta[given[rows[meta]] >= 0]
+    if corrector.uses_trusted_rows and len(rows) and len(meta) == 0:
         raise RelabelError(
             "--trusted: too few verified rows for this corrector to learn from.",
             "Verify more labelled images of SOURCE, or use --corrector none.",
         )
-    return _Split(
-        meta=np.concatenate([inside[meta], external]),
-        meta_labels=np.concatenate([labels[meta], trusted.external_labels[external - rows]]),
-        probe=inside[probe],
-        probe_labels=labels[probe],
-    )
+    unseen = meta if looks_ahead else np.concatenate([held_out, external])
+    meta, probe, unseen = np.sort(meta), np.sort(probe), np.sort(unseen)
+    return _Split(rows[meta], labels[meta], rows[probe], labels[probe], rows[unseen], labels[unseen])
+
+
+def _deal(ordered: NDArray[np.int64], share: float) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """A share of `ordered` and the rest, in order; every run of entries gives its share, to within one."""
+    ticks = np.diff(np.floor(np.arange(len(ordered) + 1) * share + 1e-9)) > 0
+    return ordered[ticks], ordered[~ticks]
 
 
 def _check_usable(source: Source, errors: dict[int, str], split: _Split, watcher: Watcher) -> None:
@@ -206,15 +209,14 @@ def _check_usable(source: Source, errors: dict[int, str], split: _Split, watcher
             f"{source.location}: fewer than two classes have an image that can be read.",
             "Check that the files are images and were copied completely.",
         )
-    if len(split.meta) + len(split.probe) == 0:
+    if len(split.meta) + len(split.probe) + len(split.unseen) == 0:
         raise RelabelError("--trusted: none of the verified images can be read.", "Verify other images.")
     warn_of_errors(source, errors, watcher)
 
 
-def _rows(source: Source, errors: dict[int, str], split: _Split, corrector: Corrector) -> Rows:
+def _rows(source: Source, errors: dict[int, str], split: _Split) -> Rows:
     taught = usable_rows(source, errors)
-    if not corrector.trains_on_meta_rows:
-        taught[split.meta[split.meta < len(source)]] = False
+    taught[split.unseen[split.unseen < len(source)]] = False
     return Rows(
         train=torch.from_numpy(np.flatnonzero(taught & (source.given >= 0))),
         given=torch.from_numpy(source.given),
@@ -279,7 +281,7 @@ def _train(training: Training, config: FitConfig, source: Source, split: _Split,
             "config": {**asdict(config), "checkpoint": None, "resume": None, "precision": None},
             "files": source.file_names,
             "given": source.given.tolist(),
-            "split": [split.meta.tolist(), split.meta_labels.tolist(), split.probe.tolist()],
+            "split": [rows.tolist() for rows in vars(split).values()],
             "compute": training.compute.describe(),
             "versions": [__version__, torch.__version__],
         }
@@ -347,6 +349,7 @@ def _counts(source: Source, trusted: TrustedSet) -> NDArray[np.int64]:
 
 def _model(
     training: Training,
+    corrector: CorrectorFile,
     frozen: _Frozen | None,
     source: Source,
     trusted: TrustedSet,
@@ -358,14 +361,6 @@ def _model(
     kept = ("preset", "weights", "epochs", "seed", "trusted_rows")
     trained = {name: metadata[name] for name in kept} | {"freeze": config.freeze, "versions": versions()}
     backbone = training.backbone
-    corrector = CorrectorFile.of(
-        training.corrector,
-        metadata["corrector"],
-        len(source.class_names),
-        backbone.head.in_features,
-        metadata["options"],
-        trained,
-    )
     if frozen is not None:
         backbone = backbones.with_head(frozen.backbone, backbone.head, frozen.mean, frozen.scale)
     return Model(
@@ -385,20 +380,11 @@ def _calibration_for_unseen(
     """The calibration of the finished backbone's softmax for images that were not in the fit.
 
     Rows that were trained on are not exchangeable with such images: the backbone has seen them, under their
-    given label. The meta rows of a look-ahead corrector were never trained on, and images outside SOURCE
-    have no given label to memorise. `none` and `tmlc` train on every trusted row of SOURCE: their probe
-    rows have to do, and the confidence in unseen images may come out too high.
+    given label.
     """
-    corrector = training.corrector
-    rows, labels = [split.meta], [split.meta_labels]
-    if corrector.trains_on_meta_rows:
-        rows, labels = [split.probe], [split.probe_labels]
-    elif not corrector.uses_trusted_rows:
-        rows, labels = [split.probe, split.meta], [split.probe_labels, split.meta_labels]
-    index, true = np.concatenate(rows), np.concatenate(labels)
-    given = np.concatenate([source.given, np.full(len(trusted.external), UNLABELLED)])[index]
-    predictions = training.predict(torch.from_numpy(index))
+    given = np.concatenate([source.given, np.full(len(trusted.external), UNLABELLED)])[split.unseen]
+    predictions = training.predict(torch.from_numpy(split.unseen))
     probability = [torch.softmax(logits, dim=1).cpu().numpy() for _, logits in predictions]
     nothing = np.empty((0, len(source.class_names)), dtype=np.float32)
     evidence = {EVIDENCE: np.concatenate([nothing, *probability])}
-    return calibration.fit(evidence, given, true, _counts(source, trusted), seed)
+    return calibration.fit(evidence, given, split.unseen_labels, _counts(source, trusted), seed)

@@ -52,7 +52,7 @@ def fit(folder: Path, monkeypatch, **options) -> tuple[pipeline.FitResult, pipel
     monkeypatch.setattr(pipeline, "Training", Kept)
     settings = {
         "source": str(folder / "images"), "trusted": folder / "trusted.csv", "epochs": 3, "batch_size": 16,
-        "device": "cpu", "amp": "off", "augment": "none",
+        "device": "cpu", "amp": "off", "augment": "none", "keep_model": True,
     }  # fmt: skip
     return pipeline.fit(FitConfig(**{**settings, **options})), kept[0]
 
@@ -100,21 +100,30 @@ def test_a_saved_model_gives_the_finished_backbone_s_predictions_through_its_cal
         assert found.metadata[name] == result.metadata[name]
 
 
-def test_the_calibration_for_unseen_images_lives_off_rows_the_backbone_never_saw(folder, monkeypatch):
-    result, training = fit(folder, monkeypatch, corrector="mslc")
-    meta = training.rows.meta
-    assert not np.isin(meta, training.rows.train).any()
+@pytest.mark.parametrize(
+    ("corrector", "unseen", "probes"), [("mslc", 8, 16), ("mlc", 8, 16), ("tmlc", 6, 12), ("none", 6, 18)]
+)
+def test_the_calibration_for_unseen_images_lives_off_rows_the_backbone_never_saw(
+    folder, monkeypatch, corrector, unseen, probes
+):
+    result, training = fit(folder, monkeypatch, corrector=corrector)
+    verified = np.flatnonzero(result.trusted)
+    never_trained = np.setdiff1d(verified, training.rows.train)
     fitted = result.model().calibration
-    assert len(fitted.right) == len(meta) == 8
-    assert result.metadata["calibration"]["probes"] == 16
-    right = last_predictions(training)[meta].argmax(axis=1) == training.rows.meta_labels.numpy()
+    assert len(fitted.right) == len(never_trained) == unseen
+    assert result.metadata["calibration"]["probes"] == probes
+    truth = np.array(
+        [list(COLOURS).index(Path(name).stem.strip("0123456789")) for name in result.source.file_names]
+    )
+    assert set(truth[never_trained]) == {0, 1, 2}, "rows of every class"
+    right = last_predictions(training)[never_trained].argmax(axis=1) == truth[never_trained]
     assert fitted.right.sum() >= right.sum() - 2  # cross-validated, with the given labels to help
 
 
-@pytest.mark.parametrize(("corrector", "rows"), [("none", 24), ("tmlc", 16)])
-def test_a_corrector_without_unseen_verified_rows_takes_the_probe_rows(folder, monkeypatch, corrector, rows):
-    result, _ = fit(folder, monkeypatch, corrector=corrector)
-    assert len(result.model().calibration.right) == rows
+@pytest.mark.parametrize("corrector", ["none", "tmlc"])
+def test_without_a_model_to_keep_every_verified_row_is_trained_on(folder, monkeypatch, corrector):
+    result, training = fit(folder, monkeypatch, corrector=corrector, keep_model=False)
+    assert np.isin(np.flatnonzero(result.trusted), training.rows.train).all()
 
 
 @pytest.mark.parametrize("corrector", ["none", "mslc"])

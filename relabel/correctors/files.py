@@ -104,19 +104,9 @@ class CorrectorFile:
         made.load_state_dict(self.state)
         return made
 
-
-def save_corrector(
-    path: Path,
-    corrector: Corrector,
-    name: str,
-    num_classes: int,
-    num_features: int,
-    options: Mapping[str, str],
-    trained: Mapping[str, Any],
-) -> None:
-    """Write a corrector file; the arguments are those of `CorrectorFile.of`."""
-    file = CorrectorFile.of(corrector, name, num_classes, num_features, options, trained)
-    save_tensors(path, "corrector", _FORMAT, file.content())
+    def save(self, path: Path) -> None:
+        """Write a corrector file; `read_corrector` reads it."""
+        save_tensors(path, "corrector", _FORMAT, self.content())
 
 
 def read_corrector(path: Path) -> CorrectorFile:

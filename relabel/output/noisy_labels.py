@@ -22,7 +22,7 @@ from relabel.data.tables import first_few, read_table
 from relabel.errors import RelabelError
 from relabel.files import atomic_path
 from relabel.metrics import noise_matrix
-from relabel.output.parquet import METADATA_KEY, ROWS_PER_GROUP
+from relabel.output.parquet import METADATA_KEY, metadata_json, write_table
 
 KIND = "noisy labels"
 COLUMNS = ("file_name", "label", "clean_label")
@@ -155,15 +155,9 @@ def write(
             pa.array(file_names, pa.string()),
             *(names.take(pa.array(ids, pa.int64(), mask=ids < 0)) for ids in (noisy, clean)),
         ]
-        described = json.dumps(
-            {**metadata, "kind": KIND, "class_names": list(class_names)},
-            sort_keys=True,
-            allow_nan=False,
-            ensure_ascii=False,
-        )
-        schema = pa.schema([(name, pa.string()) for name in COLUMNS], {METADATA_KEY: described.encode()})
-        table = pa.Table.from_arrays(columns, schema=schema)
-        pq.write_table(table, temporary, row_group_size=ROWS_PER_GROUP, compression="zstd")
+        described = metadata_json({**metadata, "kind": KIND, "class_names": list(class_names)})
+        schema = pa.schema([(name, pa.string()) for name in COLUMNS], {METADATA_KEY: described})
+        write_table(pa.Table.from_arrays(columns, schema=schema), temporary)
 
 
 def is_noisy_labels(path: Path) -> bool:

@@ -19,7 +19,7 @@ from relabel.files import atomic_path, check_output
 
 METADATA_KEY = b"relabel"
 # Bounds what a streaming reader holds at a time: 256 MB of soft labels at 1,000 classes.
-ROWS_PER_GROUP = 65_536
+_ROWS_PER_GROUP = 65_536
 
 
 @dataclass(frozen=True)
@@ -100,15 +100,15 @@ def write_labels(
             pa.array(trusted, pa.bool_()),
             pa.array(messages, pa.string()),
         ],
-        schema=schema(num_classes).with_metadata({METADATA_KEY: _to_json(description)}),
+        schema=schema(num_classes).with_metadata({METADATA_KEY: metadata_json(description)}),
     )
 
     if isinstance(destination, Path):
         check_output(destination, overwrite)
         with atomic_path(destination) as temporary, temporary.open("wb") as stream:
-            _write(table, stream)
+            write_table(table, stream)
     else:
-        _write(table, destination)
+        write_table(table, destination)
 
 
 def read_labels(source: Path | BinaryIO) -> LabelsFile:
@@ -155,11 +155,13 @@ def read_labels(source: Path | BinaryIO) -> LabelsFile:
     return LabelsFile(table, metadata, class_names)
 
 
-def _write(table: pa.Table, stream: BinaryIO) -> None:
-    pq.write_table(table, stream, row_group_size=ROWS_PER_GROUP, compression="zstd")
+def write_table(table: pa.Table, stream: BinaryIO | Path) -> None:
+    """Write a table the way every Parquet file of ours is written."""
+    pq.write_table(table, stream, row_group_size=_ROWS_PER_GROUP, compression="zstd")
 
 
-def _to_json(metadata: Mapping[str, Any]) -> bytes:
+def metadata_json(metadata: Mapping[str, Any]) -> bytes:
+    """JSON data as the metadata of a file of ours; equal data give equal bytes."""
     return json.dumps(metadata, sort_keys=True, allow_nan=False, ensure_ascii=False).encode()
 
 

@@ -7,7 +7,7 @@ import torch
 
 from relabel import __version__
 from relabel.correctors import REGISTRY, create
-from relabel.correctors.files import read_corrector, save_corrector
+from relabel.correctors.files import CorrectorFile, read_corrector
 from relabel.errors import RelabelError
 
 C, D = 3, 5
@@ -22,7 +22,7 @@ def options_of(name: str) -> dict[str, str]:
 def saved(path: Path, name: str = "mlc") -> Path:
     torch.manual_seed(0)
     options = options_of(name)
-    save_corrector(path, create(name, C, D, options), name, C, D, options, TRAINED)
+    CorrectorFile.of(create(name, C, D, options), name, C, D, options, TRAINED).save(path)
     return path
 
 

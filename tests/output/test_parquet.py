@@ -94,7 +94,7 @@ def test_equal_input_gives_equal_bytes_whatever_failed_rows_hold(labels_file: Pa
 
 
 def test_several_row_groups_keep_nulls_in_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(parquet, "ROWS_PER_GROUP", 2)
+    monkeypatch.setattr(parquet, "_ROWS_PER_GROUP", 2)
     write_labels(tmp_path / "labels.parquet", **columns())
     assert pq.ParquetFile(tmp_path / "labels.parquet").num_row_groups == 3
     assert read_labels(tmp_path / "labels.parquet").table.to_pydict() == EXPECTED
