@@ -280,6 +280,7 @@ class Training:
         trained = torch.zeros(len(self.rows.given), dtype=torch.bool)
         trained[self.rows.train] = True
         finished = Epoch(
+            number=self.epoch,
             probability=self.ledger.latest,
             trained=trained,
             given=self.rows.given,

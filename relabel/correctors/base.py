@@ -46,10 +46,13 @@ class WarmUp:
 
 @dataclass(frozen=True)
 class Epoch:
-    """One finished epoch over N rows: probability [N, C], its softmax; trained: [N] bool, rows trained on
-    under a given label; given: [N], −1 unlabelled; memory: [N, ...] by name; meta, meta_true: as in `WarmUp`.
+    """One finished epoch over N rows.
+
+    number: from 0; probability: [N, C], its softmax; trained: [N] bool, rows trained on under a given label;
+    given: [N], −1 unlabelled; memory: [N, ...] by name; meta, meta_true: as in `WarmUp`.
     """
 
+    number: int
     probability: Tensor
     trained: Tensor
     given: Tensor

@@ -36,11 +36,12 @@ from relabel.correctors.base import Corrector, Epoch, Memory, WarmUp
 _FLOOR = 1e-4  # of p: what bf16 logits resolve
 _SMOOTHING = 0.1  # ε of eq. 10
 _PSEUDO_ROWS = 10
-_REPLAYED = 8  # epochs of a history the LSTM runs through; on recorded runs more cost time and gained nothing
+_KEPT = 16  # epochs in a history, beside the newest: memory does not grow with the length of the run
+_REPLAYED = 8  # of them, the LSTM runs through; on recorded runs more cost time and gained nothing
 
 
 class TMLCNet(Corrector):
-    """Class-wise TMLC-Net with memory `losses` [N, T, C, 2] (CNL, GNL) and `entropy` [N, T] over T epochs.
+    """Class-wise TMLC-Net with memory `losses` [N, K, C, 2] (CNL, GNL) and `entropy` [N, K] of `kept` epochs.
 
     target: `verified`, the trusted rows' verified label, or `given`, eq. 10.
     without: the ablations of table V: `nnp` takes raw losses and entropies, `tse` the last epoch alone,
@@ -72,15 +73,17 @@ class TMLCNet(Corrector):
         return {}
 
     def observe(self, epoch: Epoch) -> Memory:
-        """Append the epoch's features to every row's history."""
+        """Append the epoch's features to every row's history, which keeps a few epochs of a long run."""
         losses, entropy = normalized_features(
             epoch.probability, epoch.given, epoch.trained, raw=self.without == "nnp"
         )
         # Halves: the history is the largest thing the ledger holds.
         losses, entropy = losses[:, None].half(), entropy[:, None].half()
         if "losses" in epoch.memory and self.without != "tse":
-            losses = torch.cat([epoch.memory["losses"], losses], dim=1)
-            entropy = torch.cat([epoch.memory["entropy"], entropy], dim=1)
+            before, after = kept(epoch.number), kept(epoch.number + 1)
+            stay = [place for place, number in enumerate(before) if number in after]
+            losses = torch.cat([epoch.memory["losses"][:, stay], losses], dim=1)
+            entropy = torch.cat([epoch.memory["entropy"][:, stay], entropy], dim=1)
         return {"losses": losses, "entropy": entropy}
 
     def encode(
@@ -124,6 +127,14 @@ class TMLCNet(Corrector):
             memory = {name: memory[name][:, replayed] for name in ("losses", "entropy")}
         scores: Tensor = self.decoder(self.encode(given, memory)[0]).squeeze(2)
         return scores
+
+
+def kept(epochs: int) -> list[int]:
+    """Which epochs of so many the history keeps: evenly spaced ones, _KEPT at most, and the newest."""
+    stride = 1
+    while epochs // stride > _KEPT:
+        stride *= 2
+    return sorted({*range(stride - 1, epochs, stride), epochs - 1} - {-1})
 
 
 def _one_hot(labels: Tensor, like: Tensor) -> Tensor:

@@ -135,6 +135,7 @@ def _scene(variant: str, class_order: tuple[int, ...]) -> Scene:
     )
     memory: Memory = {}
     epoch = Epoch(
+        number=0,
         probability=torch.empty(0),
         trained=torch.arange(N) != 3,
         given=torch.where(torch.arange(N) == 3, -1, given[:N]),
@@ -145,7 +146,9 @@ def _scene(variant: str, class_order: tuple[int, ...]) -> Scene:
     for number in range(EPOCHS):
         if number == EPOCHS - 1:
             memory |= corrector.begin(warm_up)
-        epoch = replace(epoch, probability=(2 * normal(N, C))[:, order].softmax(dim=1), memory=dict(memory))
+        epoch = replace(
+            epoch, number=number, probability=(2 * normal(N, C))[:, order].softmax(dim=1), memory=dict(memory)
+        )
         memory |= corrector.observe(epoch)
     logits = 2 * normal(N, C)[:, order]
     rows = {key: value[:N] for key, value in memory.items()}

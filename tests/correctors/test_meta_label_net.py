@@ -44,6 +44,7 @@ def warm_up(classifier: nn.Linear | None = None) -> WarmUp:
 
 
 EPOCH = Epoch(
+    number=0,
     probability=torch.full((N, C), 1 / C),
     trained=torch.ones(N, dtype=torch.bool),
     given=GIVEN,

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from relabel.correctors.base import Epoch, Memory
-from relabel.correctors.tmlc_net import TMLCNet, normalized_features
+from relabel.correctors.tmlc_net import TMLCNet, kept, normalized_features
 
 N, C, D, EPOCHS = 40, 5, 3, 4
 GENERATOR = torch.Generator().manual_seed(2)
@@ -29,8 +29,9 @@ def corrector(classes: int = C, target: str = "verified", without: str = "nothin
     return TMLCNet(classes, D, target, without).double()
 
 
-def epoch(probability: Tensor, memory: Memory) -> Epoch:
+def epoch(probability: Tensor, memory: Memory, number: int = 0) -> Epoch:
     return Epoch(
+        number=number,
         probability=probability,
         trained=TRAINED,
         given=GIVEN,
@@ -42,8 +43,8 @@ def epoch(probability: Tensor, memory: Memory) -> Epoch:
 
 def history(made: TMLCNet, epochs: int = EPOCHS) -> Memory:
     memory: Memory = {}
-    for probability in PROBABILITIES[:epochs]:
-        memory |= made.observe(epoch(probability, memory))
+    for number, probability in enumerate(PROBABILITIES[:epochs]):
+        memory |= made.observe(epoch(probability, memory, number))
     return memory
 
 
@@ -148,6 +149,32 @@ def test_the_history_grows_by_an_epoch_in_order() -> None:
         losses, entropy = normalized_features(probability, GIVEN, TRAINED)
         torch.testing.assert_close(memory["losses"][:, number], losses.half())
         torch.testing.assert_close(memory["entropy"][:, number], entropy.half())
+
+
+@pytest.mark.parametrize("epochs", [1, 5, 16, 17, 18, 31, 32, 33, 64, 100, 500])
+def test_a_history_of_any_length_keeps_a_few_evenly_spaced_epochs_and_the_newest(epochs: int) -> None:
+    made = corrector()
+    memory: Memory = {}
+    for number in range(epochs):  # the number of an epoch, as the share of class 0
+        probability = torch.full((N, C), (1 - number / 1000) / (C - 1)).double()
+        probability[:, 0] = number / 1000
+        memory |= made.observe(epoch(probability, memory, number))
+    entropy = memory["entropy"][0].double()
+    expected = [_entropy(number / 1000) for number in kept(epochs)]
+    assert entropy.tolist() == pytest.approx(expected, abs=1e-3)
+    assert memory["losses"].shape == (N, len(expected), C, 2)
+    assert len(expected) <= 17
+    assert kept(epochs)[-1] == epochs - 1
+    *strides, last = [after - before for before, after in pairwise([-1, *kept(epochs)])]
+    assert len(set(strides)) <= 1
+    assert not strides or last <= strides[0]
+    assert epochs > 16 or kept(epochs) == list(range(epochs))
+    assert epochs < 17 or len(expected) > 8
+
+
+def _entropy(share: float) -> float:
+    others = (1 - share) / (C - 1)
+    return -(share * math.log(max(share, 1e-4)) + (1 - share) * math.log(others)) / math.log(C)
 
 
 def test_going_on_from_a_state_is_replaying_the_history() -> None:
