@@ -219,7 +219,7 @@ def soft_labels(probability: NDArray[np.float64], corrected: NDArray[np.int64]) 
 def read_task(config: FitConfig) -> Task:
     """Open and decode SOURCE as `fit` does. Raises RelabelError where a row has no label or no image."""
     source = open_source(config.source, config.labels)
-    trusted = read_trusted(config.trusted, source)
+    trusted = read_trusted(config.trusted, source) if config.trusted else TrustedSet.empty()
     size = config.image_size or pipeline.default_image_size(source, config)
     inputs = _decoded(source, size, config.augment)
     if (source.given < 0).any() or trusted.external:

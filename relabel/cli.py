@@ -12,11 +12,12 @@ import math
 import os
 import re
 import shlex
+import shutil
 import signal
 import sys
 import time
 import traceback
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from enum import StrEnum
 from pathlib import Path
 from types import FrameType
@@ -25,8 +26,8 @@ from typing import TYPE_CHECKING, Annotated, Any, BinaryIO, NoReturn
 import typer
 from rich.console import Console
 
-from relabel import __version__, correctors, demo, noise, summary
-from relabel.config import DEFAULT_CORRECTOR, PRESETS, FitConfig, PredictConfig
+from relabel import __version__, correctors, demo, hub, noise, summary
+from relabel.config import DEFAULT_CORRECTOR, PRESETS, SHIPPED_CORRECTOR, FitConfig, PredictConfig
 from relabel.correctors import REGISTRY
 from relabel.errors import RelabelError, RunError
 from relabel.files import check_output
@@ -34,6 +35,7 @@ from relabel.progress import Terminal
 
 if TYPE_CHECKING:
     from relabel.output.labelling import Labelling
+    from relabel.pipeline import FitResult
 
 _OPTIONS = ", ".join(
     f"{name}={'|'.join(values)} ({corrector})"
@@ -97,6 +99,33 @@ LabelsOption = Annotated[
 PrecisionOption = Annotated[float, typer.Option(help="Share of the rows marked fix that must be right.")]
 DeviceOption = Annotated[DeviceName, typer.Option(help="Where to compute.")]
 AmpOption = Annotated[Amp, typer.Option(help="bf16 where the hardware has it.")]
+BackboneOption = Annotated[
+    str | None,
+    typer.Option(help="cnn8 or a torchvision classifier by name. Default: cnn8, or resnet18 with --weights."),
+]
+WeightsOption = Annotated[
+    str, typer.Option(help="none, imagenet (torchvision's download) or the path of a state dict.")
+]
+FreezeOption = Annotated[
+    bool, typer.Option("--freeze", help="Train only the last layer, on features computed once.")
+]
+ImageSizeOption = Annotated[
+    int | None, typer.Option(help="Side in pixels. Default: native up to 64; 224 with --weights.")
+]
+AugmentOption = Annotated[
+    Augmentation, typer.Option(help="flip: shift and mirror; shift: for digits and letters.")
+]
+EpochsOption = Annotated[int | None, typer.Option(help="Default: 20 to 80, fewer for larger data.")]
+WarmupOption = Annotated[
+    int | None, typer.Option(help="Epochs before the corrector. Default: the corrector's share.")
+]
+BatchSizeOption = Annotated[int | None, typer.Option(help="Default: 64, or 256 from 10,000 rows on.")]
+RateOption = Annotated[float | None, typer.Option(help="Peak learning rate. Default: from the batch size.")]
+SeedOption = Annotated[int, typer.Option(help="Makes a CPU run repeatable bit for bit.")]
+ResumeOption = Annotated[bool, typer.Option("--resume", help="Continue an interrupted run.")]
+CheckpointOption = Annotated[
+    Path | None, typer.Option(help="Where the run's state is kept. Default: beside the output.")
+]
 LabelsFileArgument = Annotated[
     str, typer.Argument(metavar="FILE", help="A file written by relabel; - reads standard input.")
 ]
@@ -128,32 +157,15 @@ def fit(
     ] = None,
     output: OutputOption = "labels.parquet",
     labels: LabelsOption = None,
-    backbone: Annotated[
-        str | None,
-        typer.Option(
-            help="cnn8 or a torchvision classifier by name. Default: cnn8, or resnet18 with --weights."
-        ),
-    ] = None,
-    weights: Annotated[
-        str, typer.Option(help="none, imagenet (torchvision's download) or the path of a state dict.")
-    ] = "none",
-    freeze: Annotated[
-        bool, typer.Option("--freeze", help="Train only the last layer, on features computed once.")
-    ] = False,
-    image_size: Annotated[
-        int | None, typer.Option(help="Side in pixels. Default: native up to 64; 224 with --weights.")
-    ] = None,
-    augment: Annotated[
-        Augmentation, typer.Option(help="flip: shift and mirror; shift: for digits and letters.")
-    ] = Augmentation.FLIP,
-    epochs: Annotated[int | None, typer.Option(help="Default: 20 to 50, fewer for larger data.")] = None,
-    warmup: Annotated[
-        int | None, typer.Option(help="Epochs before the corrector. Default: the corrector's share.")
-    ] = None,
-    batch_size: Annotated[int | None, typer.Option(help="Default: 64, or 256 from 10,000 rows on.")] = None,
-    lr: Annotated[
-        float | None, typer.Option(help="Peak learning rate. Default: from the batch size.")
-    ] = None,
+    backbone: BackboneOption = None,
+    weights: WeightsOption = "none",
+    freeze: FreezeOption = False,
+    image_size: ImageSizeOption = None,
+    augment: AugmentOption = Augmentation.FLIP,
+    epochs: EpochsOption = None,
+    warmup: WarmupOption = None,
+    batch_size: BatchSizeOption = None,
+    lr: RateOption = None,
     meta_gradient: Annotated[
         MetaGradient,
         typer.Option(help="Through the look-ahead step of the last layer alone, or of the whole backbone."),
@@ -168,13 +180,11 @@ def fit(
         float | None, typer.Option(help="The corrector's learning rate. Default: the corrector's.")
     ] = None,
     precision: PrecisionOption = 0.95,
-    seed: Annotated[int, typer.Option(help="Makes a CPU run repeatable bit for bit.")] = 0,
+    seed: SeedOption = 0,
     device: DeviceOption = DeviceName.AUTO,
     amp: AmpOption = Amp.AUTO,
-    resume: Annotated[bool, typer.Option("--resume", help="Continue an interrupted run.")] = False,
-    checkpoint: Annotated[
-        Path | None, typer.Option(help="Where the run's state is kept. Default: beside the output.")
-    ] = None,
+    resume: ResumeOption = False,
+    checkpoint: CheckpointOption = None,
     save_corrector: Annotated[Path | None, typer.Option(help="Also write the trained corrector.")] = None,
     save_model: Annotated[
         Path | None,
@@ -235,23 +245,133 @@ def fit(
     correctors.check(config.recipe.corrector, config.options)
     _check_source(source)
 
+    def save(result: FitResult) -> None:
+        if save_corrector:
+            result.corrector.save(save_corrector)
+        if save_model:
+            result.model().save(save_model)
+
+    _fit(console, arguments, config, state, checkpoint is not None, save, output, overwrite, as_json, quiet)
+
+
+@app.command(short_help="Correct the labels of SOURCE without any verified row.")
+def apply(
+    context: typer.Context,
+    source: SourceArgument,
+    corrector: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILE",
+            help="Written by pretrain or by fit --save-corrector; or hf://user/repo/file. "
+            "Default: the one that comes with relabel.",
+        ),
+    ] = None,
+    trusted: Annotated[
+        Path | None,
+        typer.Option(help="Verified rows, where there are any: as in fit. They calibrate the result."),
+    ] = None,
+    output: OutputOption = "labels.parquet",
+    labels: LabelsOption = None,
+    backbone: BackboneOption = None,
+    weights: WeightsOption = "none",
+    freeze: FreezeOption = False,
+    image_size: ImageSizeOption = None,
+    augment: AugmentOption = Augmentation.FLIP,
+    epochs: EpochsOption = None,
+    warmup: WarmupOption = None,
+    batch_size: BatchSizeOption = None,
+    lr: RateOption = None,
+    precision: PrecisionOption = 0.95,
+    seed: SeedOption = 0,
+    device: DeviceOption = DeviceName.AUTO,
+    amp: AmpOption = Amp.AUTO,
+    resume: ResumeOption = False,
+    checkpoint: CheckpointOption = None,
+    overwrite: OverwriteOption = False,
+    quiet: QuietOption = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Train a backbone while a pretrained corrector rewrites its labels; writes what fit writes.
+
+    The corrector has learned on other data sets what training looks like on wrong labels. Without verified
+    rows the probabilities are calibrated on those data sets too.
+    """
+    console = _console(stderr=True)
+    arguments: list[str] = context.obj
+    to_stdout = output == "-"
+    if to_stdout:
+        _check_stdout(as_json)
+    state = checkpoint or _checkpoint_path(output, arguments)
+    local = Path(corrector) if corrector and not corrector.startswith("hf://") else None
+    _check_outputs(
+        {"--output": None if to_stdout else Path(output), "--checkpoint": state},
+        {
+            "SOURCE": Path(source), "--corrector": local, "--trusted": trusted, "--labels": labels,
+            "--weights": Path(weights),
+        },
+        overwrite,
+    )  # fmt: skip
+    if local and not local.is_file():
+        raise RelabelError(
+            f"--corrector {local}: no such file.", "Write one with relabel pretrain or fit --save-corrector."
+        )
+    _check_source(source)
+    config = FitConfig(
+        source=source,
+        trusted=trusted,
+        pretrained=hub.resolve(corrector, "--corrector", SHIPPED_CORRECTOR.name)
+        if corrector
+        else SHIPPED_CORRECTOR,
+        labels=labels,
+        backbone=backbone,
+        weights=weights,
+        freeze=freeze,
+        image_size=image_size,
+        augment=augment.value,
+        epochs=epochs,
+        warmup=warmup,
+        batch_size=batch_size,
+        learning_rate=lr,
+        precision=precision,
+        seed=seed,
+        device=device.value,
+        amp=amp.value,
+        checkpoint=state,
+        resume=resume,
+    )
+    _fit(
+        console, arguments, config, state, checkpoint is not None, lambda result: None, output, overwrite,
+        as_json, quiet,
+    )  # fmt: skip
+
+
+def _fit(
+    console: Console,
+    arguments: list[str],
+    config: FitConfig,
+    state: Path,
+    named: bool,
+    save: Callable[[FitResult], None],
+    output: str,
+    overwrite: bool,
+    as_json: bool,
+    quiet: bool,
+) -> None:
+    """Run a fit with its checkpoint `state`, which the user may have `named`; save, write and tell."""
     from relabel import pipeline
     from relabel.checkpoint import is_checkpoint
 
     try:
         with Terminal(console, quiet) as watcher:
-            if state.exists() and not resume:
-                if checkpoint and not is_checkpoint(state):
+            if state.exists() and not config.resume:
+                if named and not is_checkpoint(state):
                     raise RelabelError(
                         f"--checkpoint {state} is damaged or another kind of file.",
                         "Name another file, or remove this one.",
                     )
                 watcher.warn(f"Starting afresh replaces the checkpoint {state}; --resume would continue it.")
             result = pipeline.fit(config, watcher)
-        if save_corrector:
-            result.corrector.save(save_corrector)
-        if save_model:
-            result.model().save(save_model)
+        save(result)
         _write_labels(output, result, arguments, overwrite)
     except Stopped as stop:
         raise stop.saying(_how_to_resume(state, arguments)) from None
@@ -264,6 +384,72 @@ def fit(
         raise RunError(error.message, f"{error.hint} {_how_to_resume(state, arguments)}".strip()) from error
     state.unlink(missing_ok=True)
     _show_result(console, result, output, as_json, quiet)
+
+
+@app.command(short_help="Meta-train a corrector for apply on data whose labels are true.")
+def pretrain(
+    context: typer.Context,
+    sources: Annotated[
+        list[str], typer.Argument(metavar="SOURCE...", help="As in fit; the labels are true.")
+    ],
+    output: Annotated[Path, typer.Option("--output", "-o", help="The corrector file to write.")],
+    episodes: Annotated[
+        int, typer.Option(help="Short training runs to learn from, in each of two generations.")
+    ] = 120,
+    steps: Annotated[int, typer.Option(help="Steps of the corrector's own training.")] = 4_000,
+    recordings: Annotated[
+        Path | None,
+        typer.Option(metavar="FOLDER", help="Keep the recorded runs here. Default: only until the end."),
+    ] = None,
+    seed: SeedOption = 0,
+    device: DeviceOption = DeviceName.AUTO,
+    amp: AmpOption = Amp.AUTO,
+    overwrite: OverwriteOption = False,
+    quiet: QuietOption = False,
+) -> None:
+    """Meta-train one TMLC-Net on many short runs over data whose labels are true.
+
+    Each run takes some classes and rows of a SOURCE, makes some labels wrong and trains a small network; what
+    it predicts is recorded once and replayed while the corrector learns. An interrupted command goes on where
+    it stopped when it is repeated.
+    """
+    arguments: list[str] = context.obj
+    folder = recordings or output.with_name(f".{output.name}.recordings")
+    read = {f"SOURCE {number}": Path(source) for number, source in enumerate(sources, 1)}
+    _check_outputs({"--output": output}, read, overwrite)
+    if folder.exists() and not folder.is_dir():
+        raise RelabelError(f"--recordings {folder} is not a folder.", "Name another one.")
+    for source in sources:
+        _check_source(source)
+
+    from relabel.transfer.pretraining import PretrainConfig, pretrain
+
+    config = PretrainConfig(
+        sources=tuple(sources),
+        folder=folder,
+        episodes=episodes,
+        steps=steps,
+        seed=seed,
+        device=device.value,
+        amp=amp.value,
+    )
+    console = _console(stderr=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with Terminal(console, quiet) as watcher:
+            corrector = pretrain(config, watcher)
+        corrector.save(output)
+    except Stopped as stop:
+        command = shlex.join(["relabel", *arguments])
+        raise stop.saying(f"The recorded runs in {folder} are kept; continue with: {command}") from None
+    except RelabelError:
+        if recordings is None and not any(folder.glob("*")):
+            folder.rmdir()
+        raise
+    if recordings is None:
+        shutil.rmtree(folder)
+    if not quiet:
+        typer.echo(f"Wrote {output} ({output.stat().st_size / 1e3:,.0f} kB).", err=True)
 
 
 @app.command(short_help="Label images that were not in the fit.")

@@ -71,20 +71,25 @@ PRESETS = {
 
 META_GRADIENTS = ("last-layer", "exact")
 DEFAULT_CORRECTOR = "tmlc"
+SHIPPED_CORRECTOR = Path(__file__).with_name("pretrained") / "tmlc.pt"
+"""The pretrained corrector that `apply` takes unless told otherwise."""
 CORRECTOR_FOR_OTHER_IMAGES = "mslc"
 """The default where the verified images are not those of SOURCE."""
 
 
 @dataclass(frozen=True)
 class FitConfig:
-    """`relabel fit`: None means the recipe's, or decided from the data; other defaults are the flags'.
+    """`relabel fit` and `relabel apply`; None means the recipe's, or decided from the data.
 
+    trusted: None for no verified row, which takes a corrector that learns nothing from any; pretrained: a
+    corrector file whose corrector is used as it is (`apply`).
     keep_model: whether `FitResult.model` is wanted, for whose calibration a share of the verified rows stays
     out of the training.
     """
 
     source: str
-    trusted: Path
+    trusted: Path | None = None
+    pretrained: Path | None = None
     labels: Path | None = None
     corrector: str | None = None
     preset: str | None = None

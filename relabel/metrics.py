@@ -162,7 +162,7 @@ def noise_matrix(given: NDArray[np.int64], true: NDArray[np.int64], num_classes:
     return np.bincount(cells, minlength=num_classes**2).reshape(num_classes, num_classes)
 
 
-def smoothed_transition(counts: NDArray[np.int64]) -> NDArray[np.float64]:
+def smoothed_transition(counts: NDArray[np.integer | np.floating]) -> NDArray[np.float64]:
     """p(given | true) [C, C] from verified pairs, drawn towards uniform noise at the pooled rate.
 
     C pseudo-rows a class: a class nobody verified has the pooled rate, one with hundreds its own.

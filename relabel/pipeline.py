@@ -17,7 +17,7 @@ from relabel import __version__, backbones, checkpoint, correctors
 from relabel.backbones import Backbone
 from relabel.config import CORRECTOR_FOR_OTHER_IMAGES, DEFAULT_CORRECTOR, FitConfig
 from relabel.correctors.base import Corrector
-from relabel.correctors.files import CorrectorFile
+from relabel.correctors.files import CorrectorFile, read_corrector
 from relabel.data.images import probe_sizes
 from relabel.data.loading import ImageInputs, Inputs, VectorInputs, decode_all
 from relabel.data.sources import UNLABELLED, Source, open_source
@@ -41,8 +41,10 @@ from relabel.training import (
 
 PROBE_SHARE = 2 / 3  # a corrector has few parameters; calibration and promise live off every probe
 UNSEEN_SHARE = 1 / 4  # of the trusted rows, for the calibration of a model that is kept
-SAMPLES_SEEN = 750_000  # the default budget: epochs are as many as make this many, within limits
-EPOCH_LIMITS = (20, 50)
+# The default budget: epochs are as many as make this many, within limits. Plain training has had its best by
+# half of it and begins to memorise; a corrector goes on learning.
+SAMPLES_SEEN = 1_500_000
+EPOCH_LIMITS = (20, 80)
 
 
 @dataclass(frozen=True)
@@ -72,15 +74,19 @@ class _Split:
 def fit(config: FitConfig, watcher: Watcher | None = None) -> FitResult:
     """Train a backbone and a corrector on SOURCE, guided by the trusted rows, and calibrate.
 
-    Writes nothing but its checkpoint. Raises RelabelError for anything wrong with flags or input, before
-    any training.
+    With `config.pretrained` that corrector is used as it is; trusted rows, if any, only calibrate. Writes
+    nothing but its checkpoint. Raises RelabelError for anything wrong with flags or input, before any
+    training.
     """
     watcher = watcher or Silent()
     compute = resolve(config.device, config.amp)
     torch.manual_seed(config.seed)
+    pretrained = read_corrector(config.pretrained) if config.pretrained else None
+    if pretrained is not None:
+        config = replace(config, corrector=pretrained.name, options=pretrained.options)
     correctors.check(config.recipe.corrector, config.options)
     source = open_source(config.source, config.labels)
-    trusted = read_trusted(config.trusted, source)
+    trusted = read_trusted(config.trusted, source) if config.trusted else TrustedSet.empty()
     for warning in (*source.warnings, *trusted.warnings):
         watcher.warn(warning)
     config = _with_corrector(config, source, trusted, watcher)
@@ -89,19 +95,19 @@ def fit(config: FitConfig, watcher: Watcher | None = None) -> FitResult:
     name = config.backbone or ("cnn8" if config.weights == "none" else "resnet18")
     # Built before the images are decoded: a wrong --backbone or --weights is told at once.
     backbone = backbones.build(name, len(source.class_names), size, config.weights)
-    corrector = correctors.create(
-        config.recipe.corrector,
-        len(source.class_names),
-        backbone.head.in_features,
-        {**config.recipe.options, **config.options},
-    )
+    sizes = len(source.class_names), backbone.head.in_features
+    if pretrained is not None:
+        corrector = pretrained.transferred(*sizes)
+    else:
+        options = {**config.recipe.options, **config.options}
+        corrector = correctors.create(config.recipe.corrector, *sizes, options)
 
     references = [*source.references, *trusted.external]
     watcher.stage("Decoding", len(references) - len(source.errors))
     images, unreadable = decode_all(references, size, set(source.errors), watcher.advance)
     errors = {**source.errors, **{row: text for row, text in unreadable.items() if row < len(source)}}
     split = _split(trusted, source.given, unreadable, corrector, config)
-    _check_usable(source, errors, split, watcher)
+    _check_usable(source, errors, split, config.trusted is not None, watcher)
 
     inputs: Inputs = ImageInputs(images, config.augment)
     frozen: _Frozen | None = None
@@ -119,7 +125,7 @@ def fit(config: FitConfig, watcher: Watcher | None = None) -> FitResult:
         + (f", {len(split.unseen)} for the model's calibration." if config.keep_model else ".")
     )
     _train(training, config, source, split, watcher)
-    labelling = _labelled(training, source, trusted, split, errors, config, name, size)
+    labelling, fitted = _labelled(training, pretrained, source, trusted, split, errors, config, name, size)
     described = ("backbone", "weights", "image_size", "epochs", "seed", "trusted_rows", "class_names")
     trained = CorrectorFile.of(
         corrector,
@@ -128,6 +134,7 @@ def fit(config: FitConfig, watcher: Watcher | None = None) -> FitResult:
         training.backbone.head.in_features,
         labelling.metadata["options"],
         {name: labelling.metadata[name] for name in described},
+        fitted.experience,
     )
     return FitResult(
         **vars(labelling),
@@ -172,7 +179,8 @@ def _split(
     readable = np.array([row not in unreadable for row in outside], dtype=bool)
     rows = np.concatenate([trusted.rows[usable], outside[readable]])
     labels = np.concatenate([trusted.labels[usable], trusted.external_labels[readable]])
-    looks_ahead = corrector.uses_trusted_rows and not corrector.trains_on_meta_rows
+    learns = corrector.uses_trusted_rows and config.pretrained is None
+    looks_ahead = learns and not corrector.trains_on_meta_rows
     external = np.flatnonzero(rows >= len(given))
     shuffled = np.random.default_rng(config.seed).permutation(len(rows) - len(external))
     inside = shuffled[np.argsort(labels[shuffled], kind="stable")]
@@ -180,12 +188,12 @@ def _split(
     if config.keep_model and not looks_ahead:
         missing = max(0, round(len(rows) * UNSEEN_SHARE) - len(external))
         held_out, inside = _deal(inside, missing / max(1, len(inside)))
-    probe, meta = _deal(inside, PROBE_SHARE if corrector.uses_trusted_rows else 1.0)
+    probe, meta = _deal(inside, PROBE_SHARE if learns else 1.0)
     if looks_ahead:
         meta = np.concatenate([meta, external])
     elif corrector.trains_on_meta_rows:
         meta = meta[given[rows[meta]] >= 0]
-    if corrector.uses_trusted_rows and len(rows) and len(meta) == 0:
+    if learns and len(rows) and len(meta) == 0:
         raise RelabelError(
             "--trusted: too few verified rows for this corrector to learn from.",
             "Verify more labelled images of SOURCE, or use --corrector none.",
@@ -201,7 +209,9 @@ def _deal(ordered: NDArray[np.int64], share: float) -> tuple[NDArray[np.int64], 
     return ordered[ticks], ordered[~ticks]
 
 
-def _check_usable(source: Source, errors: dict[int, str], split: _Split, watcher: Watcher) -> None:
+def _check_usable(
+    source: Source, errors: dict[int, str], split: _Split, verified: bool, watcher: Watcher
+) -> None:
     """Refuse a source whose readable images cannot train a classifier; warn of unusable ones."""
     good = usable_rows(source, errors)
     if len(np.unique(source.given[good & (source.given >= 0)])) < 2:
@@ -209,7 +219,7 @@ def _check_usable(source: Source, errors: dict[int, str], split: _Split, watcher
             f"{source.location}: fewer than two classes have an image that can be read.",
             "Check that the files are images and were copied completely.",
         )
-    if len(split.meta) + len(split.probe) + len(split.unseen) == 0:
+    if verified and len(split.meta) + len(split.probe) + len(split.unseen) == 0:
         raise RelabelError("--trusted: none of the verified images can be read.", "Verify other images.")
     warn_of_errors(source, errors, watcher)
 
@@ -308,6 +318,7 @@ def _train(training: Training, config: FitConfig, source: Source, split: _Split,
 
 def _labelled(
     training: Training,
+    pretrained: CorrectorFile | None,
     source: Source,
     trusted: TrustedSet,
     split: _Split,
@@ -315,18 +326,33 @@ def _labelled(
     config: FitConfig,
     backbone_name: str,
     image_size: int,
-) -> Labelling:
-    """Calibrate on the probe rows and put every row's labels, probability and action together."""
+) -> tuple[Labelling, Calibration]:
+    """Calibrate and put every row's labels, probability and action together."""
     evidence = training.evidence()
     scored = split.probe[source.given[split.probe] >= 0]
-    scored_labels = split.probe_labels[source.given[split.probe] >= 0]
-    fitted = calibration.fit(
-        {name: values[scored] for name, values in evidence.items()},
-        source.given[scored],
-        scored_labels,
-        _counts(source, trusted),
-        config.seed,
+    fit_to_probes = partial(
+        calibration.fit,
+        given=source.given[scored],
+        true=split.probe_labels[source.given[split.probe] >= 0],
+        counts=_counts(source, trusted),
+        seed=config.seed,
     )
+    if pretrained is None:
+        fitted = fit_to_probes({name: values[scored] for name, values in evidence.items()})
+    else:
+        soft_label = training.soft_labels().double().numpy()
+        weights = pretrained.experience.weights
+        evidence = {
+            name: values
+            for name, values in {**evidence, calibration.CORRECTOR: soft_label}.items()
+            if name in weights
+        }
+        usable = usable_rows(source, errors)
+        transition = calibration.estimated_transition(soft_label[usable], source.given[usable])
+        fitted = calibration.transferred(pretrained.experience, transition)
+        if len(scored):
+            probes = {name: values[scored] for name, values in evidence.items()}
+            fitted = fit_to_probes(probes, prior=weights, transition=transition)
     run = {
         "corrector": config.recipe.corrector,
         "preset": config.preset,
@@ -339,7 +365,9 @@ def _labelled(
         "trusted_rows": len(trusted.rows) + len(trusted.external),
         **training.corrector.describe(),
     }
-    return label_rows(source, errors, evidence, fitted, trusted, config.precision, run)
+    if pretrained is not None:
+        run["pretrained"] = {"file": str(config.pretrained), **pretrained.trained}
+    return label_rows(source, errors, evidence, fitted, trusted, config.precision, run), fitted
 
 
 def _counts(source: Source, trusted: TrustedSet) -> NDArray[np.int64]:

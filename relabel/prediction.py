@@ -17,9 +17,6 @@ from relabel.model import Model, read_model
 from relabel.output.labelling import Labelling, label_rows, warn_of_errors
 from relabel.progress import Silent, Watcher
 
-_NO_ROWS = np.zeros(0, dtype=np.int64)
-_NOBODY = TrustedSet(_NO_ROWS, _NO_ROWS, [], _NO_ROWS, [])
-
 
 def predict(config: PredictConfig, watcher: Watcher | None = None) -> Labelling:
     """Label the images of SOURCE, which may have given labels or none, with a saved model.
@@ -56,7 +53,7 @@ def predict(config: PredictConfig, watcher: Watcher | None = None) -> Labelling:
         "image_size": model.image_size,
         "model": {"file": str(config.model), "versions": model.trained.get("versions")},
     }
-    return label_rows(source, errors, evidence, model.calibration, _NOBODY, config.precision, run)
+    return label_rows(source, errors, evidence, model.calibration, TrustedSet.empty(), config.precision, run)
 
 
 def _in_classes_of(model: Model, source: Source, config: PredictConfig) -> Source:

@@ -107,6 +107,7 @@ class _TrustedBatch:
 class Training:
     """Backbone, corrector and ledger, and the state to stop and go on between two epochs.
 
+    A corrector whose parameters are all frozen corrects as it is: no trusted row is read.
     Random numbers come from (seed, epoch), so the epoch number is the whole random state.
     """
 
@@ -164,7 +165,7 @@ class Training:
         return math.ceil(rows / self.schedule.batch_size)
 
     def _corrects(self, epoch: int) -> bool:
-        return self.meta_optimizer is not None and epoch >= self.schedule.warmup_epochs
+        return self.corrector.corrects and epoch >= self.schedule.warmup_epochs
 
     def _trained_rows(self, epoch: int) -> Tensor:
         """The rows an epoch trains on: unlabelled ones too, once nothing asks for their given label."""
@@ -181,7 +182,8 @@ class Training:
         corrector = self.corrector if corrected else self._warmup
         self.backbone.train()
         meta_batches = self._meta_batches(generator)
-        if corrected and epoch == schedule.warmup_epochs:
+        learns = corrected and self.meta_optimizer is not None
+        if learns and epoch == schedule.warmup_epochs:
             self._begin_meta_phase(generator)
             if corrector.trains_on_meta_rows:
                 for _ in range(_HEAD_START):  # an unlearned φ would undo the warm-up within an epoch
@@ -196,7 +198,7 @@ class Training:
         for step, index in enumerate(torch.tensor_split(order, steps)):
             rate = self._set_learning_rate(epoch + step / steps, 1 / steps)
             trusted: _TrustedBatch | None = None
-            if corrected and step % schedule.meta_every == 0:
+            if learns and step % schedule.meta_every == 0:
                 batch = next(meta_batches)
                 if corrector.trains_on_meta_rows:
                     meta_losses.append(self._direct_step(batch))
@@ -216,7 +218,7 @@ class Training:
         return EpochReport(
             epoch=epoch,
             epochs=schedule.epochs,
-            phase="meta" if corrected else "train" if self.meta_optimizer is None else "warm-up",
+            phase="meta" if corrected else "warm-up" if self.corrector.corrects else "train",
             loss=mean_loss,
             meta_loss=torch.stack(meta_losses).mean().item() if meta_losses else None,
         )
@@ -428,6 +430,18 @@ class Training:
         for index, logits in self.predict(torch.arange(len(mean))):
             last[index] = torch.softmax(logits, dim=1).cpu()
         return {"mean": mean.numpy(), "last": last.numpy()}
+
+    def soft_labels(self) -> Tensor:
+        """The corrector's soft label [N, C] of every row after the epochs so far, for one with a memory."""
+        rows = torch.arange(len(self.rows.given))
+        found = []
+        for index in torch.split(rows, self.schedule.batch_size):
+            given = self.rows.given[index].to(self.compute.device)
+            logits = self.ledger.latest[index].to(self.compute.device).clamp(min=1e-4).log()
+            with torch.no_grad():
+                memory = self.ledger.read(index, self.compute.device)
+                found.append(self.corrector.soft_label(logits, given, memory).cpu())
+        return torch.cat(found)
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that `load_state_dict` needs to go on as if never stopped; tensors and plain values."""

@@ -30,13 +30,15 @@ def build(corrector: str = "mslc", name: str = "cnn8", size: int = 8) -> Model:
     torch.manual_seed(3)
     backbone = backbones.build(name, 3, size)
     width = backbone.head.in_features
+    fitted = calibration.fit(evidence, given, true, noise_matrix(given, true, 3), 0)
+    made = create(corrector, 3, width)
     return Model(
         backbone=backbone,
         backbone_name=name,
         image_size=size,
         class_names=CLASSES,
-        corrector=CorrectorFile.of(create(corrector, 3, width), corrector, 3, width, {}, TRAINED),
-        calibration=calibration.fit(evidence, given, true, noise_matrix(given, true, 3), 0),
+        corrector=CorrectorFile.of(made, corrector, 3, width, {}, TRAINED, fitted.experience),
+        calibration=fitted,
         trained=TRAINED,
     )
 

@@ -64,6 +64,9 @@ class Epoch:
 class Corrector(nn.Module, ABC):
     """Turns logits, given labels and a per-sample memory into soft labels, with learnable parameters φ."""
 
+    corrects = True
+    """Whether there is a meta phase at all."""
+
     uses_trusted_rows = True
     """Whether φ is learned from trusted rows; if not, every trusted row serves the calibration."""
 
@@ -72,6 +75,9 @@ class Corrector(nn.Module, ABC):
 
     reads_given_labels = True
     """Whether the meta phase reads given labels; if not, unlabelled rows take part in it."""
+
+    transfers = False
+    """Whether φ means the same for other classes and another backbone."""
 
     virtual_learning_rate: float | None = None
     """The look-ahead step's learning rate; None is the backbone's current one."""

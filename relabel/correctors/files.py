@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import torch
 from torch import Tensor
 
 from relabel import __version__
@@ -14,10 +16,12 @@ from relabel.correctors import REGISTRY, create
 from relabel.correctors.base import Corrector
 from relabel.errors import RelabelError
 from relabel.files import load_tensors, save_tensors
+from relabel.output.calibration import Experience
 
-_FORMAT = 2
+_FORMAT = 3
 _FIELDS = {
-    "corrector": str, "num_classes": int, "num_features": int, "options": dict, "state": dict, "trained": dict
+    "corrector": str, "num_classes": int, "num_features": int, "options": dict, "state": dict,
+    "trained": dict, "experience": dict,
 }  # fmt: skip
 
 
@@ -31,7 +35,8 @@ class CorrectorFile:
     options: dict[str, str]
     state: dict[str, Tensor]
     trained: dict[str, Any]
-    relabel_version: str
+    experience: Experience
+    relabel_version: str = __version__
 
     @classmethod
     def of(
@@ -42,13 +47,14 @@ class CorrectorFile:
         num_features: int,
         options: Mapping[str, str],
         trained: Mapping[str, Any],
+        experience: Experience,
     ) -> CorrectorFile:
         """A trained corrector made as `create(name, num_classes, num_features, options)`.
 
-        `trained` is plain JSON data on the run.
+        trained: plain JSON data on the run; experience: for the calibration where it is used as it is.
         """
         state = {key: value.cpu() for key, value in corrector.state_dict().items()}
-        return cls(name, num_classes, num_features, dict(options), state, dict(trained), __version__)
+        return cls(name, num_classes, num_features, dict(options), state, dict(trained), experience)
 
     @classmethod
     def from_content(cls, content: Mapping[str, Any], path: Path) -> CorrectorFile:
@@ -58,16 +64,22 @@ class CorrectorFile:
         name = content["corrector"]
         if name not in REGISTRY:
             raise RelabelError(f"{path} holds an unknown corrector {name!r}.", "Install the newest relabel.")
-        file = cls(
-            name,
-            content["num_classes"],
-            content["num_features"],
-            content["options"],
-            content["state"],
-            content["trained"],
-            str(content.get("relabel_version")),
-        )
         try:
+            file = cls(
+                name,
+                content["num_classes"],
+                content["num_features"],
+                content["options"],
+                content["state"],
+                content["trained"],
+                Experience.restored(
+                    {
+                        key: value.numpy() if isinstance(value, Tensor) else value
+                        for key, value in content["experience"].items()
+                    }
+                ),
+                str(content.get("relabel_version")),
+            )
             file.corrector()
         except Exception as error:  # whatever else stands where a state dict should
             raise RelabelError(
@@ -84,6 +96,10 @@ class CorrectorFile:
             "options": self.options,
             "state": self.state,
             "trained": self.trained,
+            "experience": {
+                key: torch.from_numpy(value) if isinstance(value, np.ndarray) else value
+                for key, value in vars(self.experience).items()
+            },
             "relabel_version": self.relabel_version,
         }
 
@@ -103,6 +119,20 @@ class CorrectorFile:
         made = create(self.name, self.num_classes, self.num_features, self.options)
         made.load_state_dict(self.state)
         return made
+
+    def transferred(self, num_classes: int, num_features: int) -> Corrector:
+        """The trained corrector for other classes and another backbone, frozen.
+
+        Raises RelabelError for a corrector that means nothing there.
+        """
+        made = create(self.name, num_classes, num_features, self.options)
+        if not made.transfers:
+            raise RelabelError(
+                f"A trained {self.name} is of no use on other data.",
+                "Name a file that fit --corrector tmlc --save-corrector or pretrain has written.",
+            )
+        made.load_state_dict(self.state)
+        return made.requires_grad_(False)
 
     def save(self, path: Path) -> None:
         """Write a corrector file; `read_corrector` reads it."""

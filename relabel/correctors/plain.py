@@ -11,6 +11,7 @@ from relabel.correctors.base import Corrector, Memory
 class Plain(Corrector):
     """Trains on the given labels; only the calibration corrects."""
 
+    corrects = False
     uses_trusted_rows = False
 
     def __init__(self, num_classes: int, num_features: int) -> None:

@@ -49,6 +49,7 @@ class TMLCNet(Corrector):
     """
 
     trains_on_meta_rows = True
+    transfers = True
 
     def __init__(
         self,

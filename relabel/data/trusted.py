@@ -3,6 +3,8 @@
 Everything wrong with it is reported by row number here, before any training starts.
 """
 
+from __future__ import annotations
+
 import difflib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -25,6 +27,12 @@ class TrustedSet:
     external: list[Path]  # verified images that are not in SOURCE
     external_labels: NDArray[np.int64]  # [len(external)] verified class ids
     warnings: list[str]
+
+    @classmethod
+    def empty(cls) -> TrustedSet:
+        """Nobody has verified anything."""
+        nothing = np.zeros(0, dtype=np.int64)
+        return cls(nothing, nothing, [], nothing, [])
 
 
 def read_trusted(path: Path, source: Source) -> TrustedSet:

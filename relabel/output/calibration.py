@@ -32,8 +32,11 @@ An average over epochs is flatter than its accuracy deserves, hence 2; a finishe
 unseen image is not (0.9 to 1.4 on digits, with a corrector); the others are near what hundreds of probes
 give on photographs and on CIFAR-10N, with and without a corrector.
 """
+CORRECTOR = "corrector"
+"""The name, among the evidence, of the soft label of a corrector that learned on other data sets."""
 _PRIOR_STRENGTH = 3.0
 _FOLDS = 10
+_ROWS_LEARNED = 300  # of a data set, for the weights that suit many
 _FIGURES = ("probe_accuracy_before", "probe_accuracy_after", "probe_calibration_error")
 _FLOOR = 1e-4  # what bf16 logits resolve; below it a logarithm would be noise
 
@@ -55,6 +58,32 @@ class Promise:
 
 
 @dataclass(frozen=True)
+class Experience:
+    """What the calibrations of other data sets leave to one without probes.
+
+    weights: by evidence name, transition and keep last; relabelled, right, confidence: [P], as in
+    `Calibration`, of rows of those data sets.
+    """
+
+    weights: dict[str, float]
+    relabelled: NDArray[np.bool_]
+    right: NDArray[np.bool_]
+    confidence: Floats
+
+    @classmethod
+    def restored(cls, values: Mapping[str, Any]) -> Experience:
+        """The experience whose `vars` are `values`; ValueError, TypeError or KeyError when they are not."""
+        made = cls(**values)
+        if not (
+            list(made.weights)[-2:] == ["transition", "keep"]
+            and all(isinstance(weight, float) and math.isfinite(weight) for weight in made.weights.values())
+            and _are_probes(made.relabelled, made.right, made.confidence)
+        ):
+            raise ValueError("these are not the values of an experience")
+        return made
+
+
+@dataclass(frozen=True)
 class Calibration:
     """The fitted map from evidence to soft labels, and what its own probes say of it.
 
@@ -73,6 +102,13 @@ class Calibration:
     confidence: Floats
     """[P] cross-validated soft-label maximum."""
     cross_validated: dict[str, float | None]
+    borrowed: bool = False
+    """Whether weights and probes are those of other data sets."""
+
+    @property
+    def experience(self) -> Experience:
+        """What is of use to other data sets."""
+        return Experience(self.weights, self.relabelled, self.right, self.confidence)
 
     def soft_labels(self, evidence: Mapping[str, NDArray[np.floating]], given: Labels) -> Floats:
         """Calibrated [N, C] from distributions [N, C] by name and given labels [N] (−1: none)."""
@@ -115,7 +151,6 @@ class Calibration:
         Raises ValueError, TypeError or KeyError when they are not those of such a calibration.
         """
         made = cls(**values)
-        probes = (len(made.right),)
         transition = np.asarray(made.transition)
         numbers = [*made.weights.values(), *(v for v in made.cross_validated.values() if v is not None)]
         if not (
@@ -126,9 +161,8 @@ class Calibration:
             and transition.shape == (num_classes, num_classes)
             and (transition > 0).all()
             and np.allclose(transition.sum(axis=1), 1)
-            and made.relabelled.shape == made.right.shape == made.confidence.shape == probes
-            and made.relabelled.dtype == made.right.dtype == np.bool_
-            and (np.abs(made.confidence - 0.5) <= 0.5 + 1e-9).all()
+            and _are_probes(made.relabelled, made.right, made.confidence)
+            and isinstance(made.borrowed, bool)
         ):
             raise ValueError("these are not the values of a calibration")
         return made
@@ -136,11 +170,19 @@ class Calibration:
     def to_dict(self) -> dict[str, Any]:
         """Plain values for the Parquet metadata."""
         return {
-            "probes": len(self.right),
+            "probes": 0 if self.borrowed else len(self.right),
             "weights": self.weights,
             "withheld": self.withheld,
             **self.cross_validated,
         }
+
+
+def _are_probes(relabelled: NDArray[Any], right: NDArray[Any], confidence: NDArray[Any]) -> bool:
+    return bool(
+        relabelled.shape == right.shape == confidence.shape == (len(right),)
+        and relabelled.dtype == right.dtype == np.bool_
+        and (np.abs(confidence - 0.5) <= 0.5 + 1e-9).all()
+    )
 
 
 def actions(soft_label: Floats, given: Labels, promise: Promise) -> NDArray[np.str_]:
@@ -163,31 +205,37 @@ def fit(
     true: Labels,
     counts: NDArray[np.int64],
     seed: int,
+    prior: Mapping[str, float] = _PRIOR,
+    transition: Floats | None = None,
 ) -> Calibration:
     """Fit the calibration on P probe rows.
 
     evidence: distributions [P, C] by name, the first of them the most telling; given, true: [P] class ids,
     given −1 where there is no label, which says something of the distributions and nothing of the rest;
     counts: [C, C] verified rows by (true, given) over ALL trusted rows of the source, probes included;
-    seed: of the cross-validation folds. Works with no probe at all: the prior weights, and no promise.
+    seed: of the cross-validation folds; prior: weights by name, 0 where not named; transition: [C, C], where
+    it is known without the verified rows. Works with no probe at all: the prior weights, and no promise.
     """
     num_classes = len(counts)
     names = [*evidence, "transition", "keep"]
-    prior = {name: _PRIOR.get(name, 0.0) for name in names}
-    transition = smoothed_transition(counts)
-    # A probe's own verified pair must not stand in the matrix that scores it.
-    likelihood = np.ones((len(true), num_classes))
+    start = np.array([prior.get(name, 0.0) for name in names])
     labelled = given >= 0
-    for row in np.flatnonzero(labelled):
-        likelihood[row] = _leave_one_out(counts, true[row], given[row])
+    if transition is None:
+        transition = smoothed_transition(counts)
+        # A probe's own verified pair must not stand in the matrix that scores it.
+        likelihood = np.ones((len(true), num_classes))
+        for row in np.flatnonzero(labelled):
+            likelihood[row] = _leave_one_out(counts, true[row], given[row])
+    else:
+        likelihood = transition[:, given].T
     features = _features(evidence, given, likelihood)
-    weights = _fit_weights(features, true, _vector(prior))
+    weights = _fit_weights([(features, true)], start)
 
     held_out = np.zeros((len(true), num_classes))
     fold = np.random.default_rng(seed).permutation(len(true)) % _FOLDS
     for part in range(min(_FOLDS, len(true))):
         rest = fold != part
-        held_out[~rest] = _softmax(features[~rest] @ _fit_weights(features[rest], true[rest], _vector(prior)))
+        held_out[~rest] = _softmax(features[~rest] @ _fit_weights([(features[rest], true[rest])], start))
     kept_right = int(np.count_nonzero(given == true))
     withheld = int(np.count_nonzero((held_out.argmax(axis=1) == true) & labelled)) < kept_right
     if withheld:
@@ -201,6 +249,73 @@ def fit(
         confidence=held_out.max(axis=1),
         cross_validated=_figures(held_out[labelled], given[labelled], true[labelled]),
     )
+
+
+def transferred(experience: Experience, transition: Floats) -> Calibration:
+    """The calibration of a data set nobody has verified a row of: other data sets' weights and probes.
+
+    transition: [C, C], this data set's own, as `estimated_transition` finds it.
+    """
+    return Calibration(
+        weights=experience.weights,
+        transition=transition,
+        withheld=False,
+        relabelled=experience.relabelled,
+        right=experience.right,
+        confidence=experience.confidence,
+        cross_validated=dict.fromkeys(_FIGURES),
+        borrowed=True,
+    )
+
+
+@dataclass(frozen=True)
+class Solved:
+    """A data set whose truth is known, with what a fit on it found.
+
+    evidence: distributions [N, C] by name, the first of them the most telling; given, true: [N] class ids;
+    transition: [C, C], from `estimated_transition`.
+    """
+
+    evidence: Mapping[str, NDArray[np.floating]]
+    given: Labels
+    true: Labels
+    transition: Floats
+
+
+def learn(solved: Sequence[Solved], seed: int) -> Experience:
+    """The weights that suit all those data sets, each of which counts alike, whatever its size.
+
+    What they are worth is told by rows of data sets that were left out of the fit.
+    """
+    rng = np.random.default_rng(seed)
+    groups = []
+    for data in solved:
+        rows = rng.permutation(len(data.true))[:_ROWS_LEARNED]
+        given = data.given[rows]
+        evidence = {name: values[rows] for name, values in data.evidence.items()}
+        groups.append((_features(evidence, given, data.transition[:, given].T), data.true[rows], given))
+    names = [*solved[0].evidence, "transition", "keep"]
+    prior = np.array([_PRIOR.get(name, 0.0) for name in names])
+    fold = rng.permutation(len(groups)) % _FOLDS
+    soft: dict[int, Floats] = {}
+    for part in np.unique(fold):
+        rest = [group[:2] for place, group in enumerate(groups) if fold[place] != part]
+        weights = _fit_weights(rest, prior) if rest else prior
+        for place in np.flatnonzero(fold == part):
+            soft[int(place)] = _softmax(groups[place][0] @ weights)
+    changes = [_changes(soft[place], given) for place, (_, _, given) in enumerate(groups)]
+    fitted = _fit_weights([group[:2] for group in groups], prior)
+    return Experience(
+        weights=dict(zip(names, (float(weight) for weight in fitted), strict=True)),
+        relabelled=np.concatenate([changed for _, changed in changes]),
+        right=np.concatenate([soft[place].argmax(1) == true for place, (_, true, _) in enumerate(groups)]),
+        confidence=np.concatenate([confidence for confidence, _ in changes]),
+    )
+
+
+def estimated_transition(soft_label: Floats, given: Labels) -> Floats:
+    """p(given | true) [C, C], smoothed, as a corrector's soft labels [N, C] of the labelled rows tell it."""
+    return smoothed_transition(_joint(soft_label, given))
 
 
 def _leave_one_out(counts: NDArray[np.int64], true: int, given: int) -> Floats:
@@ -228,21 +343,26 @@ def _softmax(scores: Floats) -> Floats:
     return exponent
 
 
-def _fit_weights(features: Floats, true: Labels, prior: Floats) -> Floats:
-    """Maximum a-posteriori weights [K + 2] under a Gaussian around `prior`; the problem is convex."""
+def _fit_weights(groups: Sequence[tuple[Floats, Labels]], prior: Floats) -> Floats:
+    """Maximum a-posteriori weights [K + 2] under a Gaussian around `prior`; the problem is convex.
+
+    groups: features [n, C, K + 2] and true class ids [n] of rows that choose among the same C classes.
+    """
     from scipy.optimize import minimize
     from scipy.special import logsumexp
 
-    rows = np.arange(len(true))
-
     def objective(weights: Floats) -> tuple[float, Floats]:
-        scores = features @ weights
-        log_norm = logsumexp(scores, axis=1)
-        probability = np.exp(scores - log_norm[:, None])
-        expected = np.einsum("nc,nck->k", probability, features)
         offset = weights - prior
-        loss = float((log_norm - scores[rows, true]).sum() + _PRIOR_STRENGTH / 2 * offset @ offset)
-        return loss, expected - features[rows, true].sum(axis=0) + _PRIOR_STRENGTH * offset
+        loss, gradient = float(_PRIOR_STRENGTH / 2 * offset @ offset), _PRIOR_STRENGTH * offset
+        for features, true in groups:
+            rows = np.arange(len(true))
+            scores = features @ weights
+            log_norm = logsumexp(scores, axis=1)
+            probability = np.exp(scores - log_norm[:, None])
+            loss += float((log_norm - scores[rows, true]).sum())
+            gradient = gradient + np.einsum("nc,nck->k", probability, features)
+            gradient -= features[rows, true].sum(axis=0)
+        return loss, gradient
 
     fitted: Floats = minimize(objective, prior, jac=True, method="BFGS").x
     return fitted
@@ -279,8 +399,13 @@ def _figures(soft_label: Floats, given: Labels, true: Labels) -> dict[str, float
 
 def expected_noise_matrix(soft_label: Floats, given: Labels) -> Floats:
     """p(given | true) [C, C] as the soft labels [N, C] of the labelled rows tell it; rows sum to 1."""
-    num_classes = soft_label.shape[1]
-    joint = np.zeros((num_classes, num_classes))
-    np.add.at(joint.T, given[given >= 0], soft_label[given >= 0])
+    joint = _joint(soft_label, given)
     joint /= np.maximum(joint.sum(axis=1, keepdims=True), 1e-12)
+    return joint
+
+
+def _joint(soft_label: Floats, given: Labels) -> Floats:
+    """Expected rows [C, C] by (true, given)."""
+    joint = np.zeros((soft_label.shape[1], soft_label.shape[1]))
+    np.add.at(joint.T, given[given >= 0], soft_label[given >= 0])
     return joint

@@ -2,6 +2,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -9,9 +10,22 @@ from relabel import __version__
 from relabel.correctors import REGISTRY, create
 from relabel.correctors.files import CorrectorFile, read_corrector
 from relabel.errors import RelabelError
+from relabel.output.calibration import Experience
 
 C, D = 3, 5
+EXPERIENCE = Experience(
+    weights={"mean": 2.0, "last": 0.5, "transition": 0.25, "keep": -0.1},
+    relabelled=np.array([True, False]),
+    right=np.array([True, True]),
+    confidence=np.array([0.9, 0.6]),
+)
 TRAINED = {"backbone": "cnn8", "class_names": ["a", "b", "c"]}
+
+
+def kept_experience(**changes: object) -> dict[str, object]:
+    """`EXPERIENCE` as a file keeps it, but for some changes."""
+    kept = {key: torch.from_numpy(value) for key, value in vars(EXPERIENCE).items() if key != "weights"}
+    return {"weights": EXPERIENCE.weights, **kept, **changes}
 
 
 def options_of(name: str) -> dict[str, str]:
@@ -22,7 +36,8 @@ def options_of(name: str) -> dict[str, str]:
 def saved(path: Path, name: str = "mlc") -> Path:
     torch.manual_seed(0)
     options = options_of(name)
-    CorrectorFile.of(create(name, C, D, options), name, C, D, options, TRAINED).save(path)
+    made = create(name, C, D, options)
+    CorrectorFile.of(made, name, C, D, options, TRAINED, EXPERIENCE).save(path)
     return path
 
 
@@ -46,6 +61,9 @@ def test_a_corrector_comes_back_with_its_parameters_and_its_story(tmp_path: Path
     assert restored.state_dict().keys() == state.keys()
     assert all(torch.equal(value, state[key]) for key, value in restored.state_dict().items())
     assert file.trained == TRAINED
+    assert file.experience.weights == EXPERIENCE.weights
+    for part in ("relabelled", "right", "confidence"):
+        assert (vars(file.experience)[part] == vars(EXPERIENCE)[part]).all()
     described = file.describe()
     assert described["corrector"] == name
     assert described["options"] == options_of(name)
@@ -74,6 +92,18 @@ def test_a_corrector_comes_back_with_its_parameters_and_its_story(tmp_path: Path
         ({"state": {3: torch.zeros(1)}}, "does not hold the parameters of mlc"),
         ({"state": None}, "is not a whole corrector file"),
         ({"trained": 3}, "is not a whole corrector file"),
+        ({"experience": None}, "is not a whole corrector file"),
+        ({"experience": {}}, "does not hold the parameters of mlc"),
+        ({"experience": kept_experience(weights={"mean": 1.0})}, "does not hold the parameters of mlc"),
+        (
+            {"experience": kept_experience(weights={"mean": 1.0, "transition": float("nan"), "keep": 0.0})},
+            "does not hold the parameters of mlc",
+        ),
+        ({"experience": kept_experience(right=torch.ones(3).bool())}, "does not hold the parameters of mlc"),
+        (
+            {"experience": kept_experience(confidence=torch.ones(2) * 2)},
+            "does not hold the parameters of mlc",
+        ),
     ],
     ids=str,
 )

@@ -1,0 +1,249 @@
+"""Episodes: short training runs on data whose truth is known, for a transferable corrector to learn from.
+
+No two are alike. Which classes and rows take part, what noise their labels get, the image size, backbone,
+rates, length and augmentation are drawn at random, so that the training dynamics met here are as varied as
+those of the data sets to come. An episode is recorded once, as the predictions of every epoch, and replayed
+as often as the corrector's own training asks for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor
+
+from relabel import backbones, noise
+from relabel.correctors.base import Corrector
+from relabel.correctors.plain import Plain
+from relabel.data.loading import AUGMENTATIONS, ImageInputs
+from relabel.device import Compute
+from relabel.training import Rows, Schedule, Training, default_learning_rate
+
+_NOISE = ("symmetric", "flip-random", "flip-to-one", "feature-dependent", "instance-dependent")
+_RATES = (0.02, 0.65)
+_BACKBONES = {"cnn8": 0.8, "resnet18": 0.1, "mobilenet_v3_small": 0.1}
+_SIZES = (12, 16, 20, 24, 32)
+_ROWS = (200, 4_000)
+_EPOCHS = (10, 60)
+_EFFORT = 60_000  # images of 16 px an episode may show its network: under a minute of two cores
+_JUDGE_SAMPLES = 40_000  # shown to the network whose boundaries make noise depend on features
+
+
+@dataclass(frozen=True)
+class Pool:
+    """A source with known truth: images uint8 [N, S, S, 3] and true class ids [N]."""
+
+    name: str
+    images: NDArray[np.uint8]
+    true: NDArray[np.int64]
+    class_names: list[str]
+    compute: Compute
+
+    @cached_property
+    def logits(self) -> NDArray[np.float32]:
+        """[N, C] of a network trained on the true labels, for noise that depends on features."""
+        rows, classes = np.arange(len(self.true)), len(self.class_names)
+        torch.manual_seed(0)
+        size = min(16, self.images.shape[1])
+        training = _training(
+            backbones.build("cnn8", classes, size),
+            Plain(classes, 1),
+            ImageInputs(_resized(self.images, size), "shift"),
+            self.true,
+            Schedule(
+                epochs=max(4, min(30, _JUDGE_SAMPLES // len(rows))),
+                warmup_epochs=0,
+                average_from=1,
+                batch_size=64,
+                learning_rate=default_learning_rate(64),
+                weight_decay=5e-4,
+                meta_learning_rate=0.0,
+                meta_batch_size=1,
+            ),
+            self.compute,
+            0,
+        )
+        training.run(lambda report: None, lambda: None)
+        found = [logits.cpu() for _, logits in training.predict(torch.from_numpy(rows))]
+        judged: NDArray[np.float32] = torch.cat(found).numpy()
+        return judged
+
+
+@dataclass(frozen=True)
+class Episode:
+    """One run to be recorded: `noises` are (model, rate), put on the labels one after the other."""
+
+    number: int
+    pool: str
+    classes: tuple[int, ...]
+    rows: int
+    noises: tuple[tuple[str, float], ...]
+    image_size: int
+    augment: str
+    backbone: str
+    epochs: int
+    warmup_epochs: int
+    batch_size: int
+    learning_rate: float
+    weight_decay: float
+    seed: int
+
+
+@dataclass(frozen=True)
+class Recording:
+    """A finished episode of n rows over E epochs and C classes.
+
+    probability: [n, E, C], the softmax in training; last: [n, C], of the finished backbone; soft_label:
+    [n, C], the corrector's at the end, zeros without one; given, true: [n].
+    """
+
+    probability: Tensor
+    last: Tensor
+    soft_label: Tensor
+    given: Tensor
+    true: Tensor
+    average_from: int
+
+    @property
+    def mean(self) -> Tensor:
+        """The average softmax [n, C] that a fit would end with."""
+        return self.probability[:, self.average_from :].float().mean(dim=1)
+
+    def state(self) -> dict[str, Any]:
+        """Tensors and plain values for a file."""
+        return dict(vars(self))
+
+    @classmethod
+    def restored(cls, state: Mapping[str, Any]) -> Recording:
+        """What `state` returned."""
+        return cls(**state)
+
+
+def draw(number: int, seed: int, pools: Sequence[Pool]) -> Episode:
+    """Episode `number` of those that `seed` stands for."""
+    rng = np.random.default_rng([seed, number])
+    pool = pools[number % len(pools)]
+    total = len(pool.class_names)
+    count = total if rng.random() < 0.4 else int(rng.integers(2, total + 1))
+    classes = np.sort(rng.permutation(total)[:count])
+    available = int(np.isin(pool.true, classes).sum())
+    native = pool.images.shape[1]
+    size = int(rng.choice([size for size in _SIZES if size <= native] or [native]))
+    epochs = round(float(np.exp(rng.uniform(*np.log(_EPOCHS)))))
+    backbone = str(rng.choice(list(_BACKBONES), p=list(_BACKBONES.values())))
+    effort = _EFFORT * (16 / size) ** 2 / epochs / (1 if backbone == "cnn8" else 2)
+    most = max(_ROWS[0], min(available, _ROWS[1], int(effort)))
+    rows = round(float(np.exp(rng.uniform(np.log(max(_ROWS[0], most // 3)), np.log(most)))))
+    rows = min(rows, available)
+    kinds = rng.choice(_NOISE, size=1 if rng.random() < 0.6 else 2, replace=False)
+    rate = float(rng.uniform(*_RATES)) * min(1.0, 1.6 * (1 - 1 / count))
+    shares = [1.0] if len(kinds) == 1 else [0.5, 0.5]
+    batch_size = int(rng.choice([32, 64, 128])) if rows >= 1_000 else int(rng.choice([16, 32, 64]))
+    return Episode(
+        number=number,
+        pool=pool.name,
+        classes=tuple(int(label) for label in classes),
+        rows=rows,
+        noises=tuple((str(kind), rate * share) for kind, share in zip(kinds, shares, strict=True)),
+        image_size=size,
+        augment=str(rng.choice(AUGMENTATIONS)),
+        backbone=backbone,
+        epochs=epochs,
+        warmup_epochs=max(1, round(epochs * float(rng.uniform(0.15, 0.5)))),
+        batch_size=batch_size,
+        learning_rate=default_learning_rate(batch_size)
+        * float(np.exp(rng.uniform(np.log(0.3), np.log(1.5)))),
+        weight_decay=float(rng.choice([1e-4, 5e-4, 1e-3])),
+        seed=int(rng.integers(2**31)),
+    )
+
+
+def record(episode: Episode, pool: Pool, corrector: Corrector | None, compute: Compute) -> Recording:
+    """Run an episode, on the given labels or with a frozen corrector, and keep what it predicted."""
+    rng = np.random.default_rng(episode.seed)
+    rows = np.sort(rng.permutation(np.flatnonzero(np.isin(pool.true, episode.classes)))[: episode.rows])
+    true = np.searchsorted(np.array(episode.classes), pool.true[rows])
+    subset = _Subset(_resized(pool.images[rows], episode.image_size), pool, rows, episode.classes)
+    given = true
+    names = [pool.class_names[label] for label in episode.classes]
+    for kind, rate in episode.noises:
+        seed = int(rng.integers(2**31))
+        given = noise.corrupt(given, names, noise=kind, rate=rate, seed=seed, images=subset).labels
+    classes = len(names)
+    torch.manual_seed(episode.seed)
+    backbone = backbones.build(episode.backbone, classes, episode.image_size)
+    training = _training(
+        backbone,
+        corrector or Plain(classes, backbone.head.in_features),
+        ImageInputs(subset.images, episode.augment),
+        given,
+        Schedule(
+            epochs=episode.epochs,
+            warmup_epochs=min(episode.warmup_epochs, episode.epochs - 1),
+            average_from=max(1, round(episode.epochs / 3)),
+            batch_size=episode.batch_size,
+            learning_rate=episode.learning_rate,
+            weight_decay=episode.weight_decay,
+            meta_learning_rate=0.0,
+            meta_batch_size=1,
+        ),
+        compute,
+        episode.seed,
+    )
+    probability = torch.empty(len(rows), episode.epochs, classes, dtype=torch.float16)
+    for epoch in range(episode.epochs):
+        training.run_epoch()
+        probability[:, epoch] = training.ledger.latest.half()
+    last = torch.from_numpy(training.evidence()["last"]).half()
+    soft_label = training.soft_labels().half() if corrector else torch.zeros_like(last)
+    return Recording(
+        probability, last, soft_label, torch.from_numpy(given), torch.from_numpy(true),
+        training.schedule.average_from,
+    )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class _Subset:
+    """`noise.Images` of an episode's rows: resized images [n, S, S, 3], and logits among its classes."""
+
+    images: NDArray[np.uint8]
+    pool: Pool
+    rows: NDArray[np.int64]
+    classes: Sequence[int]
+
+    def pixels(self) -> tuple[noise.RowIndex, NDArray[np.uint8]]:
+        return np.arange(len(self.rows)), self.images
+
+    def logits(self) -> tuple[noise.RowIndex, NDArray[np.float32]]:
+        return np.arange(len(self.rows)), self.pool.logits[self.rows][:, self.classes]
+
+
+def _training(
+    backbone: backbones.Backbone,
+    corrector: Corrector,
+    inputs: ImageInputs,
+    given: NDArray[np.int64],
+    schedule: Schedule,
+    compute: Compute,
+    seed: int,
+) -> Training:
+    nobody = torch.zeros(0, dtype=torch.int64)
+    rows = Rows(torch.arange(len(given)), torch.from_numpy(given), nobody, nobody, nobody)
+    return Training(backbone, corrector, inputs, rows, schedule, compute, seed)
+
+
+def _resized(images: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
+    """Images [n, size, size, 3], each value the mean of the area it covers."""
+    if images.shape[1] == size:
+        return images
+    channels_first = torch.from_numpy(images).permute(0, 3, 1, 2).float()
+    resized = F.interpolate(channels_first, size, mode="area").round().to(torch.uint8)
+    smaller: NDArray[np.uint8] = resized.permute(0, 2, 3, 1).contiguous().numpy()
+    return smaller

@@ -1,0 +1,232 @@
+"""Teaching a TMLC-Net that transfers: record episodes, learn from them, record more with it, learn from all.
+
+The first generation of episodes is trained on the given labels. In the second the corrector learned from the
+first rewrites them, so that the final one also knows the dynamics of networks that are being corrected.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from relabel import __version__, checkpoint
+from relabel.correctors.base import Memory
+from relabel.correctors.files import CorrectorFile
+from relabel.correctors.tmlc_net import TMLCNet, kept, normalized_features
+from relabel.data.images import probe_sizes
+from relabel.data.loading import decode_all
+from relabel.data.sources import open_source
+from relabel.device import Compute, resolve
+from relabel.errors import RelabelError
+from relabel.output import calibration
+from relabel.output.calibration import Experience, Solved
+from relabel.output.labelling import versions
+from relabel.progress import Silent, Watcher
+from relabel.transfer.episodes import Episode, Pool, Recording, draw, record
+
+_STEPS = 4_000
+_PAIRS = 3_000  # (row, class) pairs a step
+_LEARNING_RATE = 3e-3
+_FIRST_SHARE = 0.12  # of an episode's epochs, before which nobody asks a corrector for anything
+_LARGEST = 32  # px
+
+
+@dataclass(frozen=True)
+class PretrainConfig:
+    """`relabel pretrain`.
+
+    sources: with true labels; episodes: of each of the two generations; folder: keeps the recordings, and
+    those that are there already are not made again.
+    """
+
+    sources: tuple[str, ...]
+    folder: Path
+    episodes: int = 120
+    steps: int = _STEPS
+    seed: int = 0
+    device: str = "auto"
+    amp: str = "auto"
+
+    def __post_init__(self) -> None:
+        """Refuse values no run can have; the message names the flag."""
+        for flag, value, least in (("--episodes", self.episodes, 2), ("--steps", self.steps, 1)):
+            if value < least:
+                raise RelabelError(f"{flag} {value}: must be at least {least}.")
+        if not 0 <= self.seed < 2**63:
+            raise RelabelError(f"--seed {self.seed}: must lie between 0 and 2^63 - 1.")
+
+
+def pretrain(config: PretrainConfig, watcher: Watcher | None = None) -> CorrectorFile:
+    """Meta-train a TMLC-Net on sources whose labels are true.
+
+    Writes its recordings to `config.folder`, which must exist. Raises RelabelError for anything wrong with
+    flags or input, before any training.
+    """
+    watcher = watcher or Silent()
+    compute = resolve(config.device, config.amp)
+    pools = _pools(config, compute, watcher)
+    recordings: list[Recording] = []
+    corrector: TMLCNet | None = None
+    for generation in (1, 2):
+        made = _record_all(generation, corrector, pools, config, compute, watcher)
+        recordings += made
+        corrector = learn(recordings, config.steps, config.seed, watcher)
+    assert corrector is not None
+    experience = experienced(made, config.seed)
+    trained = {
+        "sources": [
+            {"name": pool.name, "rows": len(pool.true), "classes": len(pool.class_names)} for pool in pools
+        ],
+        "episodes": len(recordings),
+        "steps": config.steps,
+        "seed": config.seed,
+        "versions": versions(),
+    }
+    return CorrectorFile.of(corrector, "tmlc", 2, 1, {}, trained, experience)
+
+
+def learn(recordings: Sequence[Recording], steps: int, seed: int, watcher: Watcher) -> TMLCNet:
+    """A TMLC-Net that has learned to name the true label, at any time of any of the recordings."""
+    torch.manual_seed(seed)
+    rng = np.random.default_rng(seed)
+    corrector = TMLCNet(2, 1)
+    optimizer = torch.optim.AdamW(corrector.parameters(), lr=_LEARNING_RATE, weight_decay=1e-2)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, _LEARNING_RATE, steps, pct_start=0.05)
+    dynamics = [Dynamics.of(recording) for recording in recordings]
+    watcher.stage("Learning", steps)
+    for _ in range(steps):
+        drawn = int(rng.integers(len(recordings)))
+        recording = recordings[drawn]
+        count, epochs, classes = recording.probability.shape
+        passed = int(rng.integers(max(2, round(_FIRST_SHARE * epochs)), epochs + 1))
+        rows = torch.from_numpy(rng.permutation(count)[: max(64, _PAIRS // classes)])
+        loss = corrector.trusted_loss(
+            recording.given[rows], recording.true[rows], dynamics[drawn].memory(rows, passed)
+        )
+        optimizer.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        torch.nn.utils.clip_grad_norm_(corrector.parameters(), 1.0)
+        optimizer.step()
+        schedule.step()
+        watcher.advance()
+    return corrector.requires_grad_(False)
+
+
+@dataclass(frozen=True)
+class Dynamics:
+    """TMLC-Net's features of a whole recording: losses [n, E, C, 2] and entropy [n, E]."""
+
+    losses: Tensor
+    entropy: Tensor
+
+    @classmethod
+    def of(cls, recording: Recording) -> Dynamics:
+        """Computed once, because a step needs eight epochs of them."""
+        everyone = torch.ones(len(recording.given), dtype=torch.bool)
+        found = [
+            normalized_features(probability.float(), recording.given, everyone)
+            for probability in recording.probability.unbind(dim=1)
+        ]
+        losses, entropy = (
+            torch.stack([part.half() for part in parts], dim=1) for parts in zip(*found, strict=True)
+        )
+        return cls(losses, entropy)
+
+    def memory(self, rows: Tensor, epochs: int) -> Memory:
+        """What a corrector remembers of `rows` after so many epochs."""
+        stored = kept(epochs)
+        return {"losses": self.losses[rows][:, stored], "entropy": self.entropy[rows][:, stored]}
+
+
+def experienced(recordings: Sequence[Recording], seed: int) -> Experience:
+    """What the ends of corrected runs teach on calibration."""
+    solved = []
+    for recording in recordings:
+        given, soft_label = recording.given.numpy(), recording.soft_label.double().numpy()
+        evidence = {
+            "mean": recording.mean.numpy(),
+            "last": recording.last.float().numpy(),
+            calibration.CORRECTOR: soft_label,
+        }
+        transition = calibration.estimated_transition(soft_label, given)
+        solved.append(Solved(evidence, given, recording.true.numpy(), transition))
+    return calibration.learn(solved, seed)
+
+
+def _pools(config: PretrainConfig, compute: Compute, watcher: Watcher) -> list[Pool]:
+    pools = []
+    for name in config.sources:
+        source = open_source(name)
+        for warning in source.warnings:
+            watcher.warn(warning)
+        size = max(8, min(_LARGEST, probe_sizes(source.references)))
+        watcher.stage("Decoding", len(source))
+        images, unreadable = decode_all(source.references, size, set(source.errors), watcher.advance)
+        usable = source.given >= 0
+        usable[[*source.errors, *unreadable]] = False
+        if len(np.unique(source.given[usable])) < 2:
+            raise RelabelError(
+                f"{source.location}: fewer than two classes have an image that can be read.",
+                "Name another source, with true labels.",
+            )
+        pools.append(Pool(Path(name).name, images[usable], source.given[usable], source.class_names, compute))
+    return pools
+
+
+def _record_all(
+    generation: int,
+    corrector: TMLCNet | None,
+    pools: Sequence[Pool],
+    config: PretrainConfig,
+    compute: Compute,
+    watcher: Watcher,
+) -> list[Recording]:
+    """The recordings of one generation, those in the folder as they are."""
+    digest = checkpoint.fingerprint(
+        {
+            "seed": config.seed,
+            # The second generation is made with what was learned from the whole first one.
+            "learned": None if corrector is None else [config.episodes, config.steps],
+            "pools": [[pool.name, pool.images.shape, pool.true.tolist()] for pool in pools],
+            "compute": compute.describe(),
+            "versions": [__version__, torch.__version__],
+        }
+    )
+    numbers = range((generation - 1) * config.episodes, generation * config.episodes)
+    episodes = [draw(number, config.seed, pools) for number in numbers]
+    watcher.stage(f"Recording {generation}/2", sum(episode.epochs for episode in episodes))
+    recordings = []
+    for episode in episodes:
+        path = config.folder / f"{episode.number:04d}.episode"
+        recording = _restored(path, digest)
+        if recording is None:
+            pool = pools[episode.number % len(pools)]
+            recording = record(episode, pool, corrector, compute)
+            checkpoint.save(path, recording.state(), digest)
+        recordings.append(recording)
+        watcher.advance(episode.epochs)
+        watcher.say(_told(episode, recording))
+    return recordings
+
+
+def _restored(path: Path, digest: str) -> Recording | None:
+    try:
+        return Recording.restored(checkpoint.load(path, digest)) if path.exists() else None
+    except RelabelError:  # damaged, or of a run with other settings: made anew
+        return None
+
+
+def _told(episode: Episode, recording: Recording) -> str:
+    noises = " and ".join(f"{kind} {rate:.2f}" for kind, rate in episode.noises)
+    right = (recording.given == recording.true).float().mean().item()
+    found = (recording.mean.argmax(dim=1) == recording.true).float().mean().item()
+    return (
+        f"Episode {episode.number + 1}: {episode.rows:,} rows of {episode.pool} in {len(episode.classes)} "
+        f"classes, {noises}, {episode.backbone} at {episode.image_size} px, {episode.epochs} epochs: "
+        f"{right * 100:.1f} % of the labels right, of the average prediction {found * 100:.1f} %."
+    )
