@@ -37,7 +37,7 @@ RECIPES = {
     for recipe in (
         Recipe("mslc", meta_learning_rate=1e-4),
         Recipe("mlc"),
-        Recipe("metalabelnet", warmup=0.75),
+        Recipe("metalabelnet", warmup=0.5),
         Recipe("tmlc", meta_learning_rate=3e-3, meta_every=4),
         Recipe("none"),
     )

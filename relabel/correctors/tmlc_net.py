@@ -21,6 +21,9 @@ Eq. 10's target, the smoothed given label, has label smoothing as its optimum an
 set. They pass through training under their corrected label like any other row, so that their dynamics are
 those of the rows to correct. A few of them teach little, so with M of them the soft label keeps a share of
 10 / (M + 10) for the given label.
+
+With more than 20 classes a row's history is that of 20 candidates, its given label and what the backbone
+thinks likeliest early on; the other classes get no share of the soft label.
 """
 
 from __future__ import annotations
@@ -36,12 +39,16 @@ from relabel.correctors.base import Corrector, Epoch, Memory, WarmUp
 _FLOOR = 1e-4  # of p: what bf16 logits resolve
 _SMOOTHING = 0.1  # ε of eq. 10
 _PSEUDO_ROWS = 10
+_IGNORED = -100
 _KEPT = 16  # epochs in a history, beside the newest: memory does not grow with the length of the run
+_CANDIDATES = 20  # classes of a row that have a history, where there are more
+_CHOICES = (0, 1, 2, 4)  # epochs after which they are chosen, each time anew: the first know little
 _REPLAYED = 8  # of them, the LSTM runs through; on recorded runs more cost time and gained nothing
 
 
 class TMLCNet(Corrector):
-    """Class-wise TMLC-Net with memory `losses` [N, K, C, 2] (CNL, GNL) and `entropy` [N, K] of `kept` epochs.
+    """Class-wise TMLC-Net with memory `losses` [N, K, C, 2] (CNL, GNL) and `entropy` [N, K] of `kept` epochs,
+    and beyond 20 classes `candidates` [N, 20], the classes that the histories are of.
 
     target: `verified`, the trusted rows' verified label, or `given`, eq. 10.
     without: the ablations of table V: `nnp` takes raw losses and entropies, `tse` the last epoch alone,
@@ -60,6 +67,7 @@ class TMLCNet(Corrector):
         hidden: int = 64,
     ) -> None:
         super().__init__()
+        self.num_classes = num_classes
         self.target = target
         self.without = without
         self.register_buffer("kept_share", torch.zeros(()))
@@ -78,14 +86,20 @@ class TMLCNet(Corrector):
         losses, entropy = normalized_features(
             epoch.probability, epoch.given, epoch.trained, raw=self.without == "nnp"
         )
+        memory, passed = dict(epoch.memory), epoch.number
+        if epoch.probability.shape[1] > _CANDIDATES:
+            if "candidates" not in memory or epoch.number in _CHOICES:
+                memory = {"candidates": _likeliest(epoch.probability, epoch.given)}
+            passed = epoch.number - max(choice for choice in _CHOICES if choice <= epoch.number)
+            losses = losses.gather(1, memory["candidates"].long()[:, :, None].expand(-1, -1, 2))
         # Halves: the history is the largest thing the ledger holds.
         losses, entropy = losses[:, None].half(), entropy[:, None].half()
-        if "losses" in epoch.memory and self.without != "tse":
-            before, after = kept(epoch.number), kept(epoch.number + 1)
+        if "losses" in memory and self.without != "tse":
+            before, after = kept(passed), kept(passed + 1)
             stay = [place for place, number in enumerate(before) if number in after]
-            losses = torch.cat([epoch.memory["losses"][:, stay], losses], dim=1)
-            entropy = torch.cat([epoch.memory["entropy"][:, stay], entropy], dim=1)
-        return {"losses": losses, "entropy": entropy}
+            losses = torch.cat([memory["losses"][:, stay], losses], dim=1)
+            entropy = torch.cat([memory["entropy"][:, stay], entropy], dim=1)
+        return {**memory, "losses": losses, "entropy": entropy}
 
     def encode(
         self, given: Tensor, memory: Memory, state: tuple[Tensor, Tensor] | None = None
@@ -98,7 +112,7 @@ class TMLCNet(Corrector):
             [
                 losses,
                 entropy[:, :, None, None].expand(-1, -1, classes, 1),
-                _one_hot(given, losses[:, 0, :, 0])[:, None, :, None].expand(-1, epochs, -1, 1),
+                self._is(given, memory).to(dtype)[:, None, :, None].expand(-1, epochs, -1, 1),
             ],
             dim=3,
         )
@@ -110,24 +124,38 @@ class TMLCNet(Corrector):
         scores = self._scores(given, memory)
         soft_label = torch.softmax(scores, dim=1)
         if self.without == "sd":
-            soft_label = _one_hot(scores.argmax(dim=1), scores)
-        return (1 - self.kept_share) * soft_label + self.kept_share * _one_hot(given, scores)
+            soft_label = F.one_hot(scores.argmax(dim=1), scores.shape[1]).to(scores.dtype)
+        soft_label = (1 - self.kept_share) * soft_label + self.kept_share * self._is(given, memory)
+        if "candidates" in memory:
+            everywhere = soft_label.new_zeros(len(given), self.num_classes)
+            soft_label = everywhere.scatter(1, memory["candidates"].long(), soft_label)
+        return soft_label
 
     def trusted_loss(self, given: Tensor, true: Tensor, memory: Memory) -> Tensor:
         """Mean KL(target ‖ q) (eq. 11) up to the target's own entropy."""
         scores = self._scores(given, memory)
-        if self.target == "given":
-            return F.cross_entropy(scores, given, label_smoothing=_SMOOTHING)
-        return F.cross_entropy(scores, true)
+        smoothing = _SMOOTHING if self.target == "given" else 0.0
+        is_target = self._is(given if self.target == "given" else true, memory)
+        # A verified class that is no candidate teaches nothing.
+        position = torch.where(is_target.any(dim=1), is_target.to(torch.uint8).argmax(dim=1), _IGNORED)
+        loss = F.cross_entropy(
+            scores, position, label_smoothing=smoothing, ignore_index=_IGNORED, reduction="sum"
+        )
+        return loss / is_target.any(dim=1).sum().clamp(min=1)
 
     def _scores(self, given: Tensor, memory: Memory) -> Tensor:
         epochs = memory["entropy"].shape[1]
         if epochs > _REPLAYED:
             # Evenly, but for the first sixth, when the backbone knows next to nothing.
             replayed = torch.linspace(epochs // 6, epochs - 1, _REPLAYED).round().long()
-            memory = {name: memory[name][:, replayed] for name in ("losses", "entropy")}
+            memory = {**memory, **{name: memory[name][:, replayed] for name in ("losses", "entropy")}}
         scores: Tensor = self.decoder(self.encode(given, memory)[0]).squeeze(2)
         return scores
+
+    def _is(self, labels: Tensor, memory: Memory) -> Tensor:
+        """[B, C or candidates] bool: which class a label [B] is; none for −1."""
+        classes = memory.get("candidates", torch.arange(memory["losses"].shape[2], device=labels.device))
+        return labels[:, None] == classes
 
 
 def kept(epochs: int) -> list[int]:
@@ -138,9 +166,12 @@ def kept(epochs: int) -> list[int]:
     return sorted({*range(stride - 1, epochs, stride), epochs - 1} - {-1})
 
 
-def _one_hot(labels: Tensor, like: Tensor) -> Tensor:
-    """[B, C] in the shape and type of `like`; zeros for −1."""
-    return (labels[:, None] == torch.arange(like.shape[1], device=like.device)).to(like.dtype)
+def _likeliest(probability: Tensor, given: Tensor) -> Tensor:
+    """Each row's given label and its likeliest classes [N, 20], in order; probability: [N, C]."""
+    rows = torch.arange(len(given))[given >= 0]
+    preferred = probability.clone()
+    preferred[rows, given[rows]] = 2.0
+    return preferred.topk(_CANDIDATES, dim=1).indices.sort(dim=1).values.to(torch.int32)
 
 
 def normalized_features(

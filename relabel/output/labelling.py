@@ -160,6 +160,8 @@ def promise_sentence(fitted: Calibration, promise: Promise) -> str:
     percent = f"{promise.precision * 100:g} %"
     if fitted.withheld:
         return "On the probe rows corrections did more harm than good, so every given label is kept."
+    if fitted.borrowed:
+        return _borrowed_sentence(percent, promise)
     judged = f"{promise.right} of the {promise.probes} probe rows relabelled with such confidence are right"
     if promise.threshold is not None:
         return f"At least {percent} of the fixes are expected to be right; {judged}."
@@ -172,4 +174,17 @@ def promise_sentence(fitted: Calibration, promise: Promise) -> str:
     return (
         f"The probe rows do not support {percent}: {judged}, so no row is marked fix; lower --precision or "
         f"verify more rows."
+    )
+
+
+def _borrowed_sentence(percent: str, promise: Promise) -> str:
+    judged = (
+        f"of {promise.probes:,} rows relabelled with such confidence on the data the corrector learned from, "
+        f"{promise.right:,} are right"
+    )
+    if promise.threshold is None:
+        return f"No row is marked fix at {percent}: {judged}. Verified rows (--trusted) can support more."
+    return (
+        f"If these images are like the data the corrector learned from, at least {percent} of the fixes are "
+        f"right: {judged}. Verified rows (--trusted) would tell."
     )

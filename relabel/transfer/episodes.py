@@ -78,7 +78,7 @@ class Pool:
 
 @dataclass(frozen=True)
 class Episode:
-    """One run to be recorded: `noises` are (model, rate), put on the labels one after the other."""
+    """One run to be recorded: `noises` are (model, rate), each put on labels that are still right."""
 
     number: int
     pool: str
@@ -175,7 +175,8 @@ def record(episode: Episode, pool: Pool, corrector: Corrector | None, compute: C
     names = [pool.class_names[label] for label in episode.classes]
     for kind, rate in episode.noises:
         seed = int(rng.integers(2**31))
-        given = noise.corrupt(given, names, noise=kind, rate=rate, seed=seed, images=subset).labels
+        noisy = noise.corrupt(true, names, noise=kind, rate=rate, seed=seed, images=subset).labels
+        given = np.where(given == true, noisy, given)
     classes = len(names)
     torch.manual_seed(episode.seed)
     backbone = backbones.build(episode.backbone, classes, episode.image_size)

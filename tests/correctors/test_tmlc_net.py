@@ -258,20 +258,72 @@ def test_renaming_the_classes_renames_features_and_soft_labels() -> None:
     )
 
 
-def test_the_same_weights_run_at_ten_classes_and_at_a_hundred() -> None:
-    ten, hundred = corrector(10), TMLCNet(100, 2 * D).double()
-    hundred.load_state_dict(ten.state_dict())
+def many_classes(made: TMLCNet, epochs: int, classes: int = 100) -> tuple[Memory, Tensor, list[Tensor]]:
+    """Memory after some epochs over many classes, the given labels (one row has none), the predictions."""
     generator = torch.Generator().manual_seed(0)
     given = torch.randint(10, (N,), generator=generator)
-    probability = torch.randn(N, 100, generator=generator).double().softmax(dim=1)
-    memory = hundred.observe(replace(epoch(probability, {}), given=given))
+    given[5] = -1
+    trained = given >= 0
+    memory: Memory = {}
+    predictions = []
+    for number in range(epochs):
+        predictions.append((3 * torch.randn(N, classes, generator=generator).double()).softmax(dim=1))
+        finished = epoch(predictions[-1], memory, number)
+        memory = {**memory, **made.observe(replace(finished, given=given, trained=trained))}
+    return memory, given, predictions
+
+
+def test_the_same_weights_run_at_twenty_classes_and_at_a_hundred() -> None:
+    twenty, hundred = corrector(20), TMLCNet(100, 2 * D).double()
+    hundred.load_state_dict(twenty.state_dict())
+    memory, given, _ = many_classes(hundred, 7)
     wide = hundred.soft_label(torch.empty(0), given, memory)
     assert wide.shape == (N, 100)
     torch.testing.assert_close(wide.sum(dim=1), torch.ones(N).double())
-    # The score of a pair is the same beside nine other classes as beside ninety-nine.
-    first = {"losses": memory["losses"][:, :, :10], "entropy": memory["entropy"]}
-    narrow = ten.soft_label(torch.empty(0), given, first)
-    torch.testing.assert_close(wide[:, :10] / wide[:, :10].sum(dim=1, keepdim=True), narrow)
+    assert ((wide > 0).sum(dim=1) <= 20).all()
+    candidates = memory["candidates"].long()
+    histories = {name: memory[name] for name in ("losses", "entropy")}
+    places = torch.where(given >= 0, (candidates == given[:, None]).int().argmax(dim=1), -1)
+    narrow = twenty.soft_label(torch.empty(0), places, histories)
+    torch.testing.assert_close(wide.gather(1, candidates), narrow)
+
+
+@pytest.mark.parametrize(
+    ("epochs", "chosen", "stored"), [(1, 0, 1), (2, 1, 1), (4, 2, 2), (5, 4, 1), (9, 4, 5)]
+)
+def test_beyond_twenty_classes_the_given_and_the_likeliest_have_a_history(
+    epochs: int, chosen: int, stored: int
+) -> None:
+    made = TMLCNet(100, D).double()
+    memory, given, predictions = many_classes(made, epochs)
+    assert memory["candidates"].shape == (N, 20)
+    assert memory["losses"].shape == (N, stored, 20, 2)
+    for row in range(N):
+        candidates = set(memory["candidates"][row].tolist())
+        assert len(candidates) == 20
+        likeliest = predictions[chosen][row].topk(20).indices.tolist()
+        expected = {int(given[row]), *likeliest} if given[row] >= 0 else set(likeliest)
+        assert candidates <= expected
+        assert given[row] < 0 or int(given[row]) in candidates
+        assert set(likeliest[:19]) <= candidates
+    losses, _ = normalized_features(predictions[-1], given, given >= 0)
+    own = losses.gather(1, memory["candidates"].long()[:, :, None].expand(-1, -1, 2))
+    torch.testing.assert_close(memory["losses"][:, -1], own.half())
+
+
+def test_a_verified_class_that_is_no_candidate_teaches_nothing() -> None:
+    made = TMLCNet(100, D).double()
+    memory, given, _ = many_classes(made, 6)
+    candidates = memory["candidates"].long()
+    inside = candidates[:, 3]
+    outside = torch.tensor([min(set(range(100)) - set(row.tolist())) for row in candidates])
+    half = torch.arange(N) % 2 == 0
+    mixed = made.trusted_loss(given, torch.where(half, inside, outside), memory)
+    alone = made.trusted_loss(given[half], inside[half], {key: value[half] for key, value in memory.items()})
+    torch.testing.assert_close(mixed, alone)
+    nothing = made.trusted_loss(given, outside, memory)
+    assert nothing.item() == 0
+    assert all(not grad.any() for grad in torch.autograd.grad(nothing, list(made.parameters())))
 
 
 def test_without_normalization_the_features_are_losses_and_entropies() -> None:
