@@ -8,17 +8,19 @@
 A *setting* is where the labels come from: `human` (the file's `label`; the truth is its `clean_label`), or
 noise that `relabel corrupt` puts on the true labels, written NOISE-RATE: `symmetric-0.4`,
 `instance-dependent-0.4` or any other of its models, `asymmetric` with CIFAR-10's usual map. A *method* is a
-corrector, run by `relabel fit` as a user would type it, or one of three baselines that do without relabel
-(`baselines.py`), at the same backbone, image size, augmentation and schedule. Verified rows are drawn at
-random for each seed, given to every method and left out of every figure. The options listed below go to
-every method; options that are not this script's go to `relabel fit` alone. `--rows N` takes the first N rows
-of the data.
+corrector, run by `relabel fit` as a user would type it; `apply`, which is `relabel apply` with the corrector
+that comes with relabel and no verified row; or one of three baselines that do without relabel
+(`baselines.py`). All have the same backbone, image size, augmentation and schedule. Verified rows are drawn
+at random for each seed, given to every method but `apply` and left out of every figure. The options listed
+below go to every method; options that are not this script's go to `relabel` alone. `--rows N` takes the first
+N rows of the data.
 
 Finished runs are kept in `--output` at once, and a run that is there already is not repeated: a long table
 can be made in several goes. The tables show every run of that file made under the same conditions, also of
 other methods, settings and seeds; `--methods` without a name runs nothing and only shows them. Seconds are
 those of labelling, test images not included, and peak memory that of the process that did it. Test accuracy
-is that of the finished network: `fit --save-model`, then `predict` on images without a label.
+is that of the finished network: `fit --save-model`, then `predict` on images without a label; with `none` and
+`tmlc` a quarter of the verified rows is then kept for the model, which costs their labels a little.
 
 `speed` times an epoch of the meta phase against bare training loops and against `none`, in the same process
 and in turns, on random images (2,560 of them, or `--rows`).
@@ -48,7 +50,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from relabel.correctors import REGISTRY
 from relabel.errors import RelabelError
 from relabel.files import atomic_path, check_output
 from relabel.noise import NOISE_MODELS
@@ -57,7 +58,7 @@ if TYPE_CHECKING:
     from relabel.device import Compute
 
 BASELINES = ("cleanlab", "fine-tune", "trusted-only")
-METHODS = ("none", "mslc", "mlc", "metalabelnet", "tmlc", *BASELINES)
+METHODS = ("none", "mslc", "mlc", "metalabelnet", "tmlc", "apply", *BASELINES)
 SETTINGS = {
     "cifar10n": (
         "human", "symmetric-0.2", "symmetric-0.4", "symmetric-0.6", "asymmetric-0.4",
@@ -171,7 +172,7 @@ def parse() -> tuple[argparse.Namespace, argparse.ArgumentParser]:
     parser.add_argument(
         "--settings", nargs="+", help="default: all six for cifar10n, symmetric-0.3 for trashnet"
     )
-    parser.add_argument("--methods", nargs="*", default=list(METHODS), help="default: all eight")
+    parser.add_argument("--methods", nargs="*", default=list(METHODS), help="default: all nine")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--rows", type=int, help="the first so many rows of the data (not trashnet)")
     parser.add_argument("--trusted", type=int, help="verified rows (default: 1,000; trashnet 300)")
@@ -196,8 +197,8 @@ def parse() -> tuple[argparse.Namespace, argparse.ArgumentParser]:
         if not _is_setting(setting) or (setting == "human" and arguments.benchmark != "cifar10n"):
             parser.error(f"--settings {setting}: not a setting of {arguments.benchmark}")
     for method in arguments.methods:
-        if method not in (*REGISTRY, *BASELINES):
-            parser.error(f"--methods {method}: not one of {', '.join([*REGISTRY, *BASELINES])}")
+        if method not in METHODS:
+            parser.error(f"--methods {method}: not one of {', '.join(METHODS)}")
     try:
         for output in filter(None, (arguments.output, arguments.markdown)):
             check_output(output, overwrite=True)
@@ -254,7 +255,8 @@ def count_rows(arguments: argparse.Namespace) -> int:
 def is_done(run: Run, arguments: argparse.Namespace) -> bool:
     """Whether the output holds this run, with a test accuracy if one is asked for."""
     return any(
-        _key(result) == asdict(run) and not (arguments.test and result.get("test_accuracy") is None)
+        _key(result) == asdict(run)
+        and (not arguments.test or run.method == "apply" or result.get("test_accuracy") is not None)
         for result in read_results(arguments.output)
     )
 
@@ -358,6 +360,18 @@ def draw_trusted(run: Run, labels: Path, folder: Path) -> Path:
     return path
 
 
+def unverified(labels: Path, trusted: Path, folder: Path) -> Path:
+    """The truth of the rows that the other methods are judged by: those that nobody gave them."""
+    with trusted.open(newline="", encoding="utf-8") as file:
+        verified = {row["file_name"] for row in csv.DictReader(file)}
+    with labels.open(newline="", encoding="utf-8") as file:
+        rows = [row for row in csv.DictReader(file) if row["file_name"] not in verified]
+    path = folder / "unverified.csv"
+    columns = ("file_name", "clean_label")
+    write_csv(path, columns, [tuple(row[column] for column in columns) for row in rows])
+    return path
+
+
 def measure(run: Run, data: Data, labels: Path, trusted: Path, folder: Path) -> dict[str, float | None]:
     """Label the source with one method and hold the result against the truth."""
     output, predicted, model = folder / "labels.parquet", folder / "test.parquet", folder / "model.pt"
@@ -368,17 +382,24 @@ def measure(run: Run, data: Data, labels: Path, trusted: Path, folder: Path) -> 
         finished = timed(script, run.method, *files, *run.flags, *test)
         more = json.loads(finished.printed)
         seconds = finished.seconds - more.pop("test_seconds")
+    elif run.method == "apply":
+        finished = timed(
+            "-m", "relabel", "apply", data.source, "--labels", labels, "-o", output, "-q", *run.flags
+        )
+        more, seconds = {}, finished.seconds
     else:
         save = ["--save-model", model] if data.test else []
         finished = timed("-m", "relabel", "fit", *files, "--corrector", run.method, "-q", *run.flags, *save)
         more, seconds = {}, finished.seconds
         if data.test:
             relabel("predict", data.test, "--model", model, "-o", predicted, "-q", *_where(run.flags))
-    evaluation = evaluate(output, labels)
+    truth = unverified(labels, trusted, folder) if run.method == "apply" else labels
+    evaluation = evaluate(output, truth)
     wrong = round(evaluation["noise_rate"] * evaluation["rows"])
     evaluation["judged_rows"] = evaluation.pop("rows")  # `rows` counts the verified ones too
     evaluation.pop("fix_precision_interval")
-    test_accuracy = evaluate(predicted, data.test_truth)["unlabelled_accuracy"] if data.test_truth else None
+    tested = data.test_truth if predicted.exists() else None
+    test_accuracy = evaluate(predicted, tested)["unlabelled_accuracy"] if tested else None
     return {
         **evaluation,
         **more,
