@@ -222,10 +222,8 @@ def fit(
     labelled = given >= 0
     if transition is None:
         transition = smoothed_transition(counts)
-        # A probe's own verified pair must not stand in the matrix that scores it.
         likelihood = np.ones((len(true), num_classes))
-        for row in np.flatnonzero(labelled):
-            likelihood[row] = _leave_one_out(counts, true[row], given[row])
+        likelihood[labelled] = _leave_one_out(counts, true[labelled], given[labelled])
     else:
         likelihood = transition[:, given].T
     features = _features(evidence, given, likelihood)
@@ -318,10 +316,21 @@ def estimated_transition(soft_label: Floats, given: Labels) -> Floats:
     return smoothed_transition(_joint(soft_label, given))
 
 
-def _leave_one_out(counts: NDArray[np.int64], true: int, given: int) -> Floats:
-    rest = counts.copy()
-    rest[true, given] -= 1
-    return smoothed_transition(rest)[:, given]
+def _leave_one_out(counts: NDArray[np.int64], true: Labels, given: Labels) -> Floats:
+    """p(given | true) [P, C] for each class, of probes [P] whose own pairs are taken out of `counts` first.
+
+    A probe's own verified pair must not stand in the matrix that scores it: `smoothed_transition` without it,
+    but only the column that is asked for.
+    """
+    probes, classes = np.arange(len(true)), len(counts)
+    columns, rows = counts[:, given].T.astype(np.float64), np.tile(counts.sum(axis=1), (len(true), 1))
+    columns[probes, true] -= 1
+    rows[probes, true] -= 1
+    total, wrong = counts.sum() - 1, counts.sum() - np.trace(counts) - (given != true)
+    rate = ((wrong + 1) / (total + 2))[:, None]
+    prior = np.where(np.arange(classes) == given[:, None], 1 - rate, rate / (classes - 1))
+    smoothed: Floats = (columns + classes * prior) / (rows + classes)
+    return smoothed
 
 
 def _features(evidence: Mapping[str, NDArray[np.floating]], given: Labels, likelihood: Floats) -> Floats:
