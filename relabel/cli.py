@@ -414,11 +414,13 @@ def pretrain(
     it stopped when it is repeated.
     """
     arguments: list[str] = context.obj
-    folder = recordings or output.with_name(f".{output.name}.recordings")
+    folder = recordings or _hidden_beside(output, "recordings")
     read = {f"SOURCE {number}": Path(source) for number, source in enumerate(sources, 1)}
     _check_outputs({"--output": output}, read, overwrite)
     if folder.exists() and not folder.is_dir():
         raise RelabelError(f"--recordings {folder} is not a folder.", "Name another one.")
+    if folder.resolve() == output.resolve():
+        raise RelabelError(f"--recordings {folder} is also --output.", "Choose another name.")
     for source in sources:
         _check_source(source)
 
@@ -436,14 +438,22 @@ def pretrain(
     console = _console(stderr=True)
     try:
         folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise RelabelError(
+            f"--recordings {folder} could not be made: {error.strerror}.", "Name another folder."
+        ) from error
+    kept = f"The recorded runs in {folder} are kept; continue with: {shlex.join(['relabel', *arguments])}"
+    try:
         with Terminal(console, quiet) as watcher:
             corrector = pretrain(config, watcher)
         corrector.save(output)
-    except Stopped as stop:
-        command = shlex.join(["relabel", *arguments])
-        raise stop.saying(f"The recorded runs in {folder} are kept; continue with: {command}") from None
-    except RelabelError:
-        if recordings is None and not any(folder.glob("*")):
+    except (Stopped, RelabelError) as error:
+        if any(folder.iterdir()):
+            if isinstance(error, Stopped):
+                raise error.saying(kept) from None
+            if isinstance(error, RunError):
+                raise RunError(error.message, f"{error.hint} {kept}".strip()) from error
+        elif recordings is None:
             folder.rmdir()
         raise
     if recordings is None:
@@ -773,8 +783,12 @@ def _checkpoint_path(output: str, arguments: Sequence[str]) -> Path:
     if output == "-":
         words = "\0".join(word for word in arguments if word != "--resume")
         return Path(f".relabel-{hashlib.sha256(words.encode(errors='replace')).hexdigest()[:8]}.checkpoint")
-    path = Path(output)
-    return path.with_name(f".{path.name}.checkpoint")
+    return _hidden_beside(Path(output), "checkpoint")
+
+
+def _hidden_beside(path: Path, suffix: str) -> Path:
+    # Not `with_name`, which refuses a folder's name such as "." before anyone could say what is wrong.
+    return path.parent / f".{path.name}.{suffix}"
 
 
 def _parse_options(pairs: Sequence[str]) -> dict[str, str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
@@ -193,7 +194,7 @@ def _split(
         meta = np.concatenate([meta, external])
     elif corrector.trains_on_meta_rows:
         meta = meta[given[rows[meta]] >= 0]
-    if learns and len(rows) and len(meta) == 0:
+    if learns and len(meta) == 0 and (len(rows) or config.trusted is None):
         raise RelabelError(
             "--trusted: too few verified rows for this corrector to learn from.",
             "Verify more labelled images of SOURCE, or use --corrector none.",
@@ -286,9 +287,12 @@ def _frozen_features(
 
 def _train(training: Training, config: FitConfig, source: Source, split: _Split, watcher: Watcher) -> None:
     """Run the epochs, with a checkpoint after each when the config names one."""
+    # What is in the corrector's file counts, not where it lies.
+    pretrained = config.pretrained and hashlib.sha256(config.pretrained.read_bytes()).hexdigest()
+    settled = {"checkpoint": None, "resume": None, "precision": None, "pretrained": pretrained}
     digest = checkpoint.fingerprint(
         {
-            "config": {**asdict(config), "checkpoint": None, "resume": None, "precision": None},
+            "config": asdict(config) | settled,
             "files": source.file_names,
             "given": source.given.tolist(),
             "split": [rows.tolist() for rows in vars(split).values()],

@@ -22,17 +22,25 @@ from torch import Tensor
 from relabel import backbones, noise
 from relabel.correctors.base import Corrector
 from relabel.correctors.plain import Plain
+from relabel.correctors.tmlc_net import TMLCNet
 from relabel.data.loading import AUGMENTATIONS, ImageInputs
 from relabel.device import Compute
 from relabel.training import Rows, Schedule, Training, default_learning_rate
 
-_NOISE = ("symmetric", "flip-random", "flip-to-one", "feature-dependent", "instance-dependent")
-_RATES = (0.02, 0.65)
+# Noise models and the largest share of wrong labels; beyond it a wrong class may outnumber the right one.
+_NOISE = {
+    "symmetric": 0.65,
+    "flip-random": 0.5,
+    "flip-to-one": 0.4,
+    "feature-dependent": 0.4,
+    "instance-dependent": 0.45,
+}
+_LEAST_RATE = 0.02
 _BACKBONES = {"cnn8": 0.8, "resnet18": 0.1, "mobilenet_v3_small": 0.1}
-_SIZES = (12, 16, 20, 24, 32)
-_ROWS = (200, 4_000)
+_SIZES = {12: 0.3, 16: 0.4, 24: 0.2, 32: 0.1}
+_ROWS = (200, 5_000)
 _EPOCHS = (10, 60)
-_EFFORT = 60_000  # images of 16 px an episode may show its network: under a minute of two cores
+_EFFORT = 90_000  # images of 16 px an episode may show its network: about a minute of two cores
 _JUDGE_SAMPLES = 40_000  # shown to the network whose boundaries make noise depend on features
 
 
@@ -130,20 +138,23 @@ def draw(number: int, seed: int, pools: Sequence[Pool]) -> Episode:
     """Episode `number` of those that `seed` stands for."""
     rng = np.random.default_rng([seed, number])
     pool = pools[number % len(pools)]
-    total = len(pool.class_names)
-    count = total if rng.random() < 0.4 else int(rng.integers(2, total + 1))
-    classes = np.sort(rng.permutation(total)[:count])
+    present = np.unique(pool.true)  # a class folder may be empty
+    count = len(present) if rng.random() < 0.4 else int(rng.integers(2, len(present) + 1))
+    classes = np.sort(rng.permutation(present)[:count])
     available = int(np.isin(pool.true, classes).sum())
     native = pool.images.shape[1]
-    size = int(rng.choice([size for size in _SIZES if size <= native] or [native]))
+    sizes = {size: share for size, share in _SIZES.items() if size <= native} or {native: 1.0}
+    size = int(rng.choice(list(sizes), p=np.array(list(sizes.values())) / sum(sizes.values())))
     epochs = round(float(np.exp(rng.uniform(*np.log(_EPOCHS)))))
     backbone = str(rng.choice(list(_BACKBONES), p=list(_BACKBONES.values())))
     effort = _EFFORT * (16 / size) ** 2 / epochs / (1 if backbone == "cnn8" else 2)
     most = max(_ROWS[0], min(available, _ROWS[1], int(effort)))
     rows = round(float(np.exp(rng.uniform(np.log(max(_ROWS[0], most // 3)), np.log(most)))))
     rows = min(rows, available)
-    kinds = rng.choice(_NOISE, size=1 if rng.random() < 0.6 else 2, replace=False)
-    rate = float(rng.uniform(*_RATES)) * min(1.0, 1.6 * (1 - 1 / count))
+    kinds = rng.choice(list(_NOISE), size=1 if rng.random() < 0.6 else 2, replace=False)
+    # Of two classes half the labels being wrong would leave nothing to go by.
+    most_wrong = min(*(_NOISE[kind] for kind in kinds), 0.8 * (1 - 1 / count))
+    rate = float(rng.uniform(_LEAST_RATE, most_wrong))
     shares = [1.0] if len(kinds) == 1 else [0.5, 0.5]
     batch_size = int(rng.choice([32, 64, 128])) if rows >= 1_000 else int(rng.choice([16, 32, 64]))
     return Episode(
@@ -165,8 +176,8 @@ def draw(number: int, seed: int, pools: Sequence[Pool]) -> Episode:
     )
 
 
-def record(episode: Episode, pool: Pool, corrector: Corrector | None, compute: Compute) -> Recording:
-    """Run an episode, on the given labels or with a frozen corrector, and keep what it predicted."""
+def record(episode: Episode, pool: Pool, corrector: TMLCNet | None, compute: Compute) -> Recording:
+    """Run an episode, on the given labels or with a copy of the corrector, frozen; keep what it predicted."""
     rng = np.random.default_rng(episode.seed)
     rows = np.sort(rng.permutation(np.flatnonzero(np.isin(pool.true, episode.classes)))[: episode.rows])
     true = np.searchsorted(np.array(episode.classes), pool.true[rows])
@@ -182,7 +193,7 @@ def record(episode: Episode, pool: Pool, corrector: Corrector | None, compute: C
     backbone = backbones.build(episode.backbone, classes, episode.image_size)
     training = _training(
         backbone,
-        corrector or Plain(classes, backbone.head.in_features),
+        _for_classes(corrector, classes) if corrector else Plain(classes, backbone.head.in_features),
         ImageInputs(subset.images, episode.augment),
         given,
         Schedule(
@@ -208,6 +219,12 @@ def record(episode: Episode, pool: Pool, corrector: Corrector | None, compute: C
         probability, last, soft_label, torch.from_numpy(given), torch.from_numpy(true),
         training.schedule.average_from,
     )  # fmt: skip
+
+
+def _for_classes(corrector: TMLCNet, classes: int) -> TMLCNet:
+    made = TMLCNet(classes, 1, corrector.target, corrector.without)
+    made.load_state_dict(corrector.state_dict())
+    return made.requires_grad_(False)
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ first rewrites them, so that the final one also knows the dynamics of networks t
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from relabel import __version__, checkpoint
+from relabel.correctors import create
 from relabel.correctors.base import Memory
 from relabel.correctors.files import CorrectorFile
 from relabel.correctors.tmlc_net import TMLCNet, kept, normalized_features
@@ -90,14 +91,32 @@ def pretrain(config: PretrainConfig, watcher: Watcher | None = None) -> Correcto
     return CorrectorFile.of(corrector, "tmlc", 2, 1, {}, trained, experience)
 
 
-def learn(recordings: Sequence[Recording], steps: int, seed: int, watcher: Watcher) -> TMLCNet:
-    """A TMLC-Net that has learned to name the true label, at any time of any of the recordings."""
+def first_generation(config: PretrainConfig, watcher: Watcher) -> list[Recording]:
+    """Recordings of training on the given labels; errors and folder as for `pretrain`."""
+    compute = resolve(config.device, config.amp)
+    return _record_all(1, None, _pools(config, compute, watcher), config, compute, watcher)
+
+
+def learn(
+    recordings: Sequence[Recording],
+    steps: int,
+    seed: int,
+    watcher: Watcher,
+    options: Mapping[str, str] | None = None,
+) -> TMLCNet:
+    """A TMLC-Net that has learned to name the true label, at any time of any of the recordings.
+
+    options: those of TMLC-Net.
+    """
     torch.manual_seed(seed)
     rng = np.random.default_rng(seed)
-    corrector = TMLCNet(2, 1)
+    corrector = create("tmlc", 2, 1, options)
+    assert isinstance(corrector, TMLCNet)
     optimizer = torch.optim.AdamW(corrector.parameters(), lr=_LEARNING_RATE, weight_decay=1e-2)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, _LEARNING_RATE, steps, pct_start=0.05)
-    dynamics = [Dynamics.of(recording) for recording in recordings]
+    # Of 20 steps the rate would rise in none, and torch divides by their number.
+    total = max(steps, 21)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, _LEARNING_RATE, total, pct_start=0.05)
+    dynamics = [Dynamics.of(recording, corrector.without) for recording in recordings]
     watcher.stage("Learning", steps)
     for _ in range(steps):
         drawn = int(rng.integers(len(recordings)))
@@ -119,27 +138,28 @@ def learn(recordings: Sequence[Recording], steps: int, seed: int, watcher: Watch
 
 @dataclass(frozen=True)
 class Dynamics:
-    """TMLC-Net's features of a whole recording: losses [n, E, C, 2] and entropy [n, E]."""
+    """TMLC-Net's features of a recording: losses [n, E, C, 2], entropy [n, E]; without: the net's option."""
 
     losses: Tensor
     entropy: Tensor
+    without: str
 
     @classmethod
-    def of(cls, recording: Recording) -> Dynamics:
+    def of(cls, recording: Recording, without: str = "nothing") -> Dynamics:
         """Computed once, because a step needs eight epochs of them."""
         everyone = torch.ones(len(recording.given), dtype=torch.bool)
         found = [
-            normalized_features(probability.float(), recording.given, everyone)
+            normalized_features(probability.float(), recording.given, everyone, raw=without == "nnp")
             for probability in recording.probability.unbind(dim=1)
         ]
         losses, entropy = (
             torch.stack([part.half() for part in parts], dim=1) for parts in zip(*found, strict=True)
         )
-        return cls(losses, entropy)
+        return cls(losses, entropy, without)
 
     def memory(self, rows: Tensor, epochs: int) -> Memory:
         """What a corrector remembers of `rows` after so many epochs."""
-        stored = kept(epochs)
+        stored = [epochs - 1] if self.without == "tse" else kept(epochs)
         return {"losses": self.losses[rows][:, stored], "entropy": self.entropy[rows][:, stored]}
 
 
@@ -167,8 +187,15 @@ def _pools(config: PretrainConfig, compute: Compute, watcher: Watcher) -> list[P
         size = max(8, min(_LARGEST, probe_sizes(source.references)))
         watcher.stage("Decoding", len(source))
         images, unreadable = decode_all(source.references, size, set(source.errors), watcher.advance)
+        errors = {**source.errors, **unreadable}
+        if errors:
+            row = min(errors)
+            watcher.warn(
+                f"{len(errors)} of {len(source):,} images of {source.location} cannot be used and are left "
+                f"out; first {source.file_names[row]!r}: {errors[row]}."
+            )
         usable = source.given >= 0
-        usable[[*source.errors, *unreadable]] = False
+        usable[list(errors)] = False
         if len(np.unique(source.given[usable])) < 2:
             raise RelabelError(
                 f"{source.location}: fewer than two classes have an image that can be read.",
