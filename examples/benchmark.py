@@ -9,7 +9,7 @@ A *setting* is where the labels come from: `human` (the file's `label`; the trut
 noise that `relabel corrupt` puts on the true labels, written NOISE-RATE: `symmetric-0.4`,
 `instance-dependent-0.4` or any other of its models, `asymmetric` with CIFAR-10's usual map. A *method* is a
 corrector, run by `relabel fit` as a user would type it; `apply`, which is `relabel apply` with the corrector
-that comes with relabel and no verified row; or one of three baselines that do without relabel
+of `--pretrained` and no verified row; or one of three baselines that do without relabel
 (`baselines.py`). All have the same backbone, image size, augmentation and schedule. Verified rows are drawn
 at random for each seed, given to every method but `apply` and left out of every figure. The options listed
 below go to every method; options that are not this script's go to `relabel` alone. `--rows N` takes the first
@@ -172,7 +172,10 @@ def parse() -> tuple[argparse.Namespace, argparse.ArgumentParser]:
     parser.add_argument(
         "--settings", nargs="+", help="default: all six for cifar10n, symmetric-0.3 for trashnet"
     )
-    parser.add_argument("--methods", nargs="*", default=list(METHODS), help="default: all nine")
+    parser.add_argument(
+        "--methods", nargs="*", help="default: the five of fit, the three baselines, and apply where it can"
+    )
+    parser.add_argument("--pretrained", type=Path, help="the corrector file of apply")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--rows", type=int, help="the first so many rows of the data (not trashnet)")
     parser.add_argument("--trusted", type=int, help="verified rows (default: 1,000; trashnet 300)")
@@ -196,9 +199,7 @@ def parse() -> tuple[argparse.Namespace, argparse.ArgumentParser]:
     for setting in arguments.settings:
         if not _is_setting(setting) or (setting == "human" and arguments.benchmark != "cifar10n"):
             parser.error(f"--settings {setting}: not a setting of {arguments.benchmark}")
-    for method in arguments.methods:
-        if method not in METHODS:
-            parser.error(f"--methods {method}: not one of {', '.join(METHODS)}")
+    _check_methods(arguments, parser)
     try:
         for output in filter(None, (arguments.output, arguments.markdown)):
             check_output(output, overwrite=True)
@@ -210,6 +211,16 @@ def parse() -> tuple[argparse.Namespace, argparse.ArgumentParser]:
     )
     arguments.fit_options = shlex.join([*shlex.split(arguments.shared), *fit_options])
     return arguments, parser
+
+
+def _check_methods(arguments: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
+    if arguments.methods is None:
+        arguments.methods = [method for method in METHODS if method != "apply" or arguments.pretrained]
+    for method in arguments.methods:
+        if method not in METHODS:
+            parser.error(f"--methods {method}: not one of {', '.join(METHODS)}")
+    if "apply" in arguments.methods and not (arguments.pretrained and arguments.pretrained.is_file()):
+        parser.error("apply needs a corrector file: --pretrained FILE")
 
 
 def _is_setting(setting: str) -> bool:
@@ -240,6 +251,8 @@ def conditions(arguments: argparse.Namespace) -> dict[str, Any]:
 
 def options_of(method: str, arguments: argparse.Namespace) -> str:
     """The flags of a method; the baselines do not take those that are `fit`'s own."""
+    if method == "apply":
+        return shlex.join([*shlex.split(arguments.fit_options), "--corrector", str(arguments.pretrained)])
     options: str = arguments.shared if method in BASELINES else arguments.fit_options
     return options
 

@@ -18,6 +18,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from enum import StrEnum
 from pathlib import Path
 from types import FrameType
@@ -27,7 +28,7 @@ import typer
 from rich.console import Console
 
 from relabel import __version__, correctors, demo, hub, noise, summary
-from relabel.config import DEFAULT_CORRECTOR, PRESETS, SHIPPED_CORRECTOR, FitConfig, PredictConfig
+from relabel.config import DEFAULT_CORRECTOR, PRESETS, FitConfig, PredictConfig
 from relabel.correctors import REGISTRY
 from relabel.errors import RelabelError, RunError
 from relabel.files import check_output
@@ -259,13 +260,12 @@ def apply(
     context: typer.Context,
     source: SourceArgument,
     corrector: Annotated[
-        str | None,
+        str,
         typer.Option(
             metavar="FILE",
-            help="Written by pretrain or by fit --save-corrector; or hf://user/repo/file. "
-            "Default: the one that comes with relabel.",
+            help="Written by pretrain or by fit --save-corrector; or hf://user/repo/file.",
         ),
-    ] = None,
+    ],
     trusted: Annotated[
         Path | None,
         typer.Option(help="Verified rows, where there are any: as in fit. They calibrate the result."),
@@ -302,7 +302,7 @@ def apply(
     if to_stdout:
         _check_stdout(as_json)
     state = checkpoint or _checkpoint_path(output, arguments)
-    local = Path(corrector) if corrector and not corrector.startswith("hf://") else None
+    local = None if corrector.startswith("hf://") else Path(corrector)
     _check_outputs(
         {"--output": None if to_stdout else Path(output), "--checkpoint": state},
         {
@@ -319,9 +319,7 @@ def apply(
     config = FitConfig(
         source=source,
         trusted=trusted,
-        pretrained=hub.resolve(corrector, "--corrector", SHIPPED_CORRECTOR.name)
-        if corrector
-        else SHIPPED_CORRECTOR,
+        pretrained=Path(corrector),
         labels=labels,
         backbone=backbone,
         weights=weights,
@@ -339,6 +337,7 @@ def apply(
         checkpoint=state,
         resume=resume,
     )
+    config = replace(config, pretrained=hub.resolve(corrector, "--corrector", "tmlc.pt"))
     _fit(
         console, arguments, config, state, checkpoint is not None, lambda result: None, output, overwrite,
         as_json, quiet,
@@ -414,6 +413,8 @@ def pretrain(
     it stopped when it is repeated.
     """
     arguments: list[str] = context.obj
+    if str(output) == "-":
+        raise RelabelError("--output -: a corrector file goes to a file.", "Name one, such as tmlc.pt.")
     folder = recordings or _hidden_beside(output, "recordings")
     read = {f"SOURCE {number}": Path(source) for number, source in enumerate(sources, 1)}
     _check_outputs({"--output": output}, read, overwrite)

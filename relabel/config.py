@@ -71,8 +71,6 @@ PRESETS = {
 
 META_GRADIENTS = ("last-layer", "exact")
 DEFAULT_CORRECTOR = "tmlc"
-SHIPPED_CORRECTOR = Path(__file__).with_name("pretrained") / "tmlc.pt"
-"""The pretrained corrector that `apply` takes unless told otherwise."""
 CORRECTOR_FOR_OTHER_IMAGES = "mslc"
 """The default where the verified images are not those of SOURCE."""
 

@@ -90,6 +90,10 @@ def fit(config: FitConfig, watcher: Watcher | None = None) -> FitResult:
     trusted = read_trusted(config.trusted, source) if config.trusted else TrustedSet.empty()
     for warning in (*source.warnings, *trusted.warnings):
         watcher.warn(warning)
+    if pretrained is not None and trusted.external:
+        watcher.warn(
+            f"--trusted: {len(trusted.external)} images are not among those of SOURCE and calibrate nothing."
+        )
     config = _with_corrector(config, source, trusted, watcher)
 
     size = config.image_size or default_image_size(source, config)
@@ -345,18 +349,14 @@ def _labelled(
         fitted = fit_to_probes({name: values[scored] for name, values in evidence.items()})
     else:
         soft_label = training.soft_labels().double().numpy()
-        weights = pretrained.experience.weights
-        evidence = {
-            name: values
-            for name, values in {**evidence, calibration.CORRECTOR: soft_label}.items()
-            if name in weights
-        }
+        available = {**evidence, calibration.CORRECTOR: soft_label}
+        evidence = {name: available[name] for name in pretrained.experience.evidence}
         usable = usable_rows(source, errors)
         transition = calibration.estimated_transition(soft_label[usable], source.given[usable])
         fitted = calibration.transferred(pretrained.experience, transition)
         if len(scored):
             probes = {name: values[scored] for name, values in evidence.items()}
-            fitted = fit_to_probes(probes, prior=weights, transition=transition)
+            fitted = fit_to_probes(probes, prior=pretrained.experience.weights, transition=transition)
     run = {
         "corrector": config.recipe.corrector,
         "preset": config.preset,

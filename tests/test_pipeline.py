@@ -2,15 +2,19 @@
 
 import csv
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
-from relabel import noise, pipeline
+from relabel import correctors, noise, pipeline
 from relabel.config import FitConfig
+from relabel.correctors.files import CorrectorFile, read_corrector
 from relabel.data.sources import open_source
 from relabel.demo import write_dataset
+from relabel.errors import RelabelError
 from relabel.metrics import Evaluation, evaluate
 from relabel.output import calibration
 from relabel.output.labelling import promise_sentence
@@ -73,8 +77,6 @@ def test_trusted_rows_come_back_as_verified_and_are_split_for_meta_and_probes(di
 
 
 def test_a_frozen_backbone_trains_only_its_head_on_features_computed_once(digits, tmp_path):
-    import torch
-
     from relabel import backbones
 
     weights = tmp_path / "cnn8.pt"
@@ -108,6 +110,160 @@ def test_a_trusted_folder_outside_the_source_drives_the_corrector_alone(digits, 
     assert not (result.action == "fix").any()
 
 
+SMALL = {"augment": "none", "image_size": 8, "device": "cpu", "amp": "off"}
+
+
+@pytest.fixture(scope="module")
+def corrector_file(digits):
+    """What a TMLC-Net has learned on the digits."""
+    config = FitConfig(
+        source=str(digits.images), trusted=digits.trusted, corrector="tmlc", epochs=3, seed=1, **SMALL
+    )
+    path = digits.images.parent / "tmlc.pt"
+    pipeline.fit(config).corrector.save(path)
+    return path
+
+
+def apply(digits, corrector_file, **options):
+    """A fit with that corrector as it is, and the training behind it."""
+    kept = []
+
+    class Kept(pipeline.Training):
+        def __init__(self, *arguments):
+            super().__init__(*arguments)
+            kept.append(self)
+
+    config = FitConfig(
+        **{"source": str(digits.images), "pretrained": corrector_file, "epochs": 4, **SMALL, **options}
+    )
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pipeline, "Training", Kept)
+        return pipeline.fit(config), kept[0]
+
+
+def test_a_pretrained_corrector_repairs_labels_nobody_has_verified(digits, corrector_file):
+    result, training = apply(digits, corrector_file)
+    file = read_corrector(corrector_file)
+    figures = _evaluate(result, _truth(digits, result.source))
+    assert figures.label_accuracy_before == pytest.approx(0.7, abs=0.02)
+    assert figures.label_accuracy_after > 0.85
+    assert figures.noise_auroc > 0.95
+    assert figures.fix_rows > 100
+    assert figures.fix_precision > 0.95
+    # Nothing was learned on the way, and every row was trained on.
+    torch.testing.assert_close(dict(training.corrector.state_dict()), file.state, rtol=0, atol=0)
+    torch.testing.assert_close(result.corrector.state, file.state, rtol=0, atol=0)
+    assert len(training.rows.train) == len(result.source)
+    assert len(training.rows.meta) == 0
+    assert not result.trusted.any()
+    metadata = result.metadata
+    assert (metadata["corrector"], metadata["trusted_rows"]) == ("tmlc", 0)
+    assert metadata["verified_noise_rate"] is None
+    assert metadata["pretrained"]["file"] == str(corrector_file)
+    assert metadata["pretrained"]["class_names"] == [str(digit) for digit in range(10)]
+    assert metadata["calibration"]["probes"] == 0
+    assert metadata["calibration"]["weights"] == file.experience.weights
+    assert metadata["calibration"]["probe_accuracy_after"] is None
+    assert result.summary["promise"].startswith(
+        "If these images are like the data the corrector learned from"
+    )
+    np.testing.assert_allclose(result.soft_label.sum(axis=1), 1, atol=1e-5)
+
+
+def test_verified_rows_calibrate_a_pretrained_corrector_and_teach_it_nothing(digits, corrector_file):
+    result, training = apply(digits, corrector_file, trusted=digits.trusted, epochs=3)
+    file = read_corrector(corrector_file)
+    torch.testing.assert_close(result.corrector.state, file.state, rtol=0, atol=0)
+    assert np.isin(np.flatnonzero(result.trusted), training.rows.train).all()
+    assert len(training.rows.meta) == 0
+    metadata = result.metadata
+    assert metadata["trusted_rows"] == result.trusted.sum() == 150
+    assert metadata["calibration"]["probes"] == 150, "not one of them is for the corrector"
+    assert metadata["calibration"]["probe_accuracy_after"] > metadata["calibration"]["probe_accuracy_before"]
+    rows, truth = np.flatnonzero(result.trusted), _truth(digits, result.source)
+    given = result.source.given
+    expected = calibration.fit(
+        {name: values[rows] for name, values in training.evidence().items()},
+        given[rows],
+        truth[rows],
+        np.zeros((10, 10), dtype=np.int64),
+        seed=0,
+        prior=file.experience.weights,
+        transition=calibration.estimated_transition(training.soft_labels().double().numpy(), given),
+    )
+    assert metadata["calibration"]["weights"] == pytest.approx(expected.weights, abs=1e-4)
+    assert "probe rows" in result.summary["promise"]
+    assert metadata["verified_noise_rate"] == pytest.approx(0.3, abs=0.1)
+    assert (result.soft_label.argmax(axis=1)[result.trusted] == truth[result.trusted]).all()
+
+
+def test_a_pretrained_corrector_s_soft_label_is_evidence_where_its_weight_is_known(
+    digits, corrector_file, tmp_path
+):
+    """Half of the digits, every fifth of them without a label."""
+    source = open_source(str(digits.images))
+    rows = range(0, len(source), 2)
+    table = [(source.file_names[row], source.given[row] if row % 5 else "") for row in rows]
+    half = digits.images / "half.csv"
+    with half.open("w", newline="") as file:
+        csv.writer(file).writerows([("file_name", "label"), *table])
+    weights = {"mean": 1.5, "last": 0.25, "corrector": 0.5, "transition": 0.4, "keep": 0.1}
+    learned = read_corrector(corrector_file)
+    replace(learned, experience=replace(learned.experience, weights=weights)).save(tmp_path / "tmlc.pt")
+    result, training = apply(digits, tmp_path / "tmlc.pt", source=str(half))
+    half.unlink()
+    assert result.metadata["calibration"]["weights"] == weights
+    given = result.source.given
+    without = given < 0
+    assert without.sum() == 180
+    assert np.isnan(result.noise_probability[without]).all()
+    assert not np.isnan(result.noise_probability[~without]).any()
+    assert set(result.action[without]) == {"review"}
+    np.testing.assert_allclose(result.soft_label.sum(axis=1), 1, atol=1e-5)
+    truth = _truth(digits, result.source)
+    assert (result.soft_label.argmax(axis=1) == truth)[without].mean() > 0.4, "one in ten by chance"
+    # By hand, of what training left.
+    soft_label = training.soft_labels().double().numpy()
+    transition = calibration.estimated_transition(soft_label, given)
+    logits = np.zeros(soft_label.shape)
+    for name, values in {**training.evidence(), "corrector": soft_label}.items():
+        logits += weights[name] * np.log(np.clip(values, 1e-4, None))
+    logits[~without] += 0.4 * np.log(transition[:, given[~without]].T)
+    logits[~without, given[~without]] += 0.1
+    expected = torch.from_numpy(logits).softmax(dim=1).numpy()
+    np.testing.assert_allclose(result.soft_label, expected, atol=1e-5)
+
+
+def test_a_corrector_that_means_nothing_here_is_refused_before_any_image_is_read(
+    digits, tmp_path, monkeypatch
+):
+    config = FitConfig(source=str(digits.images), trusted=digits.trusted, corrector="mslc", epochs=2, **SMALL)
+    torch.manual_seed(0)
+    mslc = correctors.create("mslc", 10, 256)
+    nothing = calibration.fit({}, NONE, NONE, np.eye(10, dtype=np.int64), seed=0).experience
+    CorrectorFile.of(mslc, "mslc", 10, 256, {}, {}, nothing).save(tmp_path / "mslc.pt")
+    monkeypatch.setattr(pipeline, "decode_all", None)
+    for trusted in (None, digits.trusted):
+        with pytest.raises(RelabelError, match="A trained mslc is of no use on other data") as refusal:
+            pipeline.fit(replace(config, corrector=None, trusted=trusted, pretrained=tmp_path / "mslc.pt"))
+        assert "--corrector tmlc" in refusal.value.hint
+
+
+@pytest.mark.parametrize("corrector", ["mslc", "mlc", "metalabelnet", "tmlc"])
+def test_without_verified_rows_a_corrector_has_nothing_to_learn_from(digits, corrector):
+    with pytest.raises(RelabelError, match="too few verified rows for this corrector to learn from"):
+        pipeline.fit(FitConfig(source=str(digits.images), corrector=corrector, epochs=2, **SMALL))
+
+
+def test_without_verified_rows_plain_training_has_its_prior_weights(digits):
+    result = pipeline.fit(FitConfig(source=str(digits.images), corrector="none", epochs=2, **SMALL))
+    assert result.metadata["calibration"]["probes"] == 0
+    assert result.metadata["trusted_rows"] == 0
+    assert not (result.action == "fix").any()
+    figures = _evaluate(result, _truth(digits, result.source))
+    assert figures.label_accuracy_after > figures.label_accuracy_before
+
+
 @pytest.mark.parametrize(
     ("threshold", "probes", "right", "words"),
     [
@@ -120,6 +276,25 @@ def test_the_summary_says_what_fix_promises_or_why_it_cannot(threshold, probes, 
     fitted = calibration.fit({}, NONE, NONE, np.eye(2, dtype=np.int64), seed=0)
     promise = calibration.Promise(0.95, threshold, probes, right, needed=19)
     assert promise_sentence(fitted, promise).startswith(words)
+
+
+@pytest.mark.parametrize(
+    ("threshold", "words"),
+    [
+        (
+            0.97,
+            "If these images are like the data the corrector learned from, at least 95 % of the fixes are",
+        ),
+        (None, "No row is marked fix at 95 %: of 1,300 rows relabelled with such confidence on the data"),
+    ],
+)
+def test_a_borrowed_promise_names_its_condition(threshold, words):
+    experience = calibration.fit({}, NONE, NONE, np.eye(2, dtype=np.int64), seed=0).experience
+    borrowed = calibration.transferred(experience, np.array([[0.8, 0.2], [0.3, 0.7]]))
+    sentence = promise_sentence(borrowed, calibration.Promise(0.95, threshold, 1300, 1282, needed=19))
+    assert sentence.startswith(words)
+    assert "1,282 are right" in sentence
+    assert "(--trusted)" in sentence
 
 
 @pytest.mark.slow

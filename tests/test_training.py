@@ -18,6 +18,7 @@ from relabel.backbones import Backbone
 from relabel.correctors import REGISTRY
 from relabel.correctors.base import Epoch, Memory, WarmUp
 from relabel.correctors.mlc import MLC
+from relabel.correctors.tmlc_net import TMLCNet
 from relabel.data.loading import ImageInputs
 from relabel.device import Compute
 from relabel.errors import RunError
@@ -664,3 +665,122 @@ def test_a_batch_of_one_small_image_can_be_normalised(corrector: str, gradient: 
     schedule = replace(SCHEDULE, epochs=2, warmup_epochs=1, batch_size=1, meta_gradient=gradient)
     training = Setting(corrector=corrector, rows=rows, schedule=schedule, backbone="cnn8").training()
     assert all(math.isfinite(report.loss) for report in run(training))
+
+
+EVERYONE = torch.cat([TRAIN, META])
+NOBODY = torch.zeros(0, dtype=torch.int64)
+
+
+@functools.cache
+def learned() -> TMLCNet:
+    """What a TMLC-Net has learned elsewhere; not to be changed."""
+    corrector = finished(corrector="tmlc", seed=9).corrector
+    assert isinstance(corrector, TMLCNet)
+    return corrector
+
+
+def transferred(kept_share: float = 0.1, schedule: Schedule = SCHEDULE) -> Training:
+    """A training that nobody has verified a row for, with a frozen corrector."""
+    setting = Setting(
+        corrector="none",
+        rows=replace(ROWS, train=EVERYONE, meta=NOBODY, meta_labels=NOBODY),
+        schedule=schedule,
+    )
+    training = setting.training()
+    corrector = copy.deepcopy(learned()).requires_grad_(False)
+    corrector.kept_share.fill_(kept_share)
+    return Training(
+        training.backbone, corrector, training.inputs, training.rows, schedule, training.compute, setting.seed
+    )
+
+
+@functools.cache
+def uncorrected() -> Training:
+    return finished(corrector="none", rows=replace(ROWS, train=EVERYONE, meta=NOBODY, meta_labels=NOBODY))
+
+
+def test_a_frozen_corrector_corrects_as_it_is_without_any_verified_row() -> None:
+    training = transferred()
+    assert training.meta_optimizer is None
+    before = copy.deepcopy(training.corrector.state_dict())
+    asked: list[tuple[int, Tensor]] = []
+    plain_loss = training.corrector.loss
+
+    def spy(logits: Tensor, given: Tensor, memory: Memory) -> Tensor:
+        assert logits.requires_grad, "the backbone's own"
+        soft_label = training.corrector.soft_label(logits, given, memory)
+        expected = -(soft_label * logits.log_softmax(dim=1)).sum(dim=1)
+        found = plain_loss(logits, given, memory)
+        torch.testing.assert_close(found, expected)
+        asked.append((training.epoch, given))
+        return found
+
+    training.corrector.loss = spy  # type: ignore[method-assign]
+    reports = run(training)
+    assert [report.phase for report in reports] == ["warm-up"] * 2 + ["meta"] * 3
+    assert all(report.meta_loss is None and math.isfinite(report.loss) for report in reports)
+    for epoch in range(5):
+        rows = sum(len(given) for when, given in asked if when == epoch)
+        assert rows == (len(EVERYONE) if epoch >= 2 else 0)
+    assert_identical(training.corrector.state_dict(), before)
+    assert not any(parameter.requires_grad for parameter in training.corrector.parameters())
+    assert (training.ledger.visits[EVERYONE] == AVERAGED).all()
+
+
+def test_a_frozen_corrector_changes_nothing_in_the_warm_up_and_much_after_it() -> None:
+    training = transferred()
+    other = Setting(
+        corrector="none", rows=replace(ROWS, train=EVERYONE, meta=NOBODY, meta_labels=NOBODY)
+    ).training()
+    for epoch in range(3):
+        assert torch.equal(training.backbone.head.weight, other.backbone.head.weight), epoch
+        training.run_epoch()
+        other.run_epoch()
+    assert (training.backbone.head.weight - other.backbone.head.weight).abs().max() > 1e-3
+
+
+def test_a_frozen_corrector_that_keeps_every_label_trains_like_none() -> None:
+    training = transferred(kept_share=1.0)
+    run(training)
+    assert_identical(training.backbone.state_dict(), uncorrected().backbone.state_dict())
+    assert_identical(evidence(training), evidence(uncorrected()))
+
+
+@pytest.mark.parametrize("stop_after", [1, 2, 4], ids=["in the warm-up", "at its end", "after it"])
+def test_a_run_with_a_frozen_corrector_goes_on_as_if_never_stopped(stop_after: int) -> None:
+    whole, stopped, resumed = (transferred() for _ in range(3))
+    run(whole)
+    for _ in range(stop_after):
+        stopped.run_epoch()
+    file = io.BytesIO()
+    torch.save(stopped.state_dict(), file)
+    file.seek(0)
+    with torch.no_grad():
+        for parameter in (*resumed.backbone.parameters(), *resumed.corrector.parameters()):
+            parameter.zero_()
+    resumed.load_state_dict(torch.load(file, weights_only=True))
+    torch.rand(3)
+    run(resumed)
+    assert_identical(resumed.state_dict(), whole.state_dict())
+    assert_identical(resumed.soft_labels(), whole.soft_labels())
+
+
+def test_soft_labels_are_the_corrector_s_last_word_on_every_row() -> None:
+    training = transferred()
+    run(training)
+    state = copy.deepcopy(training.state_dict())
+    found = training.soft_labels()
+    assert found.shape == (SOURCE, CLASSES)
+    assert not found.requires_grad
+    torch.testing.assert_close(found.sum(dim=1), torch.ones(SOURCE))
+    memory = training.ledger.read(torch.arange(SOURCE), torch.device("cpu"))
+    assert memory["entropy"].shape == (SOURCE, SCHEDULE.epochs), "the last epoch too"
+    with torch.no_grad():
+        expected = training.corrector.soft_label(torch.empty(0), ROWS.given, memory)
+    labelled = ROWS.given >= 0
+    torch.testing.assert_close(found[labelled], expected[labelled])
+    torch.testing.assert_close(found[~labelled], expected[~labelled] / 0.9)  # less the share 0.1 of no label
+    assert (found[labelled].gather(1, ROWS.given[labelled][:, None]) >= 0.1 - 1e-6).all()
+    assert_identical(training.state_dict(), state)
+    run(training)  # which is over
+    assert_identical(training.soft_labels(), found)

@@ -16,7 +16,7 @@ from relabel.correctors import REGISTRY, create
 from relabel.correctors.base import Corrector
 from relabel.errors import RelabelError
 from relabel.files import load_tensors, save_tensors
-from relabel.output.calibration import Experience
+from relabel.output.calibration import CORRECTOR, Experience
 
 _FORMAT = 3
 _FIELDS = {
@@ -123,13 +123,20 @@ class CorrectorFile:
     def transferred(self, num_classes: int, num_features: int) -> Corrector:
         """The trained corrector for other classes and another backbone, frozen.
 
-        Raises RelabelError for a corrector that means nothing there.
+        Raises RelabelError for a corrector that means nothing there, and for a calibration by unknown
+        evidence.
         """
         made = create(self.name, num_classes, num_features, self.options)
         if not made.transfers:
             raise RelabelError(
                 f"A trained {self.name} is of no use on other data.",
                 "Name a file that fit --corrector tmlc --save-corrector or pretrain has written.",
+            )
+        unknown = set(self.experience.evidence) - {"mean", "last", CORRECTOR}
+        if unknown:
+            raise RelabelError(
+                f"The corrector's calibration asks for {min(unknown)!r}, which this version does not know.",
+                "Install the newest relabel.",
             )
         made.load_state_dict(self.state)
         return made.requires_grad_(False)

@@ -125,7 +125,9 @@ class TMLCNet(Corrector):
         soft_label = torch.softmax(scores, dim=1)
         if self.without == "sd":
             soft_label = F.one_hot(scores.argmax(dim=1), scores.shape[1]).to(scores.dtype)
-        soft_label = (1 - self.kept_share) * soft_label + self.kept_share * self._is(given, memory)
+        is_given = self._is(given, memory)
+        kept_share = self.kept_share * is_given.any(dim=1, keepdim=True)  # no given label, nothing to keep
+        soft_label = (1 - kept_share) * soft_label + kept_share * is_given
         if "candidates" in memory:
             everywhere = soft_label.new_zeros(len(given), self.num_classes)
             soft_label = everywhere.scatter(1, memory["candidates"].long(), soft_label)

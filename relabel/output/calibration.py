@@ -70,6 +70,11 @@ class Experience:
     right: NDArray[np.bool_]
     confidence: Floats
 
+    @property
+    def evidence(self) -> list[str]:
+        """The names of the distributions it weighs, in order."""
+        return list(self.weights)[:-2]
+
     @classmethod
     def restored(cls, values: Mapping[str, Any]) -> Experience:
         """The experience whose `vars` are `values`; ValueError, TypeError or KeyError when they are not."""

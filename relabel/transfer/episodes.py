@@ -23,7 +23,7 @@ from relabel import backbones, noise
 from relabel.correctors.base import Corrector
 from relabel.correctors.plain import Plain
 from relabel.correctors.tmlc_net import TMLCNet
-from relabel.data.loading import AUGMENTATIONS, ImageInputs
+from relabel.data.loading import ImageInputs
 from relabel.device import Compute
 from relabel.training import Rows, Schedule, Training, default_learning_rate
 
@@ -35,9 +35,14 @@ _NOISE = {
     "feature-dependent": 0.4,
     "instance-dependent": 0.45,
 }
-_LEAST_RATE = 0.02
+_LEAST_RATE = 0.03
 _BACKBONES = {"cnn8": 0.8, "resnet18": 0.1, "mobilenet_v3_small": 0.1}
-_SIZES = {12: 0.3, 16: 0.4, 24: 0.2, 32: 0.1}
+_SIZES = {12: 0.45, 16: 0.35, 24: 0.15, 32: 0.05}
+_AUGMENTATIONS = {
+    "flip": 0.6,
+    "shift": 0.3,
+    "none": 0.1,
+}  # without any, a small network soon knows all by heart
 _ROWS = (200, 5_000)
 _EPOCHS = (10, 60)
 _EFFORT = 90_000  # images of 16 px an episode may show its network: about a minute of two cores
@@ -149,7 +154,7 @@ def draw(number: int, seed: int, pools: Sequence[Pool]) -> Episode:
     backbone = str(rng.choice(list(_BACKBONES), p=list(_BACKBONES.values())))
     effort = _EFFORT * (16 / size) ** 2 / epochs / (1 if backbone == "cnn8" else 2)
     most = max(_ROWS[0], min(available, _ROWS[1], int(effort)))
-    rows = round(float(np.exp(rng.uniform(np.log(max(_ROWS[0], most // 3)), np.log(most)))))
+    rows = round(float(np.exp(rng.uniform(np.log(max(_ROWS[0], most // 2)), np.log(most)))))
     rows = min(rows, available)
     kinds = rng.choice(list(_NOISE), size=1 if rng.random() < 0.6 else 2, replace=False)
     # Of two classes half the labels being wrong would leave nothing to go by.
@@ -164,13 +169,13 @@ def draw(number: int, seed: int, pools: Sequence[Pool]) -> Episode:
         rows=rows,
         noises=tuple((str(kind), rate * share) for kind, share in zip(kinds, shares, strict=True)),
         image_size=size,
-        augment=str(rng.choice(AUGMENTATIONS)),
+        augment=str(rng.choice(list(_AUGMENTATIONS), p=list(_AUGMENTATIONS.values()))),
         backbone=backbone,
         epochs=epochs,
         warmup_epochs=max(1, round(epochs * float(rng.uniform(0.15, 0.5)))),
         batch_size=batch_size,
         learning_rate=default_learning_rate(batch_size)
-        * float(np.exp(rng.uniform(np.log(0.3), np.log(1.5)))),
+        * float(np.exp(rng.uniform(np.log(0.5), np.log(1.5)))),
         weight_decay=float(rng.choice([1e-4, 5e-4, 1e-3])),
         seed=int(rng.integers(2**31)),
     )

@@ -23,7 +23,7 @@ from relabel.data.images import probe_sizes
 from relabel.data.loading import decode_all
 from relabel.data.sources import open_source
 from relabel.device import Compute, resolve
-from relabel.errors import RelabelError
+from relabel.errors import RelabelError, RunError
 from relabel.output import calibration
 from relabel.output.calibration import Experience, Solved
 from relabel.output.labelling import versions
@@ -233,11 +233,18 @@ def _record_all(
         recording = _restored(path, digest)
         if recording is None:
             pool = pools[episode.number % len(pools)]
-            recording = record(episode, pool, corrector, compute)
+            try:
+                recording = record(episode, pool, corrector, compute)
+            except RunError:  # the rates are drawn, and now and then too high
+                watcher.advance(episode.epochs)
+                watcher.warn(f"Episode {episode.number + 1} diverged and is left out.")
+                continue
             checkpoint.save(path, recording.state(), digest)
         recordings.append(recording)
         watcher.advance(episode.epochs)
         watcher.say(_told(episode, recording))
+    if not recordings:
+        raise RunError("Every episode diverged.", "Check that the sources' labels are true.")
     return recordings
 
 

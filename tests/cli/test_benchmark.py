@@ -210,6 +210,7 @@ def test_runs_accumulate_and_the_tables_show_those_of_one_kind(benchmark, tmp_pa
     [
         (("--settings", "human", "sideways-0.2"), "--settings sideways-0.2: not a setting of cifar10n"),
         (("--methods", "guessing"), "--methods guessing: not one of"),
+        (("--methods", "apply"), "apply needs a corrector file: --pretrained FILE"),
         (("--markdown", "nowhere/table.md"), "nowhere/table.md has no folder"),
     ],
 )

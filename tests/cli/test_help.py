@@ -26,7 +26,9 @@ def test_the_help_lists_exactly_the_commands_there_are_each_in_one_whole_line(ru
     done = run("--help")
     listed = done.out.decode().split("Commands:\n")[1].rstrip().splitlines()
     assert {line.split()[0] for line in listed} == set(COMMAND.commands)
-    assert set(COMMAND.commands) == {"fit", "predict", "evaluate", "corrupt", "inspect", "demo"}
+    assert set(COMMAND.commands) == {
+        "fit", "apply", "pretrain", "predict", "evaluate", "corrupt", "inspect", "demo",
+    }  # fmt: skip
     assert all(line.endswith(".") and "..." not in line for line in listed)
 
 
@@ -47,6 +49,8 @@ def test_every_flag_is_used_by_a_test_or_shown_in_the_readme():
         (["fit", "images", "--trusted", "trusted.csv", "--corrector", "nosuch"], 2),
         (["fit", "nosuch", "--trusted", "trusted.csv"], 2),
         (["predict", "images", "--model", "nosuch.pt"], 2),
+        (["apply", "images", "--corrector", "nosuch.pt"], 2),
+        (["pretrain", "images", "nosuch", "-o", "tmlc.pt"], 2),
         (["fit", "images", "--trusted", "trusted.csv", "--epochs", "many"], 2),
     ],
     ids=lambda case: " ".join(case[0]) or "bare",

@@ -1,4 +1,5 @@
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +9,9 @@ import torch
 
 from relabel import __version__
 from relabel.correctors import REGISTRY, create
+from relabel.correctors.base import Epoch
 from relabel.correctors.files import CorrectorFile, read_corrector
+from relabel.correctors.tmlc_net import TMLCNet
 from relabel.errors import RelabelError
 from relabel.output.calibration import Experience
 
@@ -130,3 +133,70 @@ def test_a_damaged_file_is_refused_and_nothing_in_it_runs(
     with pytest.raises(RelabelError, match="is not a corrector file"):
         read_corrector(path)
     assert not os.path.exists("evil")
+
+
+def trained_tmlc(options: dict[str, str]) -> CorrectorFile:
+    """A file of what has learned something, for C classes."""
+    torch.manual_seed(0)
+    made = create("tmlc", C, D, options)
+    with torch.no_grad():
+        for parameter in made.parameters():
+            parameter.add_(torch.randn_like(parameter))
+    dict(made.named_buffers())["kept_share"].fill_(0.25)
+    return CorrectorFile.of(made, "tmlc", C, D, options, TRAINED, EXPERIENCE)
+
+
+@pytest.mark.parametrize("options", [{}, {"target": "given", "without": "tse"}], ids=str)
+@pytest.mark.parametrize(("classes", "features"), [(2, 1), (7, 64), (25, D)])
+def test_a_tmlc_net_is_transferred_as_it_is(
+    tmp_path: Path, classes: int, features: int, options: dict[str, str]
+) -> None:
+    original = trained_tmlc(options)
+    original.save(tmp_path / "tmlc.pt")
+    made = read_corrector(tmp_path / "tmlc.pt").transferred(classes, features)
+    assert isinstance(made, TMLCNet)
+    assert made.num_classes == classes
+    assert all(vars(made)[name] == value for name, value in options.items())
+    assert not any(parameter.requires_grad for parameter in made.parameters())
+    torch.testing.assert_close(dict(made.state_dict()), original.state, rtol=0, atol=0)
+    probability = torch.rand(30, classes).softmax(dim=1)
+    given = torch.arange(30) % classes
+    everyone, nobody = torch.ones(30, dtype=torch.bool), torch.zeros(0, dtype=torch.int64)
+    memory = made.observe(Epoch(0, probability, everyone, given, {}, nobody, nobody))
+    soft_label = made.soft_label(torch.empty(0), given, memory)
+    assert soft_label.shape == (30, classes)
+    torch.testing.assert_close(soft_label.sum(dim=1), torch.ones(30))
+    assert (soft_label.gather(1, given[:, None]) >= 0.25).all(), "its share for the given label goes with it"
+
+
+def test_what_is_transferred_shares_nothing_with_its_file() -> None:
+    file = trained_tmlc({})
+    one, other = file.transferred(4, 1), file.transferred(4, 1)
+    with torch.no_grad():
+        next(one.parameters()).zero_()
+    assert next(other.parameters()).any()
+    assert file.state["encoder.weight_ih_l0"].any()
+    assert all(parameter.requires_grad for parameter in file.corrector().parameters()), "not frozen there"
+
+
+@pytest.mark.parametrize("name", [name for name in REGISTRY if name != "tmlc"])
+@pytest.mark.parametrize(("classes", "features"), [(C, D), (C + 4, D + 1)])
+def test_no_other_corrector_means_anything_on_other_data(
+    tmp_path: Path, name: str, classes: int, features: int
+) -> None:
+    file = read_corrector(saved(tmp_path / "corrector.pt", name))
+    with pytest.raises(RelabelError) as refusal:
+        file.transferred(classes, features)
+    assert refusal.value.exit_code == 2
+    assert str(refusal.value) == (
+        f"A trained {name} is of no use on other data. "
+        "Name a file that fit --corrector tmlc --save-corrector or pretrain has written."
+    )
+
+
+def test_a_calibration_by_unknown_evidence_is_refused() -> None:
+    weights = {"mean": 1.0, "tea-leaves": 1.0, "transition": 0.25, "keep": 0.0}
+    file = CorrectorFile.of(create("tmlc", C, D, {}), "tmlc", C, D, {}, TRAINED, EXPERIENCE)
+    file.transferred(C, D)
+    with pytest.raises(RelabelError, match="asks for 'tea-leaves', which this version does not know"):
+        replace(file, experience=replace(EXPERIENCE, weights=weights)).transferred(C, D)

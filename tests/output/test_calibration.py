@@ -7,13 +7,19 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from relabel.metrics import expected_calibration_error, noise_matrix
+from relabel.metrics import expected_calibration_error, noise_matrix, smoothed_transition
+from relabel.output import calibration
 from relabel.output.calibration import (
     Calibration,
+    Experience,
     Promise,
+    Solved,
     actions,
+    estimated_transition,
     expected_noise_matrix,
     fit,
+    learn,
+    transferred,
 )
 
 C = 4
@@ -343,3 +349,204 @@ def test_nothing_to_relabel_makes_no_promise() -> None:
     soft_label, given = simulate_soft_labels(made)
     assert made.promise(soft_label[:0], given[:0], 0.95).threshold is None
     assert actions(soft_label[:0], given[:0], made.promise(soft_label[:0], given[:0], 0.95)).size == 0
+
+
+def solved(rows: int, seed: int, classes: int = C, sharpness: float = 1.0, noise_rate: float = 0.3) -> Solved:
+    """A data set with its exact noise matrix; of sharpness 1, `mean` is the exact posterior of the image."""
+    rng = np.random.default_rng(seed)
+    true = rng.integers(classes, size=rows)
+    transition = np.full((classes, classes), noise_rate / (classes - 1))
+    np.fill_diagonal(transition, 1 - noise_rate)
+    given = (rng.random((rows, 1)) > transition[true].cumsum(axis=1)).sum(axis=1).clip(max=classes - 1)
+    image = rng.normal(size=(rows, classes)) + SIGNAL * np.eye(classes)[true]
+    return Solved({"mean": softmax(sharpness * SIGNAL * image)}, given, true, transition)
+
+
+def test_the_weights_that_suit_many_data_sets_are_found_whatever_their_classes() -> None:
+    data = [solved(300, seed, classes, sharpness=0.5) for seed, classes in enumerate((2, 3, 5, 9) * 3)]
+    weights = learn(data, 0).weights
+    assert list(weights) == ["mean", "transition", "keep"]
+    assert weights["mean"] == pytest.approx(2, rel=0.1)
+    assert weights["transition"] == pytest.approx(1, abs=0.2)  # Bayes, as everywhere
+    assert weights["keep"] == pytest.approx(0, abs=0.3)
+
+
+def test_further_evidence_of_many_data_sets_earns_its_weight_too() -> None:
+    data = []
+    for seed in range(6):
+        made = solved(300, seed)
+        noise = softmax(np.random.default_rng(100 + seed).normal(size=(300, C)))
+        data.append(replace(made, evidence={"mean": noise, "corrector": made.evidence["mean"]}))
+    weights = learn(data, 0).weights
+    assert list(weights) == ["mean", "corrector", "transition", "keep"]
+    assert weights["mean"] == pytest.approx(0, abs=0.1)
+    assert weights["corrector"] == pytest.approx(1, abs=0.1)
+
+
+def test_a_large_data_set_counts_no_more_than_another() -> None:
+    flat, sharp = solved(6000, 0, sharpness=0.4), solved(300, 1, sharpness=1.5)
+    first = {name: values[:300] for name, values in flat.evidence.items()}
+    small = Solved(first, flat.given[:300], flat.true[:300], flat.transition)
+    learned = learn([flat, sharp], 0)
+    assert learned.weights == pytest.approx(learn([small, sharp], 0).weights, abs=0.15)
+    assert learned.weights["mean"] < learn([flat], 0).weights["mean"] - 0.5, "what the large one alone says"
+    assert len(learned.right) == 600
+
+
+def labelled_by(experience: Experience, data: Solved) -> Floats:
+    return transferred(experience, data.transition).soft_labels(data.evidence, data.given)
+
+
+def test_what_is_learned_is_judged_on_data_sets_that_were_left_out() -> None:
+    """One whose evidence is sure of a wrong class is no warning of itself."""
+    data = [solved(200, seed) for seed in range(3)]
+    misleading = {"mean": np.roll(data[2].evidence["mean"], 1, axis=1)}
+    data[2] = replace(data[2], evidence=misleading)
+    found = learn(data, 0)
+    soft = [labelled_by(learn([*data[:k], *data[k + 1 :]], 0), data[k]) for k in range(3)]
+    expected = np.concatenate([each.max(axis=1) for each in soft])
+    assert np.sort(found.confidence) == pytest.approx(np.sort(expected), abs=1e-3)
+    right = [int((each.argmax(axis=1) == made.true).sum()) for each, made in zip(soft, data, strict=True)]
+    assert right[2] < 100 < min(right[:2])
+    assert abs(found.right.sum() - sum(right)) <= 2  # a row between two classes
+    relabelled = sum((each.argmax(axis=1) != made.given).sum() for each, made in zip(soft, data, strict=True))
+    assert abs(found.relabelled.sum() - relabelled) <= 2
+    seen = [labelled_by(found, made).max(axis=1) for made in data]
+    assert np.abs(np.sort(np.concatenate(seen)) - np.sort(expected)).max() > 0.02
+
+
+def test_rows_of_right_relabelled_and_confidence_belong_together() -> None:
+    found = learn([solved(300, seed) for seed in range(4)], 0)
+    sure = found.confidence > 0.95
+    assert 0.3 < sure.mean() < 0.9
+    assert found.right[sure].mean() > 0.95
+    assert found.right[~sure].mean() < 0.9
+    assert found.right[found.relabelled & sure].mean() > 0.9
+    assert found.relabelled.mean() == pytest.approx(0.3, abs=0.05)
+
+
+def test_one_data_set_alone_is_judged_by_the_weights_without_any() -> None:
+    data = solved(200, 0)
+    soft_label = fit({"mean": np.ones((0, C))}, NOBODY, NOBODY, np.zeros((C, C), dtype=np.int64), 0)
+    expected = replace(soft_label, transition=data.transition).soft_labels(data.evidence, data.given)
+    assert np.sort(learn([data], 0).confidence) == pytest.approx(np.sort(expected.max(axis=1)))
+
+
+NOBODY = np.zeros(0, dtype=np.int64)
+
+
+@pytest.fixture(scope="module")
+def experience() -> Experience:
+    return learn([solved(300, seed, classes=3 + seed, sharpness=0.5) for seed in range(6)], 0)
+
+
+@pytest.mark.parametrize("classes", [2, 9])
+def test_a_borrowed_calibration_serves_a_data_set_nobody_verified(
+    experience: Experience, classes: int
+) -> None:
+    data = solved(4000, 50, classes, sharpness=0.5)
+    made = transferred(experience, data.transition)
+    assert made.borrowed
+    assert not made.withheld
+    soft_label = made.soft_labels(data.evidence, data.given)
+    assert accuracy(soft_label.argmax(axis=1), data.true) > accuracy(data.given, data.true) + 0.08
+    noise_probability = 1 - soft_label[np.arange(4000), data.given]
+    error = expected_calibration_error(noise_probability, data.given != data.true)
+    assert error is not None
+    assert error < 0.03
+    promise = made.promise(soft_label, data.given, 0.95)
+    judged = experience.relabelled & (experience.confidence >= 0.95)
+    assert (promise.probes, promise.right) == (judged.sum(), (judged & experience.right).sum())
+    assert promise.threshold is not None
+    fixed = actions(soft_label, data.given, promise) == "fix"
+    assert fixed.sum() > 30
+    assert accuracy(soft_label.argmax(axis=1)[fixed], data.true[fixed]) > 0.94
+
+
+def test_a_borrowed_calibration_says_so_and_can_be_lent_again(experience: Experience) -> None:
+    made = transferred(experience, solved(10, 0).transition)
+    told = json.loads(json.dumps(made.to_dict(), allow_nan=False))
+    assert told["probes"] == 0
+    assert told["weights"] == experience.weights
+    assert {told[f"probe_{name}"] for name in ("accuracy_before", "accuracy_after")} == {None}
+    assert told["probe_calibration_error"] is None
+    assert Calibration.restored(asdict(made), ["mean"], C).borrowed
+    again = Experience.restored(vars(made.experience))
+    assert again.weights == experience.weights
+    assert (again.confidence == experience.confidence).all()
+    assert not fitted(simulate(20, 0)).borrowed
+
+
+def test_an_experience_without_any_row_promises_nothing() -> None:
+    made = transferred(fitted(simulate(0, 0)).experience, TRANSITION.clip(1e-3))
+    assert made.promise(*simulate_soft_labels(made), 0.5).threshold is None
+
+
+def test_the_transition_is_estimated_from_soft_labels() -> None:
+    _, given, true = simulate(500, 0)
+    given[::9] = -1
+    one_hot = np.eye(C)[true]
+    assert estimated_transition(one_hot, given) == pytest.approx(
+        smoothed_transition(noise_matrix(given, true, C)), abs=1e-12
+    )
+    unsure = 0.8 * one_hot + 0.2 / C
+    found = estimated_transition(unsure, given)
+    assert found.sum(axis=1) == pytest.approx(1)
+    assert (found > 0).all()
+    expected = sum(np.outer(unsure[row], np.eye(C)[given[row]]) for row in np.flatnonzero(given >= 0))
+    assert found == pytest.approx(smoothed_transition(np.array(expected)))
+    nobody = estimated_transition(unsure[:0], given[:0])
+    assert nobody.sum(axis=1) == pytest.approx(1)
+
+
+def test_a_prior_is_where_the_weights_stand_without_probes_and_start_with_few() -> None:
+    prior = {"mean": 5.0, "transition": 1.5, "keep": -2.0, "other": 9.0}
+
+    def weights(probes: int, **options: dict[str, float]) -> dict[str, float]:
+        evidence, given, true = simulate(probes, 0)
+        return fit(evidence, given, true, noise_matrix(given, true, C), 0, **options).weights
+
+    assert weights(0, prior=prior) == {"mean": 5.0, "transition": 1.5, "keep": -2.0}
+    few, many = weights(4, prior=prior), weights(4000, prior=prior)
+    assert few["mean"] > 3.5
+    assert weights(4)["mean"] < 3
+    assert many == pytest.approx(weights(4000), abs=0.2)
+
+
+@pytest.mark.parametrize("probes", [0, 5, 400])
+def test_a_transition_that_is_known_takes_the_place_of_the_verified_pairs(probes: int) -> None:
+    evidence, given, true = simulate(probes, 0)
+    known = TRANSITION.clip(1e-3)
+    known /= known.sum(axis=1, keepdims=True)
+    pairs = noise_matrix(given, true, C)
+    made = fit(evidence, given, true, pairs, 0, transition=known)
+    assert made.transition is known
+    assert not made.borrowed
+    without_pairs = fit(evidence, given, true, np.zeros_like(pairs), 0, transition=known)
+    assert without_pairs.weights == made.weights
+    assert (without_pairs.confidence == made.confidence).all()
+    if probes == 400:
+        assert made.weights["transition"] == pytest.approx(1, abs=0.25)
+        assert made.weights != fitted((evidence, given, true)).weights
+
+
+def test_a_probe_s_own_pair_is_taken_out_of_the_noise_matrix_that_scores_it() -> None:
+    _, given, true = simulate(60, 3)
+    counts = noise_matrix(given, true, C) + 1
+    for row, likelihood in enumerate(calibration._leave_one_out(counts, true, given)):
+        rest = counts.copy()
+        rest[true[row], given[row]] -= 1
+        assert likelihood == pytest.approx(smoothed_transition(rest)[:, given[row]], abs=1e-12)
+
+
+@pytest.mark.parametrize("classes", [2, 3, 7])
+def test_a_probe_s_own_pair_is_taken_out_of_the_matrix_that_scores_it(classes: int) -> None:
+    rng = np.random.default_rng(classes)
+    true = rng.integers(classes, size=40)
+    given = np.where(rng.random(40) < 0.4, rng.integers(classes, size=40), true)
+    counts = noise_matrix(given, true, classes)
+    found = calibration._leave_one_out(counts, true[:20], given[:20])
+    for row in range(20):
+        rest = counts.copy()
+        rest[true[row], given[row]] -= 1
+        np.testing.assert_allclose(found[row], smoothed_transition(rest)[:, given[row]], rtol=1e-12)
