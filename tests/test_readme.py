@@ -3,6 +3,7 @@
 import csv
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -17,7 +18,7 @@ COMMANDS = re.findall(r"^    ((?:relabel|pip|python) .+)$", README, flags=re.MUL
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """A folder with `images/` and `new_images/` of two kinds and `trusted.csv`, the names README uses."""
+    """A folder with README's names: `images/`, `more_images/` (the same), `new_images/`, `trusted.csv`."""
     folder = tmp_path_factory.mktemp("readme")
     rng = np.random.default_rng(0)
     with (folder / "trusted.csv").open("w", newline="") as file:
@@ -33,6 +34,7 @@ def folder(tmp_path_factory):
                     Image.fromarray(pixels).save(folder / "new_images" / f"{name}.png")
                 if row % 2:
                     writer.writerow([f"{name}/{row}.png", name])
+    shutil.copytree(folder / "images", folder / "more_images")
     return folder
 
 
