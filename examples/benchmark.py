@@ -10,17 +10,18 @@ noise that `relabel corrupt` puts on the true labels, written NOISE-RATE: `symme
 `instance-dependent-0.4` or any other of its models, `asymmetric` with CIFAR-10's usual map. A *method* is a
 corrector, run by `relabel fit` as a user would type it; `apply`, which is `relabel apply` with the corrector
 of `--pretrained` and no verified row; or one of three baselines that do without relabel
-(`baselines.py`). All have the same backbone, image size, augmentation and schedule. Verified rows are drawn
-at random for each seed, given to every method but `apply` and left out of every figure. The options listed
-below go to every method; options that are not this script's go to `relabel` alone. `--rows N` takes the first
-N rows of the data.
+(`baselines.py`). All have the same backbone, image size, augmentation and schedule; METHOD@EPOCHS, such as
+`cleanlab@20`, has a budget of its own. Verified rows are drawn at random for each seed, given to every method
+but `apply` and left out of every figure. The options listed below go to every method; options that are not
+this script's go to `relabel` alone. `--rows N` takes the first N rows of the data.
 
 Finished runs are kept in `--output` at once, and a run that is there already is not repeated: a long table
 can be made in several goes. The tables show every run of that file made under the same conditions, also of
-other methods, settings and seeds; `--methods` without a name runs nothing and only shows them. Seconds are
-those of labelling, test images not included, and peak memory that of the process that did it. Test accuracy
-is that of the finished network: `fit --save-model`, then `predict` on images without a label; with `none` and
-`tmlc` a quarter of the verified rows is then kept for the model, which costs their labels a little.
+other methods, settings, seeds and epochs; `--methods` without a name runs nothing and only shows them.
+Seconds are those of labelling, test images not included, and peak memory that of the process that did it.
+Test accuracy is that of the finished network: `fit --save-model`, then `predict` on images without a label;
+with `none` and `tmlc` a quarter of the verified rows is then kept for the model, which costs their labels a
+little.
 
 `speed` times an epoch of the meta phase against bare training loops and against `none`, in the same process
 and in turns, on random images (2,560 of them, or `--rows`).
@@ -199,7 +200,7 @@ def parse() -> tuple[argparse.Namespace, argparse.ArgumentParser]:
     for setting in arguments.settings:
         if not _is_setting(setting) or (setting == "human" and arguments.benchmark != "cifar10n"):
             parser.error(f"--settings {setting}: not a setting of {arguments.benchmark}")
-    _check_methods(arguments, parser)
+    arguments.plan = _methods(arguments, parser)
     try:
         for output in filter(None, (arguments.output, arguments.markdown)):
             check_output(output, overwrite=True)
@@ -213,14 +214,23 @@ def parse() -> tuple[argparse.Namespace, argparse.ArgumentParser]:
     return arguments, parser
 
 
-def _check_methods(arguments: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
-    if arguments.methods is None:
-        arguments.methods = [method for method in METHODS if method != "apply" or arguments.pretrained]
-    for method in arguments.methods:
+def _methods(arguments: argparse.Namespace, parser: argparse.ArgumentParser) -> list[tuple[str, int | None]]:
+    """Methods and their epochs."""
+    names = arguments.methods
+    if names is None:
+        names = [method for method in METHODS if method != "apply" or arguments.pretrained]
+    methods = []
+    for name in names:
+        method, _, epochs = name.partition("@")
         if method not in METHODS:
-            parser.error(f"--methods {method}: not one of {', '.join(METHODS)}")
-    if "apply" in arguments.methods and not (arguments.pretrained and arguments.pretrained.is_file()):
+            parser.error(f"--methods {name}: not one of {', '.join(METHODS)}")
+        if epochs and not epochs.isdecimal():
+            parser.error(f"--methods {name}: {epochs} is not a number of epochs")
+        methods.append((method, int(epochs) if epochs else arguments.epochs))
+    corrector = arguments.pretrained
+    if any(method == "apply" for method, _ in methods) and not (corrector and corrector.is_file()):
         parser.error("apply needs a corrector file: --pretrained FILE")
+    return methods
 
 
 def _is_setting(setting: str) -> bool:
@@ -232,20 +242,26 @@ def planned(arguments: argparse.Namespace) -> list[Run]:
     """Every run the command line asks for: seed by seed, so that the first one fills the table."""
     same = conditions(arguments)
     return [
-        Run(setting=setting, method=method, seed=seed, options=options_of(method, arguments), **same)
+        Run(
+            setting=setting,
+            method=method,
+            seed=seed,
+            epochs=epochs,
+            options=options_of(method, arguments),
+            **same,
+        )
         for seed in arguments.seeds
         for setting in arguments.settings
-        for method in arguments.methods
+        for method, epochs in arguments.plan
     ]
 
 
 def conditions(arguments: argparse.Namespace) -> dict[str, Any]:
-    """What all runs of one table have in common, but for their options."""
+    """What all runs of one table have in common, but for their options and epochs."""
     return {
         "benchmark": arguments.benchmark,
         "rows": count_rows(arguments),
         "trusted": arguments.trusted or TRUSTED[arguments.benchmark],
-        "epochs": arguments.epochs,
     }
 
 
@@ -499,7 +515,7 @@ def _key(result: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _describe(run: Run) -> str:
-    return f"{run.setting} {run.method} seed {run.seed}"
+    return f"{run.setting} {run.method} seed {run.seed}, {run.epochs or 'automatic'} epochs"
 
 
 def _told(figures: Mapping[str, float | None]) -> str:
@@ -511,20 +527,26 @@ def markdown(results: Iterable[Result], arguments: argparse.Namespace) -> str:
     """A table for each setting, one row a method: mean ± standard deviation over the seeds."""
     same = conditions(arguments)
     runs = [
-        result
+        {**result, "method": _shown(result, arguments.epochs)}
         for result in results
         if all(result[name] == value for name, value in same.items())
         and result["options"] == options_of(result["method"], arguments)
     ]
     settings = _in_order((run["setting"] for run in runs), SETTINGS[arguments.benchmark])
     by_setting = {setting: [run for run in runs if run["setting"] == setting] for setting in settings}
-    parts = [_heading(same, arguments.fit_options)]
+    parts = [_heading({**same, "epochs": arguments.epochs}, arguments.fit_options)]
     parts += [f"### {setting}\n\n{_setting_table(own)}" for setting, own in by_setting.items()]
     if len(settings) > 1:
         for title, figure in OVERVIEWS.items():
             if any(run.get(figure.name) is not None for run in runs):
                 parts.append(f"### {title}\n\n{_overview(by_setting, figure)}")
     return "\n\n".join(parts)
+
+
+def _shown(result: Result, epochs: int | None) -> str:
+    """The method, with its epochs where they are not those of the others."""
+    name: str = result["method"]
+    return name if result["epochs"] == epochs else f"{name}@{result['epochs'] or 'auto'}"
 
 
 def _heading(same: Mapping[str, Any], options: str) -> str:
@@ -538,7 +560,7 @@ def _heading(same: Mapping[str, Any], options: str) -> str:
 
 def _setting_table(runs: Sequence[Result]) -> str:
     rows = []
-    for method in _in_order((run["method"] for run in runs), METHODS):
+    for method in _by_method(run["method"] for run in runs):
         own = [run for run in runs if run["method"] == method]
         rows.append([method, str(len(own)), *(_mean(own, figure) for figure in COLUMNS.values())])
     return table(["method", "seeds", *COLUMNS], rows)
@@ -546,10 +568,14 @@ def _setting_table(runs: Sequence[Result]) -> str:
 
 def _overview(by_setting: Mapping[str, Sequence[Result]], figure: Figure) -> str:
     rows = []
-    for method in _in_order((run["method"] for runs in by_setting.values() for run in runs), METHODS):
+    for method in _by_method(run["method"] for runs in by_setting.values() for run in runs):
         of_method = ([run for run in runs if run["method"] == method] for runs in by_setting.values())
         rows.append([method, *(_mean(own, figure) for own in of_method)])
     return table(["method", *by_setting], rows)
+
+
+def _by_method(found: Iterable[str]) -> list[str]:
+    return sorted(set(found), key=lambda name: (METHODS.index(name.partition("@")[0]), name))
 
 
 def _in_order(found: Iterable[str], known: Sequence[str]) -> list[str]:

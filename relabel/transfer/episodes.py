@@ -44,8 +44,8 @@ _AUGMENTATIONS = {
     "none": 0.1,
 }  # without any, a small network soon knows all by heart
 _ROWS = (200, 5_000)
-_EPOCHS = (10, 60)
-_EFFORT = 90_000  # images of 16 px an episode may show its network: about a minute of two cores
+_EPOCHS = (15, 80)
+_EFFORT = 160_000  # images of 16 px an episode may show its network: two minutes of one core
 _JUDGE_SAMPLES = 40_000  # shown to the network whose boundaries make noise depend on features
 
 

@@ -179,8 +179,8 @@ def test_runs_accumulate_and_the_tables_show_those_of_one_kind(benchmark, tmp_pa
     script = example("benchmark")
     output = tmp_path / "benchmark.parquet"
 
-    def add(method, seed, after, setting="human", options="", **figures):
-        run = script.Run("cifar10n", setting, method, seed, 320, 1000, None, options)
+    def add(method, seed, after, setting="human", options="", epochs=None, **figures):
+        run = script.Run("cifar10n", setting, method, seed, 320, 1000, epochs, options)
         script.add_result(output, {**vars(run), "label_accuracy_after": after, **figures})
 
     add("mslc", 0, 0.5, "symmetric-0.2", options="--precision 0.9")
@@ -189,18 +189,21 @@ def test_runs_accumulate_and_the_tables_show_those_of_one_kind(benchmark, tmp_pa
     for seed, after in enumerate((0.1, 0.8, 0.9)):
         add("none", seed, after, options="--precision 0.9", fix_precision=0.5 if seed else None)
     add("none", 0, 0.7, options="--precision 0.9", fix_precision=None)  # in place of the first
-    assert len(pq.read_table(output)) == 6
+    add("none", 0, 0.6, options="--precision 0.9", epochs=5)  # with a budget of its own
+    assert len(pq.read_table(output)) == 7
 
     done = benchmark("--precision", "0.9", "--methods")  # no method: the tables alone
     assert (done.returncode, done.stderr) == (0, "")
     tables = rows_of(done.stdout)
     assert [row[:4] for row in tables["human"]] == [
         ["none", "3", "–", "80.0 ± 10.0"],
+        ["none@5", "1", "–", "60.0"],
         ["fine-tune", "1", "–", "70.0"],
     ]
     assert "50.0 ± 0.0 (2)" in tables["human"][0]
     assert tables["Label accuracy after, %"] == [
-        ["none", "80.0 ± 10.0", "–"], ["mslc", "–", "50.0"], ["fine-tune", "70.0", "–"]
+        ["none", "80.0 ± 10.0", "–"], ["none@5", "60.0", "–"],
+        ["mslc", "–", "50.0"], ["fine-tune", "70.0", "–"]
     ]  # fmt: skip
     assert "Test accuracy, %" not in tables
 
@@ -210,6 +213,7 @@ def test_runs_accumulate_and_the_tables_show_those_of_one_kind(benchmark, tmp_pa
     [
         (("--settings", "human", "sideways-0.2"), "--settings sideways-0.2: not a setting of cifar10n"),
         (("--methods", "guessing"), "--methods guessing: not one of"),
+        (("--methods", "none@few"), "--methods none@few: few is not a number of epochs"),
         (("--methods", "apply"), "apply needs a corrector file: --pretrained FILE"),
         (("--markdown", "nowhere/table.md"), "nowhere/table.md has no folder"),
     ],
