@@ -41,6 +41,7 @@ from relabel.training import (
 )
 
 PROBE_SHARE = 2 / 3  # a corrector has few parameters; calibration and promise live off every probe
+WITNESS_SHARE = 1 / 2  # of the meta rows, for a corrector that has witnesses
 UNSEEN_SHARE = 1 / 4  # of the trusted rows, for the calibration of a model that is kept
 # The default budget: epochs are as many as make this many, within limits. Plain training has had its best by
 # half of it and begins to memorise; a corrector goes on learning.
@@ -58,14 +59,17 @@ class FitResult(Labelling):
 
 @dataclass(frozen=True)
 class _Split:
-    """Trusted rows by use: meta rows drive the corrector, probe rows calibrate the labels, unseen rows, which
-    the backbone never trains on, the model that is kept; the meta rows of a look-ahead corrector are both.
+    """Trusted rows by use: meta rows drive the corrector, witness rows show it what training does to the rows
+    it corrects, probe rows calibrate the labels, unseen rows, which the backbone never trains on, the model
+    that is kept; the meta rows of a look-ahead corrector are both.
 
     External images (not in SOURCE) follow the source's rows in `Inputs`.
     """
 
     meta: NDArray[np.int64]
     meta_labels: NDArray[np.int64]
+    witness: NDArray[np.int64]
+    witness_labels: NDArray[np.int64]
     probe: NDArray[np.int64]
     probe_labels: NDArray[np.int64]
     unseen: NDArray[np.int64]
@@ -126,7 +130,7 @@ def fit(config: FitConfig, watcher: Watcher | None = None) -> FitResult:
         f"{len(source):,} images, {len(source.class_names)} classes, {size} px; {name} on "
         f"{compute.describe()}; {config.recipe.corrector}: {schedule.epochs} epochs, "
         f"{schedule.warmup_epochs} of them warm-up; "
-        f"{len(split.meta)} meta and {len(split.probe)} probe rows"
+        f"{len(split.meta) + len(split.witness)} meta and {len(split.probe)} probe rows"
         + (f", {len(split.unseen)} for the model's calibration." if config.keep_model else ".")
     )
     _train(training, config, source, split, watcher)
@@ -174,7 +178,7 @@ def _split(
     corrector: Corrector,
     config: FitConfig,
 ) -> _Split:
-    """Deal the readable trusted rows into unseen, probe and meta rows, class by class.
+    """Deal the readable trusted rows into unseen, probe, witness and meta rows, class by class.
 
     A corrector that learns nothing from trusted rows leaves them all to the calibration; one that trains on
     its meta rows can use those with a given label only.
@@ -194,6 +198,10 @@ def _split(
         missing = max(0, round(len(rows) * UNSEEN_SHARE) - len(external))
         held_out, inside = _deal(inside, missing / max(1, len(inside)))
     probe, meta = _deal(inside, PROBE_SHARE if learns else 1.0)
+    witness = np.empty(0, dtype=np.int64)
+    if learns and corrector.has_witnesses:
+        witness, meta = _deal(meta, WITNESS_SHARE)
+        witness = witness[given[rows[witness]] >= 0]
     if looks_ahead:
         meta = np.concatenate([meta, external])
     elif corrector.trains_on_meta_rows:
@@ -204,8 +212,8 @@ def _split(
             "Verify more labelled images of SOURCE, or use --corrector none.",
         )
     unseen = meta if looks_ahead else np.concatenate([held_out, external])
-    meta, probe, unseen = np.sort(meta), np.sort(probe), np.sort(unseen)
-    return _Split(rows[meta], labels[meta], rows[probe], labels[probe], rows[unseen], labels[unseen])
+    parts = [np.sort(part) for part in (meta, witness, probe, unseen)]
+    return _Split(*(column[part] for part in parts for column in (rows, labels)))
 
 
 def _deal(ordered: NDArray[np.int64], share: float) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
@@ -238,6 +246,8 @@ def _rows(source: Source, errors: dict[int, str], split: _Split) -> Rows:
         unlabelled=torch.from_numpy(np.flatnonzero(taught & (source.given < 0))),
         meta=torch.from_numpy(split.meta),
         meta_labels=torch.from_numpy(split.meta_labels),
+        witness=torch.from_numpy(split.witness),
+        witness_labels=torch.from_numpy(split.witness_labels),
     )
 
 

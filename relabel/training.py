@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -21,7 +21,7 @@ from torch import Tensor
 
 from relabel import hypergradient
 from relabel.backbones import Backbone, evaluate
-from relabel.correctors.base import Corrector, Epoch, Memory, WarmUp
+from relabel.correctors.base import Corrector, Epoch, Memory, WarmUp, nobody
 from relabel.correctors.plain import Plain
 from relabel.data.loading import Inputs
 from relabel.device import Compute
@@ -71,7 +71,8 @@ class Rows:
     corrector's in the meta phase;
     given: [N] class ids, −1 unlabelled; unlabelled: [u] rows that are predicted, and trained on only by a
     corrector that reads no given labels; meta, meta_labels: [M] trusted rows that drive φ, among `train` only
-    for a corrector with `trains_on_meta_rows`.
+    for a corrector with `trains_on_meta_rows`; witness, witness_labels: [W] trusted rows among `train`, for a
+    corrector with `has_witnesses`.
     """
 
     train: Tensor
@@ -79,6 +80,8 @@ class Rows:
     unlabelled: Tensor
     meta: Tensor
     meta_labels: Tensor
+    witness: Tensor = field(default_factory=nobody)
+    witness_labels: Tensor = field(default_factory=nobody)
 
 
 @dataclass(frozen=True)
@@ -184,7 +187,7 @@ class Training:
         meta_batches = self._meta_batches(generator)
         learns = corrected and self.meta_optimizer is not None
         if learns and epoch == schedule.warmup_epochs:
-            self._begin_meta_phase(generator)
+            self._begin_meta_phase()
             if corrector.trains_on_meta_rows:
                 for _ in range(_HEAD_START):  # an unlearned φ would undo the warm-up within an epoch
                     self._direct_step(next(meta_batches))
@@ -256,24 +259,22 @@ class Training:
             logits, features = self.backbone(inputs.repeat_interleave(2, dim=0) if alone else inputs)
         return logits[: len(inputs)], features[: len(inputs)]
 
-    def _begin_meta_phase(self, generator: torch.Generator) -> None:
+    def _begin_meta_phase(self) -> None:
         given = torch.full_like(self.rows.meta, -1)
         inside = self.rows.meta < len(self.rows.given)
         given[inside] = self.rows.given[self.rows.meta[inside]]
-        chunks = torch.tensor_split(self.rows.meta, self._steps(len(self.rows.meta)))
-        logits = [
-            self._trusted_forward(self.inputs.batch(rows, self.compute.device, generator))[0]
-            for rows in chunks
-        ]
         device = self.compute.device
         warm_up = WarmUp(
             mean_probability=self.ledger.mean_probability(),
+            probability=self.ledger.latest,
             head=self.backbone.head,
             features=self._frozen_features,
             meta=self.rows.meta,
             meta_true=self.rows.meta_labels.to(device),
             meta_given=given.to(device),
-            meta_logits=torch.cat(logits),
+            witness=self.rows.witness,
+            witness_given=self.rows.given[self.rows.witness],
+            witness_true=self.rows.witness_labels,
         )
         self.ledger.memory |= self.corrector.begin(warm_up)
         self.backbone.train()
@@ -289,6 +290,9 @@ class Training:
             memory=self.ledger.memory,
             meta=self.rows.meta,
             meta_true=self.rows.meta_labels,
+            witness=self.rows.witness,
+            witness_given=self.rows.given[self.rows.witness],
+            witness_true=self.rows.witness_labels,
         )
         self.ledger.memory |= self.corrector.observe(finished)
 

@@ -58,7 +58,8 @@ def labels() -> Tensor:
     return given
 
 
-ROWS = Rows(train=TRAIN, given=labels(), unlabelled=UNLABELLED, meta=META, meta_labels=TRUE[META])
+WITNESS = TRAIN[::4]
+ROWS = Rows(TRAIN, labels(), UNLABELLED, META, TRUE[META], WITNESS, TRUE[WITNESS])
 
 
 def with_other_given(rows: Tensor) -> Rows:
@@ -516,7 +517,7 @@ def test_the_warm_up_hands_over_what_it_knows(rows: Rows) -> None:
     begin = training.corrector.begin
 
     def spy(warm_up: WarmUp) -> Memory:
-        handed.append(copy.copy(warm_up))
+        handed.append(replace(warm_up, probability=warm_up.probability.clone()))
         features.append(warm_up.features())
         return begin(warm_up)
 
@@ -529,8 +530,10 @@ def test_the_warm_up_hands_over_what_it_knows(rows: Rows) -> None:
     assert warm_up.meta_true.tolist() == TRUE[rows.meta].tolist()
     outside = len(rows.meta) - len(META)
     assert warm_up.meta_given.tolist() == [*ROWS.given[META].tolist(), *[-1] * outside]
-    assert warm_up.meta_logits.shape == (len(rows.meta), CLASSES)
-    assert not warm_up.meta_logits.requires_grad
+    assert torch.equal(warm_up.probability, expected.ledger.latest)
+    assert warm_up.witness.tolist() == WITNESS.tolist()
+    assert warm_up.witness_given.tolist() == ROWS.given[WITNESS].tolist()
+    assert warm_up.witness_true.tolist() == TRUE[WITNESS].tolist()
     assert warm_up.head is training.backbone.head
     with torch.no_grad():
         shown = training.inputs.batch(torch.arange(len(TRUE)), torch.device("cpu"), None)

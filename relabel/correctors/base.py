@@ -16,32 +16,41 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 Memory = dict[str, Tensor]
 
 
+def nobody() -> Tensor:
+    """No rows [0]."""
+    return torch.zeros(0, dtype=torch.int64)
+
+
 @dataclass(frozen=True)
 class WarmUp:
     """What the warm-up leaves to a corrector.
 
-    mean_probability: [N, C], the rows' average softmax so far; head: the backbone's classifier layer;
-    features: gives the penultimate features [N + E, D] of all rows, without augmentation and in evaluation
-    mode, at the cost of one pass; meta: [M] trusted rows that drive φ, indices into those N + E;
-    meta_true: [M] their verified labels; meta_given: [M] their given ones, −1 for rows without one;
-    meta_logits: [M, C] as training sees them.
+    mean_probability: [N, C], the rows' average softmax so far; probability: [N, C], that of the last epoch;
+    head: the backbone's classifier layer; features: gives the penultimate features [N + E, D] of all rows,
+    without augmentation and in evaluation mode, at the cost of one pass; meta: [M] trusted rows that drive φ,
+    indices into those N + E; meta_true: [M] their verified labels; meta_given: [M] their given ones, −1 for
+    rows without one; witness, witness_given, witness_true: [W], trusted rows among those trained on.
     """
 
     mean_probability: Tensor
+    probability: Tensor
     head: nn.Linear
     features: Callable[[], Tensor]
     meta: Tensor
     meta_true: Tensor
     meta_given: Tensor
-    meta_logits: Tensor
+    witness: Tensor = field(default_factory=nobody)
+    witness_given: Tensor = field(default_factory=nobody)
+    witness_true: Tensor = field(default_factory=nobody)
 
 
 @dataclass(frozen=True)
@@ -49,7 +58,8 @@ class Epoch:
     """One finished epoch over N rows.
 
     number: from 0; probability: [N, C], its softmax; trained: [N] bool, rows trained on under a given label;
-    given: [N], −1 unlabelled; memory: [N, ...] by name; meta, meta_true: as in `WarmUp`.
+    given: [N], −1 unlabelled; memory: [N, ...] by name; meta, meta_true, witness, witness_given,
+    witness_true: as in `WarmUp`.
     """
 
     number: int
@@ -59,6 +69,9 @@ class Epoch:
     memory: Memory
     meta: Tensor
     meta_true: Tensor
+    witness: Tensor = field(default_factory=nobody)
+    witness_given: Tensor = field(default_factory=nobody)
+    witness_true: Tensor = field(default_factory=nobody)
 
 
 class Corrector(nn.Module, ABC):
@@ -72,6 +85,12 @@ class Corrector(nn.Module, ABC):
 
     trains_on_meta_rows = False
     """Whether the meta rows pass through training as ordinary rows, for `trusted_loss` to judge."""
+
+    has_witnesses = False
+    """Whether some trusted rows pass through training under their given label for φ to be held against.
+
+    What the backbone learns by heart shows in the rows it trains on, never in the meta rows of a look-ahead.
+    """
 
     reads_given_labels = True
     """Whether the meta phase reads given labels; if not, unlabelled rows take part in it."""

@@ -6,8 +6,15 @@ prediction (eq. 6), with the two coefficients computed from losses by two small 
     q = a·y + (1 − a)·(b·q_prev + (1 − b)·p),   a = α-net(CE(p, y)),  b = β-net(CE(p, argmax q_prev))
 
 Where we leave the released code: the backbone is trained on the soft mix of eq. 6 itself (the code trains
-on the argmax of each of its three terms, option `targets=hard`), the look-ahead step takes the current
-learning rate (the code takes ten times it), and the α-net starts from the trusted rows instead of at random.
+on the argmax of each of its three terms, option `targets=hard`), and the look-ahead step takes the current
+learning rate (the code takes ten times it).
+
+Learned from a random start by look-ahead gradients alone (option `start=random`), φ stays behind a small
+budget, and in a long one it ends at a = 1: the backbone learns the given labels by heart, their loss falls,
+and the meta rows, which are never trained on, cannot show that it means nothing any more. Nor do they see
+that q_prev holds a share of y already, which a adds to in every epoch. So both nets are also fitted by
+maximum likelihood, at the start and after every epoch, on trusted rows that pass through training like any
+other row (*witnesses*): the log-probability that q gives to their verified labels.
 """
 
 from __future__ import annotations
@@ -16,7 +23,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from relabel.correctors.base import Corrector, Memory, WarmUp, soft_cross_entropy
+from relabel.correctors.base import Corrector, Epoch, Memory, WarmUp, soft_cross_entropy
+
+_FLOOR = 1e-4  # of a probability: what bf16 logits resolve
+_FIT_STEPS = 300  # from a random start; after an epoch, when little has changed, a sixth of it
+_PSEUDO_ROWS = 10
 
 
 def _coefficient_net(hidden: int = 100) -> nn.Sequential:
@@ -27,7 +38,7 @@ def _coefficient_net(hidden: int = 100) -> nn.Sequential:
 class MSLC(Corrector):
     """Eq. 6 with per-sample memory `soft_label` [N, C], started as the average warm-up softmax.
 
-    targets: `soft` or `hard`; start: `trusted` fits the α-net to the meta rows, `random` is the paper's.
+    targets: `soft` or `hard`; start: `trusted` fits both nets to the witnesses, `random` is the paper's.
     """
 
     def __init__(
@@ -36,34 +47,40 @@ class MSLC(Corrector):
         super().__init__()
         self.targets = targets
         self.start = start
+        self.has_witnesses = start == "trusted"
         self.alpha_net = _coefficient_net()
         self.beta_net = _coefficient_net()
 
     def begin(self, warm_up: WarmUp) -> Memory:
-        """Start the memory at the average warm-up softmax, and the α-net from the meta rows.
+        """Start the memory at the average warm-up softmax."""
+        memory = {"soft_label": warm_up.mean_probability.clone()}
+        self._fit(warm_up, memory, _FIT_STEPS)
+        return memory
 
-        Learning φ from a random start by look-ahead gradients alone takes more steps than a small budget has.
+    def observe(self, epoch: Epoch) -> Memory:
+        """Hold φ against the witnesses as the epoch left them."""
+        self._fit(epoch, epoch.memory, _FIT_STEPS // 6)
+        return {}
+
+    def _fit(self, seen: WarmUp | Epoch, memory: Memory, steps: int) -> None:
+        """Fit both nets by maximum likelihood of the witnesses' verified labels under eq. 6.
+
+        A few witnesses say little, so ten more say a = b = 1/2.
         """
-        labelled = warm_up.meta_given >= 0
-        if self.start == "trusted" and bool(labelled.any()):
-            self._fit_alpha_net(
-                warm_up.meta_logits[labelled], warm_up.meta_given[labelled], warm_up.meta_true[labelled]
-            )
-        return {"soft_label": warm_up.mean_probability.clone()}
-
-    def _fit_alpha_net(self, logits: Tensor, given: Tensor, true: Tensor) -> None:
-        """Fit the α-net by maximum likelihood of the verified labels under a·y + (1 − a)·p.
-
-        Its optimum is q_y = P(given label is right | its loss): p already holds a part of that for y.
-        """
-        loss_given = F.cross_entropy(logits, given, reduction="none")
-        one_hot, prediction = F.one_hot(given, logits.shape[1]).to(logits.dtype), torch.softmax(logits, dim=1)
-        optimizer = torch.optim.Adam(self.alpha_net.parameters(), lr=1e-2)
-        for _ in range(300):
-            a = self.alpha_net(loss_given[:, None])
-            mixed = a * one_hot + (1 - a) * prediction
+        if not self.has_witnesses or len(seen.witness) == 0 or "soft_label" not in memory:
+            return
+        like = next(self.parameters())
+        given, true = seen.witness_given.to(like.device), seen.witness_true.to(like.device)
+        logits = seen.probability[seen.witness].to(like).clamp(min=_FLOOR).log()
+        previous = {"soft_label": memory["soft_label"][seen.witness].to(like)}
+        optimizer = torch.optim.Adam(self.parameters(), lr=1e-2)
+        for _ in range(steps):
+            a, b = self.coefficients(logits, given, previous["soft_label"])
+            likelihood = self.soft_label(logits, given, previous).gather(1, true[:, None]).clamp(min=_FLOOR)
+            halves = -(a * (1 - a) * b * (1 - b)).clamp(min=_FLOOR**4).log() / 2
+            loss = (-likelihood.log().sum() + _PSEUDO_ROWS * halves.mean()) / (len(true) + _PSEUDO_ROWS)
             optimizer.zero_grad()
-            F.nll_loss(mixed.clamp(min=1e-6).log(), true).backward()  # type: ignore[no-untyped-call]
+            loss.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
 
     def coefficients(self, logits: Tensor, given: Tensor, previous: Tensor) -> tuple[Tensor, Tensor]:

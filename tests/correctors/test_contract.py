@@ -124,14 +124,17 @@ def _scene(variant: str, class_order: tuple[int, ...]) -> Scene:
         head.weight.copy_(normal(C, D)[order])
         head.bias.copy_(normal(C)[order])
     features = normal(N + E, D)
+    witness = torch.tensor([0, 2, 7])
+    witnesses = {"witness": witness, "witness_given": given[witness], "witness_true": true[witness]}
     warm_up = WarmUp(
         mean_probability=normal(N, C)[:, order].softmax(dim=1),
+        probability=normal(N, C)[:, order].softmax(dim=1),
         head=head,
         features=features.clone,
         meta=meta,
         meta_true=true[meta],
         meta_given=meta_given,
-        meta_logits=normal(len(meta), C)[:, order],
+        **witnesses,
     )
     memory: Memory = {}
     epoch = Epoch(
@@ -142,6 +145,7 @@ def _scene(variant: str, class_order: tuple[int, ...]) -> Scene:
         memory=memory,
         meta=meta,
         meta_true=true[meta],
+        **witnesses,
     )
     for number in range(EPOCHS):
         if number == EPOCHS - 1:
@@ -337,10 +341,13 @@ def test_starting_and_observing_leave_their_inputs_alone(variant: str) -> None:
         tensors = [
             (
                 warm_up.mean_probability,
-                warm_up.meta_logits,
+                warm_up.probability,
                 warm_up.meta,
                 warm_up.meta_given,
                 warm_up.meta_true,
+                warm_up.witness,
+                warm_up.witness_given,
+                warm_up.witness_true,
             ),
             (epoch.probability, epoch.trained, epoch.given, epoch.memory),
             (warm_up.head.state_dict(), warm_up.features(), torch.get_rng_state()),

@@ -34,12 +34,12 @@ def head() -> nn.Linear:
 def warm_up(classifier: nn.Linear | None = None) -> WarmUp:
     return WarmUp(
         mean_probability=torch.full((N, C), 1 / C),
+        probability=torch.full((N, C), 1 / C),
         head=classifier or head(),
         features=FEATURES.clone,
         meta=META,
         meta_true=META_TRUE,
         meta_given=torch.full_like(META, -1),
-        meta_logits=torch.zeros(len(META), C).double(),
     )
 
 

@@ -141,12 +141,12 @@ def test_an_impossible_label_leaves_the_prediction_to_judge(sure: int) -> None:
 def warm_up(given: list[int], true: list[int]) -> WarmUp:
     return WarmUp(
         mean_probability=torch.full((8, C), 1 / C),
+        probability=torch.full((8, C), 1 / C),
         head=nn.Linear(D, C),
         features=lambda: torch.zeros(8, D),
         meta=torch.arange(len(given)),
         meta_true=torch.tensor(true),
         meta_given=torch.tensor(given),
-        meta_logits=torch.zeros(len(given), C),
     )
 
 

@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from relabel.correctors.base import WarmUp
+from relabel.correctors.base import Epoch, Memory, WarmUp
 from relabel.correctors.mslc import MSLC
 from relabel.ledger import Ledger
 
@@ -127,23 +127,56 @@ def test_the_memory_does_not_depend_on_the_order_of_the_rows() -> None:
     assert not torch.allclose(one, PREVIOUS, atol=1e-2)
 
 
-def simulated(rows: int = 400) -> WarmUp:
-    """Meta rows of five classes, 40 % of them given the next class; a quarter has no given label."""
+def simulated(rows: int = 400, witnesses: int = 300) -> WarmUp:
+    """Five classes, 40 % of the given labels the next class; predictions that know something of the truth."""
     generator = torch.Generator().manual_seed(0)
     true = torch.randint(5, (rows,), generator=generator)
     wrong = torch.rand(rows, generator=generator) < 0.4
     given = torch.where(wrong, (true + 1) % 5, true)
-    logits = 3 * F.one_hot(true, 5) + torch.randn(rows, 5, generator=generator)
-    given[::4] = -1
+    logits = 1.5 * F.one_hot(true, 5) + torch.randn(2, rows, 5, generator=generator)
+    witness = torch.arange(rows)[-witnesses:] if witnesses else torch.zeros(0, dtype=torch.int64)
     return WarmUp(
-        mean_probability=torch.rand(rows, 5, generator=generator).softmax(dim=1),
+        mean_probability=logits.mean(dim=0).softmax(dim=1),
+        probability=logits[0].softmax(dim=1),
         head=nn.Linear(D, 5),
         features=lambda: torch.zeros(rows, D),
-        meta=torch.arange(rows),
-        meta_true=true,
-        meta_given=given,
-        meta_logits=logits,
+        meta=torch.zeros(0, dtype=torch.int64),
+        meta_true=torch.zeros(0, dtype=torch.int64),
+        meta_given=torch.zeros(0, dtype=torch.int64),
+        witness=witness,
+        witness_given=given[witness],
+        witness_true=true[witness],
     )
+
+
+def learned_by_heart(warm_up: WarmUp, share: float) -> Epoch:
+    """The same rows after an epoch whose predictions hold so much of the given label."""
+    given = torch.zeros(len(warm_up.probability), dtype=torch.int64)
+    given[warm_up.witness] = warm_up.witness_given
+    mixed = (1 - share) * warm_up.probability + share * F.one_hot(given, 5)
+    return Epoch(
+        number=1,
+        probability=mixed,
+        trained=torch.ones(len(given), dtype=torch.bool),
+        given=given,
+        memory={"soft_label": mixed},
+        meta=warm_up.meta,
+        meta_true=warm_up.meta_true,
+        witness=warm_up.witness,
+        witness_given=warm_up.witness_given,
+        witness_true=warm_up.witness_true,
+    )
+
+
+def witness_soft_label(made: MSLC, seen: WarmUp | Epoch, memory: Memory) -> Tensor:
+    """Eq. 6 of the witnesses [W, 5]."""
+    logits, previous = seen.probability[seen.witness].log(), memory["soft_label"][seen.witness]
+    with torch.no_grad():
+        return made.soft_label(logits, seen.witness_given, {"soft_label": previous})
+
+
+def log_likelihood(soft_label: Tensor, true: Tensor) -> float:
+    return soft_label.gather(1, true[:, None]).log().mean().item()
 
 
 def parameters(net: nn.Module) -> list[Tensor]:
@@ -160,27 +193,74 @@ def test_the_memory_starts_at_a_copy_of_the_mean_probability() -> None:
     assert torch.equal(MSLC(5, D).begin(warm_up)["soft_label"], before)
 
 
-def test_the_trusted_start_believes_given_labels_by_how_often_their_loss_was_right() -> None:
-    warm_up, made = simulated(), MSLC(5, D)
-    beta = parameters(made.beta_net)
-    made.begin(warm_up)
-    labelled = warm_up.meta_given >= 0
-    logits, given = warm_up.meta_logits[labelled], warm_up.meta_given[labelled]
-    losses = F.cross_entropy(logits, given, reduction="none")
-    with torch.no_grad():
-        a, _ = made.coefficients(logits, given, torch.softmax(logits, dim=1))
-    assert a[losses < 0.2].mean() > 0.9
-    assert a[losses > 3].mean() < 0.2
-    assert abs(a.mean().item() - 0.6) < 0.05  # calibrated on average: 60 % of the given labels are right
-    assert all(torch.equal(x, y) for x, y in zip(beta, made.beta_net.parameters(), strict=True))
-
-
-@pytest.mark.parametrize("why", ["asked for", "no meta row has a given label"])
-def test_otherwise_the_nets_start_at_random(why: str) -> None:
+def test_the_trusted_start_makes_the_witnesses_verified_labels_likely() -> None:
     warm_up = simulated()
+    torch.manual_seed(0)
+    made, random = MSLC(5, D), MSLC(5, D, start="random")
+    memory = made.begin(warm_up)
+    random.begin(warm_up)
+    found = log_likelihood(witness_soft_label(made, warm_up, memory), warm_up.witness_true)
+    assert found > log_likelihood(witness_soft_label(random, warm_up, memory), warm_up.witness_true) + 0.1
+    # No fixed pair of coefficients does better: the nets tell the rows apart.
+    terms = (
+        F.one_hot(warm_up.witness_given, 5).float(),
+        memory["soft_label"][warm_up.witness],
+        warm_up.probability[warm_up.witness],
+    )
+    grid = torch.linspace(0, 0.95, 20)
+    best = max(
+        log_likelihood(a * terms[0] + (1 - a) * (b * terms[1] + (1 - b) * terms[2]), warm_up.witness_true)
+        for a in grid
+        for b in grid
+    )
+    assert found > best - 0.02
+
+
+def test_a_label_learned_by_heart_is_not_believed_for_it() -> None:
+    """Its loss has become small, which without the witnesses would be taken for proof."""
+    warm_up = simulated()
+    torch.manual_seed(0)
+    made = MSLC(5, D)
+    memory = made.begin(warm_up)
+    before = witness_soft_label(made, warm_up, memory)
+    epoch = learned_by_heart(warm_up, 0.3)
+
+    def believed(soft_label: Tensor) -> float:
+        wrong = epoch.witness_given != epoch.witness_true
+        return soft_label.gather(1, epoch.witness_given[:, None])[wrong].mean().item()
+
+    unfitted = believed(witness_soft_label(made, epoch, epoch.memory))
+    for _ in range(6):
+        assert made.observe(epoch) == {}
+    fitted = witness_soft_label(made, epoch, epoch.memory)
+    assert unfitted > believed(before) + 0.1
+    assert believed(fitted) < unfitted - 0.05
+    by_heart = epoch.probability[epoch.witness]
+    assert log_likelihood(fitted, epoch.witness_true) > log_likelihood(by_heart, epoch.witness_true) - 0.01
+
+
+def test_a_few_witnesses_move_little() -> None:
+    few, many = simulated(witnesses=2), simulated(witnesses=300)
+    coefficients = []
+    for warm_up in (few, many):
+        torch.manual_seed(0)
+        made = MSLC(5, D)
+        memory = made.begin(warm_up)
+        with torch.no_grad():
+            rows = many.witness
+            found = made.coefficients(
+                warm_up.probability[rows].log(), many.witness_given, memory["soft_label"][rows]
+            )
+        coefficients.append(torch.cat(found, dim=1))
+    assert (coefficients[0] - 0.5).abs().mean() < 0.6 * (coefficients[1] - 0.5).abs().mean()
+
+
+@pytest.mark.parametrize("why", ["asked for", "no witness"])
+def test_otherwise_the_nets_start_at_random_and_are_left_to_the_look_ahead(why: str) -> None:
+    warm_up = simulated(witnesses=300 if why == "asked for" else 0)
     made = MSLC(5, D, start="random" if why == "asked for" else "trusted")
-    if why != "asked for":
-        warm_up.meta_given.fill_(-1)
+    assert made.has_witnesses == (why != "asked for")
     before = parameters(made)
     made.begin(warm_up)
+    made.observe(learned_by_heart(warm_up, 0.3))
     assert all(torch.equal(x, y) for x, y in zip(before, made.parameters(), strict=True))
