@@ -1,10 +1,11 @@
 """Does a TMLC-Net that learned on one data set correct another? Tables IV and V of its paper, on real images.
 
-    python examples/transfer.py digits=DIGITS trashnet=TRASHNET cifar10=CIFAR --recordings recordings
+    python examples/transfer.py DIGITS TRASHNET CIFAR10 --recordings recordings
 
-Every source has true labels. Of each, episodes are recorded as `relabel pretrain` records them: short
-training runs under many kinds of noise, on the given labels. A corrector learns from two thirds of a source's
-episodes and is then tried, as it is, at the end of the others, its own source's and every other's.
+Every source has true labels. Episodes of all of them are recorded as `relabel pretrain` records its first
+generation, or taken from its `--recordings`: short training runs under many kinds of noise, on the given
+labels. A corrector learns from two thirds of a source's episodes and is then tried, as it is, at the end of
+the others, its own source's and every other's.
 
 The transfer table has a line for each source that was learned from, and for all of them but the target
 (`others`). Below stand the given labels, the argmax of the last epoch (`CE`) and of the epoch average, and
@@ -43,13 +44,12 @@ OWN_STEPS = 300  # as `fit` takes before its first soft label
 def main() -> None:
     """Record, learn, try, and print two tables."""
     arguments = parse()
-    episodes: dict[str, list[Recording]] = {}
-    for name, source in arguments.sources.items():
-        folder = arguments.recordings / name
-        folder.mkdir(parents=True, exist_ok=True)
-        config = PretrainConfig((source,), folder, arguments.episodes, arguments.steps, arguments.seed)
-        episodes[name] = first_generation(config, Silent())
-        print(f"{name}: {len(episodes[name])} episodes", flush=True)
+    arguments.recordings.mkdir(parents=True, exist_ok=True)
+    config = PretrainConfig(
+        tuple(arguments.sources), arguments.recordings, arguments.episodes, arguments.steps, arguments.seed
+    )
+    episodes = first_generation(config, Silent())
+    print(", ".join(f"{name}: {len(own)} episodes" for name, own in episodes.items()), flush=True)
     taught = {name: [r for place, r in enumerate(own) if place % 3] for name, own in episodes.items()}
     tried = {name: own[::3] for name, own in episodes.items()}
 
@@ -80,20 +80,18 @@ Labels = Callable[[Recording], Tensor]
 
 
 def parse() -> argparse.Namespace:
-    """The command line; `sources` becomes a mapping from name to path."""
+    """The command line."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
-    parser.add_argument("sources", nargs="+", metavar="NAME=SOURCE", help="at least two")
+    parser.add_argument("sources", nargs="+", metavar="SOURCE", help="at least two, as for relabel pretrain")
     parser.add_argument("--recordings", type=Path, required=True, help="a folder; what is there is reused")
-    parser.add_argument("--episodes", type=int, default=12, help="of each source")
+    parser.add_argument("--episodes", type=int, default=24, help="of all sources, by turns")
     parser.add_argument("--steps", type=int, default=1_500, help="of each corrector's training")
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
-    pairs = [source.partition("=") for source in arguments.sources]
-    if len(pairs) < 2 or any(not path or not Path(path).exists() for _, _, path in pairs):
-        parser.error("name at least two sources that are there, as NAME=SOURCE")
-    arguments.sources = {name: path for name, _, path in pairs}
+    if len({Path(source).name for source in arguments.sources}) < 2:
+        parser.error("name at least two sources")
     return arguments
 
 

@@ -43,6 +43,7 @@ _OPTIONS = ", ".join(
     for corrector, entry in REGISTRY.items()
     for name, values in entry.options.items()
 )
+SHIPPED_CORRECTOR = Path(__file__).parent / "pretrained" / "tmlc.pt"
 _PATIENCE = 2.0  # seconds in which a repeated signal is taken for the same one
 
 app = typer.Typer(
@@ -260,12 +261,13 @@ def apply(
     context: typer.Context,
     source: SourceArgument,
     corrector: Annotated[
-        str,
+        str | None,
         typer.Option(
             metavar="FILE",
-            help="Written by pretrain or by fit --save-corrector; or hf://user/repo/file.",
+            help="Written by pretrain or by fit --save-corrector; or hf://user/repo/file. Default: the one "
+            "that comes with relabel.",
         ),
-    ],
+    ] = None,
     trusted: Annotated[
         Path | None,
         typer.Option(help="Verified rows, where there are any: as in fit. They calibrate the result."),
@@ -293,8 +295,8 @@ def apply(
 ) -> None:
     """Train a backbone while a pretrained corrector rewrites its labels; writes what fit writes.
 
-    The corrector has learned on other data sets what training looks like on wrong labels. Without verified
-    rows the probabilities are calibrated on those data sets too.
+    The corrector has learned on other data sets what training looks like on wrong labels; `relabel inspect`
+    shows on which. Without verified rows the probabilities are calibrated on those data sets too.
     """
     console = _console(stderr=True)
     arguments: list[str] = context.obj
@@ -302,6 +304,7 @@ def apply(
     if to_stdout:
         _check_stdout(as_json)
     state = checkpoint or _checkpoint_path(output, arguments)
+    corrector = corrector or str(SHIPPED_CORRECTOR)
     local = None if corrector.startswith("hf://") else Path(corrector)
     _check_outputs(
         {"--output": None if to_stdout else Path(output), "--checkpoint": state},
@@ -394,8 +397,8 @@ def pretrain(
     output: Annotated[Path, typer.Option("--output", "-o", help="The corrector file to write.")],
     episodes: Annotated[
         int, typer.Option(help="Short training runs to learn from, in each of two generations.")
-    ] = 120,
-    steps: Annotated[int, typer.Option(help="Steps of the corrector's own training.")] = 4_000,
+    ] = 24,
+    steps: Annotated[int, typer.Option(help="Steps of the corrector's own training.")] = 3_000,
     recordings: Annotated[
         Path | None,
         typer.Option(metavar="FOLDER", help="Keep the recorded runs here. Default: only until the end."),
@@ -613,7 +616,14 @@ def corrupt(
 
 @app.command(short_help="Show what a file written by relabel holds.")
 def inspect(
-    file: LabelsFileArgument,
+    file: Annotated[
+        str,
+        typer.Argument(
+            metavar="[FILE]",
+            show_default=False,
+            help="A file written by relabel; - reads standard input. Default: the corrector of apply.",
+        ),
+    ] = str(SHIPPED_CORRECTOR),
     as_json: JsonOption = False,
 ) -> None:
     """Show what a labels file, a corrector file, a model file or noisy labels hold."""

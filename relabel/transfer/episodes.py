@@ -48,6 +48,15 @@ _EPOCHS = (15, 80)
 _EFFORT = 160_000  # images of 16 px an episode may show its network: two minutes of one core
 _JUDGE_SAMPLES = 40_000  # shown to the network whose boundaries make noise depend on features
 
+DRAWN_FROM = {
+    "noise": [f"{name} up to {most * 100:.0f} %" for name, most in _NOISE.items()],
+    "backbones": list(_BACKBONES),
+    "image_sizes": list(_SIZES),
+    "epochs": list(_EPOCHS),
+    "rows": list(_ROWS),
+}
+"""What an episode is drawn from, as plain values: for a model card."""
+
 
 @dataclass(frozen=True)
 class Pool:

@@ -28,10 +28,10 @@ from relabel.output import calibration
 from relabel.output.calibration import Experience, Solved
 from relabel.output.labelling import versions
 from relabel.progress import Silent, Watcher
-from relabel.transfer.episodes import Episode, Pool, Recording, draw, record
+from relabel.transfer.episodes import DRAWN_FROM, Episode, Pool, Recording, draw, record
 
-_STEPS = 4_000
-_PAIRS = 3_000  # (row, class) pairs a step
+_STEPS = 3_000
+_PAIRS = 1_500  # (row, class) pairs a step
 _LEARNING_RATE = 3e-3
 _FIRST_SHARE = 0.12  # of an episode's epochs, before which nobody asks a corrector for anything
 _LARGEST = 32  # px
@@ -47,7 +47,7 @@ class PretrainConfig:
 
     sources: tuple[str, ...]
     folder: Path
-    episodes: int = 120
+    episodes: int = 24
     steps: int = _STEPS
     seed: int = 0
     device: str = "auto"
@@ -74,15 +74,17 @@ def pretrain(config: PretrainConfig, watcher: Watcher | None = None) -> Correcto
     recordings: list[Recording] = []
     corrector: TMLCNet | None = None
     for generation in (1, 2):
-        made = _record_all(generation, corrector, pools, config, compute, watcher)
+        made = [one for _, one in _record_all(generation, corrector, pools, config, compute, watcher)]
         recordings += made
         corrector = learn(recordings, config.steps, config.seed, watcher)
     assert corrector is not None
     experience = experienced(made, config.seed)
     trained = {
         "sources": [
-            {"name": pool.name, "rows": len(pool.true), "classes": len(pool.class_names)} for pool in pools
+            {"name": pool.name, "rows": len(pool.true), "classes": len(pool.class_names)}
+            for pool in {pool.name: pool for pool in pools}.values()  # one named twice has twice the episodes
         ],
+        **DRAWN_FROM,
         "episodes": len(recordings),
         "steps": config.steps,
         "seed": config.seed,
@@ -91,10 +93,14 @@ def pretrain(config: PretrainConfig, watcher: Watcher | None = None) -> Correcto
     return CorrectorFile.of(corrector, "tmlc", 2, 1, {}, trained, experience)
 
 
-def first_generation(config: PretrainConfig, watcher: Watcher) -> list[Recording]:
-    """Recordings of training on the given labels; errors and folder as for `pretrain`."""
+def first_generation(config: PretrainConfig, watcher: Watcher) -> dict[str, list[Recording]]:
+    """Recordings of training on the given labels, by source; errors and folder as for `pretrain`."""
     compute = resolve(config.device, config.amp)
-    return _record_all(1, None, _pools(config, compute, watcher), config, compute, watcher)
+    by_source: dict[str, list[Recording]] = {}
+    pools = _pools(config, compute, watcher)
+    for name, recording in _record_all(1, None, pools, config, compute, watcher):
+        by_source.setdefault(name, []).append(recording)
+    return by_source
 
 
 def learn(
@@ -212,8 +218,8 @@ def _record_all(
     config: PretrainConfig,
     compute: Compute,
     watcher: Watcher,
-) -> list[Recording]:
-    """The recordings of one generation, those in the folder as they are."""
+) -> list[tuple[str, Recording]]:
+    """The recordings of one generation with their sources' names, those in the folder as they are."""
     digest = checkpoint.fingerprint(
         {
             "seed": config.seed,
@@ -227,7 +233,7 @@ def _record_all(
     numbers = range((generation - 1) * config.episodes, generation * config.episodes)
     episodes = [draw(number, config.seed, pools) for number in numbers]
     watcher.stage(f"Recording {generation}/2", sum(episode.epochs for episode in episodes))
-    recordings = []
+    recordings: list[tuple[str, Recording]] = []
     for episode in episodes:
         path = config.folder / f"{episode.number:04d}.episode"
         recording = _restored(path, digest)
@@ -240,7 +246,7 @@ def _record_all(
                 watcher.warn(f"Episode {episode.number + 1} diverged and is left out.")
                 continue
             checkpoint.save(path, recording.state(), digest)
-        recordings.append(recording)
+        recordings.append((episode.pool, recording))
         watcher.advance(episode.epochs)
         watcher.say(_told(episode, recording))
     if not recordings:

@@ -11,6 +11,8 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
+from relabel.cli import SHIPPED_CORRECTOR
+
 SMALL = ("--image-size", "8", "--device", "cpu", "--batch-size", "16")
 TINY = ("--epochs", "2", *SMALL)
 APPLY = ("apply", "images", "--corrector", "tmlc.pt")
@@ -76,6 +78,23 @@ def test_the_file_tells_what_made_it(apply, run):
     assert "Trusted rows" in run("inspect", "labels.parquet").out.decode()
 
 
+def test_without_a_corrector_it_is_the_one_that_comes_with_relabel(run, folder):
+    assert run("apply", "images", *TINY, "-q").code == 0
+    told = metadata()
+    assert told["pretrained"]["file"] == "tmlc.pt"
+    assert told["command"] == f"relabel apply images {shlex.join(TINY)} -q"
+    card = json.loads(run("inspect", "--json").out)
+    assert {name: told["pretrained"][name] for name in ("sources", "episodes")} == {
+        name: card[name] for name in ("sources", "episodes")
+    }
+    assert (card["kind"], card["corrector"]) == ("relabel corrector", "tmlc")
+    assert {"noise", "backbones", "image_sizes"} < set(card)
+    shown = run("inspect").out.decode()
+    assert "Corrector file" in shown
+    assert "cifar10" in shown
+    assert SHIPPED_CORRECTOR.stat().st_size < 1_000_000
+
+
 def test_other_classes_and_another_backbone_are_no_hindrance(apply, folder, tools):
     for number in range(6):
         for name, colour in (("a", "red"), ("b", "blue"), ("c", "red")):
@@ -135,7 +154,6 @@ def test_standard_output_is_the_file(apply):
             ("images", "--corrector", "tmlc.pt", "--trusted", "list.csv", "-o", "list.csv", "--overwrite"),
             "is also --trusted",
         ),
-        (("images",), "Missing option '--corrector'."),
         (("images", "--corrector", "tmlc.pt", "-o", "-", "--json"), "both want standard output"),
         (("images", "--corrector", "tmlc.pt", "--labels", "nosuch.csv"), "nosuch.csv"),
     ],

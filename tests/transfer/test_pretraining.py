@@ -276,6 +276,7 @@ def test_the_whole_of_it_gives_a_corrector_for_any_data(
     assert_alike(again, file)
     assert {key: value for key, value in file.trained.items() if key != "versions"} == {
         "sources": [{"name": "three", "rows": 36, "classes": 3}, {"name": "two", "rows": 24, "classes": 2}],
+        **episodes.DRAWN_FROM,
         "episodes": 4,
         "steps": 3,
         "seed": 5,
@@ -327,7 +328,9 @@ def test_the_first_generation_can_be_had_alone(
 ) -> None:
     config = PretrainConfig((str(folder / "three"), str(folder / "two")), folder / "recordings", episodes=2)
     found = first_generation(replace(config, device="cpu", amp="off"), QUIET)
-    assert [recording.probability.shape[1] for recording in found] == [6, 6]
+    assert {name: [one.probability.shape[1] for one in own] for name, own in found.items()} == {
+        "three": [6], "two": [6]
+    }  # fmt: skip
     assert made == [(0, None), (1, None)]
     made.clear()
     run()
