@@ -252,12 +252,19 @@ def _rows(source: Source, errors: dict[int, str], split: _Split) -> Rows:
 
 
 def schedule_for(config: FitConfig, rows: int) -> Schedule:
-    """Fill in what the flags leave open, from the number of training rows."""
+    """Fill in what the flags leave open, from the number of training rows.
+
+    Raises RelabelError when the warm-up asked for would take all of the epochs.
+    """
     recipe = config.recipe
     low, high = EPOCH_LIMITS
     epochs = config.epochs or recipe.epochs or min(high, max(low, math.ceil(SAMPLES_SEEN / rows)))
     batch_size = config.batch_size or recipe.batch_size or default_batch_size(rows)
     warmup = config.warmup or max(1, round(epochs * recipe.warmup))
+    if config.warmup and warmup >= epochs:
+        raise RelabelError(
+            f"--warmup {warmup}: the run has {epochs} epochs in all.", "Lower it, or set --epochs."
+        )
     return Schedule(
         epochs=epochs,
         warmup_epochs=min(warmup, epochs - 1),

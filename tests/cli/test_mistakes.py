@@ -28,6 +28,10 @@ FIT = ("fit", "images", "--trusted", "trusted.csv", "--image-size", "8", "--epoc
         ((*FIT, "--freeze"), "--freeze needs"),
         ((*FIT, "--epochs", "1"), "--epochs 1"),
         ((*FIT, "--warmup", "2"), "--warmup 2"),
+        (
+            ("fit", "images", "--trusted", "trusted.csv", "--image-size", "8", "--warmup", "80"),
+            "--warmup 80: the run has 80 epochs in all.",
+        ),
         ((*FIT, "--batch-size", "0"), "--batch-size 0"),
         ((*FIT, "--image-size", "4"), "--image-size 4"),
         ((*FIT, "--lr", "nan"), "--lr nan"),
