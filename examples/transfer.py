@@ -12,6 +12,10 @@ The transfer table has a line for each source that was learned from, and for all
 `own rows`: a corrector that learned on 100 verified rows of the very run it corrects, the meta-training that
 transfer spares its user. The ablation table has the paper's variants, learned from and tried on all sources.
 Figures are the share of right labels over the rows of the episodes, mean over episodes, in %.
+
+`--figure states.svg` draws the paper's figure 3: a t-SNE of the LSTM's states, of up to 1,000 given labels of
+one tried episode, before and after learning, and says how many of a state's ten nearest neighbours are alike
+in being of a right or of a wrong label. (The paper colours by class; here all classes share one network.)
 """
 
 from __future__ import annotations
@@ -37,6 +41,7 @@ VARIANTS = {
     "w/o SD": {"without": "sd"},
     "eq. 10's target": {"target": "given"},
 }
+FIGURE_ROWS = 1_000
 OWN_ROWS = 100
 OWN_STEPS = 300  # as `fit` takes before its first soft label
 
@@ -73,6 +78,10 @@ def main() -> None:
         name: across(tried, corrected(learned(everything, options))) for name, options in VARIANTS.items()
     }
     print("\n" + table("variant \\ tried on", variants))
+    if arguments.figure:
+        shown = max((one for own in tried.values() for one in own), key=_half_wrong)
+        untaught = learn(everything, 0, arguments.seed, Silent())
+        print("\n" + draw_states(shown, untaught, learned(everything), arguments.figure))
 
 
 Labels = Callable[[Recording], Tensor]
@@ -89,6 +98,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--episodes", type=int, default=24, help="of all sources, by turns")
     parser.add_argument("--steps", type=int, default=1_500, help="of each corrector's training")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--figure", type=Path, help="an SVG file for the t-SNE of the LSTM's states")
     arguments = parser.parse_args()
     if len({Path(source).name for source in arguments.sources}) < 2:
         parser.error("name at least two sources")
@@ -112,7 +122,7 @@ def corrected(corrector: TMLCNet) -> Labels:
 def own_rows(recording: Recording) -> Tensor:
     """The labels by a corrector that learned on verified rows of this very recording."""
     torch.manual_seed(0)
-    rows = torch.randperm(len(recording.given))[:OWN_ROWS]
+    rows = torch.randperm(len(recording.given))[: min(OWN_ROWS, len(recording.given) // 2)]
     dynamics = Dynamics.of(recording)
     corrector = TMLCNet(2, 1)
     corrector.kept_share.fill_(10 / (len(rows) + 10))
@@ -126,6 +136,50 @@ def own_rows(recording: Recording) -> Tensor:
     labels = corrected(corrector)(recording)
     labels[rows] = -1
     return labels
+
+
+def _half_wrong(recording: Recording) -> float:
+    """High where rows are many, and as many labels wrong as right."""
+    wrong = (recording.given != recording.true).float().mean().item()
+    return min(len(recording.given), FIGURE_ROWS) * wrong * (1 - wrong)
+
+
+def draw_states(recording: Recording, before: TMLCNet, after: TMLCNet, path: Path) -> str:
+    """Write the SVG, a panel for each corrector; returns a sentence on the neighbours."""
+    from sklearn.manifold import TSNE
+    from sklearn.neighbors import NearestNeighbors
+
+    rows = torch.randperm(len(recording.given), generator=torch.Generator().manual_seed(0))[:FIGURE_ROWS]
+    given = recording.given[rows]
+    wrong = (given != recording.true[rows]).numpy()
+    memory = Dynamics.of(recording).memory(rows, recording.probability.shape[1])
+    dots, alike = [], []
+    for panel, corrector in enumerate((before, after)):
+        with torch.no_grad():
+            states = corrector.states(given, memory)[torch.arange(len(rows)), given].numpy()
+        neighbours = NearestNeighbors(n_neighbors=11).fit(states).kneighbors(states)[1][:, 1:]
+        alike.append((wrong[neighbours] == wrong[:, None]).mean())
+        places = TSNE(perplexity=min(30, len(rows) / 4), random_state=0).fit_transform(states)
+        places = (places - places.min(axis=0)) / (places.max(axis=0) - places.min(axis=0))
+        for (x, y), is_wrong in zip(places, wrong, strict=True):
+            colour = "#d62728" if is_wrong else "#1f77b4"
+            dots.append(
+                f'<circle cx="{20 + 440 * panel + 400 * x:.1f}" cy="{40 + 400 * y:.1f}" r="2.5" '
+                f'fill="{colour}" fill-opacity="0.7"/>'
+            )
+    titles = "".join(
+        f'<text x="{20 + 440 * panel}" y="25">{title} learning: {share * 100:.0f} % of the neighbours alike'
+        "</text>"
+        for panel, (title, share) in enumerate(zip(("Before", "After"), alike, strict=True))
+    )
+    path.write_text(
+        '<svg xmlns="http://www.w3.org/2000/svg" width="880" height="460" font-family="sans-serif" '
+        f'font-size="14"><rect width="880" height="460" fill="white"/>{titles}{"".join(dots)}</svg>\n'
+    )
+    return (
+        f"{path}: of {len(rows):,} given labels, {wrong.mean() * 100:.0f} % of them wrong (red), "
+        f"{alike[0] * 100:.0f} % of the nearest neighbours are alike before and {alike[1] * 100:.0f} % after."
+    )
 
 
 def across(tried: Mapping[str, Sequence[Recording]], labels: Labels) -> dict[str, float]:

@@ -145,13 +145,17 @@ class TMLCNet(Corrector):
         )
         return loss / is_target.any(dim=1).sum().clamp(min=1)
 
-    def _scores(self, given: Tensor, memory: Memory) -> Tensor:
+    def states(self, given: Tensor, memory: Memory) -> Tensor:
+        """The LSTM's last hidden state [B, C, H] of each row and class (or candidate), eq. 6's encoding."""
         epochs = memory["entropy"].shape[1]
         if epochs > _REPLAYED:
             # Evenly, but for the first sixth, when the backbone knows next to nothing.
             replayed = torch.linspace(epochs // 6, epochs - 1, _REPLAYED).round().long()
             memory = {**memory, **{name: memory[name][:, replayed] for name in ("losses", "entropy")}}
-        scores: Tensor = self.decoder(self.encode(given, memory)[0]).squeeze(2)
+        return self.encode(given, memory)[0]
+
+    def _scores(self, given: Tensor, memory: Memory) -> Tensor:
+        scores: Tensor = self.decoder(self.states(given, memory)).squeeze(2)
         return scores
 
     def _is(self, labels: Tensor, memory: Memory) -> Tensor:

@@ -1,10 +1,13 @@
 """A user meta-trains a corrector on data sets whose labels are true, stops half-way and goes on."""
 
+import importlib.util
 import json
 import os
 import shlex
 import signal
+import sys
 import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -17,6 +20,8 @@ from relabel.transfer import episodes, pretraining
 
 TINY = ("--episodes", "2", "--steps", "3", "--device", "cpu")
 PRETRAIN = ("pretrain", "images", "second", "-o", "tmlc.pt", *TINY)
+EIGHT = ("--episodes", "8", "--steps", "3")
+EXAMPLES = Path(__file__).parents[2] / "examples"
 KEPT = ".tmlc.pt.recordings"
 # As `quick` below, in a process of its own whose third run says so and takes its time.
 SLOW = """
@@ -216,3 +221,33 @@ def test_a_mistake_is_told_in_one_sentence_and_nothing_is_written(run, folder, f
     assert not done.out
     assert files() == before
     assert sorted(path for path in folder.rglob("*") if path.is_dir()) == folders
+
+
+def test_the_transfer_tables_come_from_the_same_recordings(run, quick, recorded, monkeypatch, capfdbinary):
+    spec = importlib.util.spec_from_file_location("transfer_example", EXAMPLES / "transfer.py")
+    example = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(example)
+    run("pretrain", "images", "second", "-o", "tmlc.pt", "--recordings", "kept", *EIGHT, "-q")
+    recorded.clear()
+    arguments = ["images", "second", "--recordings", "kept", *EIGHT, "--figure", "states.svg"]
+    monkeypatch.setattr(sys, "argv", ["transfer.py", *arguments])
+    example.main()
+    shown = capfdbinary.readouterr().out.decode()
+    assert not recorded
+    assert "images: 4 episodes, second: 4 episodes" in shown
+    lines = [
+        [cell.strip() for cell in line.strip("|").split("|")] for line in shown.splitlines() if "|" in line
+    ]
+    first, variants = lines[:9], lines[9:]
+    assert first[0] == ["learned from \\ tried on", "images", "second"]
+    assert [cells[0] for cells in first[2:]] == [
+        "images", "second", "others", "own rows", "epoch average", "CE", "given"
+    ]  # fmt: skip
+    assert [cells[0] for cells in variants[2:]] == list(example.VARIANTS)
+    # Of two sources all but the target are the other one.
+    assert first[4][1:] == [first[3][1], first[2][2]]
+    assert all(0 <= float(cell) <= 100 for cells in first[2:] + variants[2:] for cell in cells[1:])
+    picture = (quick / "states.svg").read_text()
+    assert picture.count("Before learning") == picture.count("After learning") == 1
+    assert picture.count("<circle") > 20
+    assert "states.svg: of " in shown
