@@ -15,7 +15,6 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -97,14 +96,13 @@ class EpochReport:
 
 @dataclass(frozen=True)
 class _TrustedBatch:
-    """A batch of meta rows: inputs [M, ...], verified labels [M] and, under the current backbone, features
-    [M, D] and mean loss.
+    """A batch of meta rows: inputs [M, ...], verified labels [M] and, where the classifier alone looks ahead,
+    features [M, D] under the current backbone.
     """
 
     inputs: Tensor
     labels: Tensor
-    features: Tensor
-    loss: Tensor
+    features: Tensor | None
 
 
 class Training:
@@ -208,8 +206,10 @@ class Training:
                 else:
                     # Before the noisy batch's forward, whose backward needs BatchNorm's buffers as left.
                     trusted = self._trusted_batch(batch, generator)
-                    meta_losses.append(trusted.loss)
-            loss_sum += self._train_batch(corrector, index, rate, trusted, generator)
+            loss, trusted_loss = self._train_batch(corrector, index, rate, trusted, generator)
+            loss_sum += loss
+            if trusted_loss is not None:
+                meta_losses.append(trusted_loss)
             on_step()
         if epoch >= schedule.average_from and len(rows) == len(self.rows.train):
             self._predict_unlabelled()
@@ -233,15 +233,16 @@ class Training:
         rate: float,
         trusted: _TrustedBatch | None,
         generator: torch.Generator,
-    ) -> Tensor:
-        """One step of the backbone on rows `index` [B], after one of φ if `trusted` is given; mean loss."""
+    ) -> tuple[Tensor, Tensor | None]:
+        """One step of the backbone on rows `index` [B], after one of φ if `trusted` is given; mean losses."""
         given = self.rows.given[index].to(self.compute.device)
         exact = trusted is not None and self.schedule.meta_gradient == "exact"
         with hypergradient.linearizable() if exact else nullcontext():
             logits, features = self._forward(self.inputs.batch(index, self.compute.device, generator))
         memory = self.ledger.read(index, self.compute.device) if corrector is self.corrector else {}
+        trusted_loss = None
         if trusted is not None:
-            self._look_ahead_step(logits, features, given, memory, rate, trusted)
+            trusted_loss = self._look_ahead_step(logits, features, given, memory, rate, trusted)
         with _constant(corrector):
             loss = corrector.loss(logits, given, memory).mean()
         self.optimizer.zero_grad(set_to_none=True)
@@ -251,7 +252,7 @@ class Training:
             logits = logits.detach()
             self.ledger.add_prediction(index, torch.softmax(logits, dim=1))
             self.ledger.write(index, corrector.remember(logits, given, memory))
-        return loss.detach()
+        return loss.detach(), trusted_loss
 
     def _forward(self, inputs: Tensor) -> tuple[Tensor, Tensor]:
         alone = self.backbone.training and len(inputs) == 1  # BatchNorm needs two values to normalise
@@ -303,8 +304,8 @@ class Training:
             features[index] = penultimate.cpu()
         return features
 
-    def _trusted_forward(self, inputs: Tensor) -> tuple[Tensor, Tensor]:
-        """Logits and features of trusted inputs as training sees them, leaving no trace in the backbone.
+    def _trusted_features(self, inputs: Tensor) -> Tensor:
+        """Features [M, D] of trusted inputs as training sees them, leaving no trace in the backbone.
 
         BatchNorm takes the batch's own statistics, as it does for the noisy batch: while the rate is high
         the running ones lag so far behind that the features of the two would not compare.
@@ -312,18 +313,18 @@ class Training:
         devices = [self.compute.device] if self.compute.device.type == "cuda" else []
         buffers = [buffer.clone() for buffer in self.backbone.buffers()]
         with torch.no_grad(), torch.random.fork_rng(devices):
-            logits, features = self._forward(inputs)
+            _, features = self._forward(inputs)
             for buffer, before in zip(self.backbone.buffers(), buffers, strict=True):
                 buffer.copy_(before)
-        return logits, features
+        return features
 
     def _trusted_batch(self, batch: Tensor, generator: torch.Generator) -> _TrustedBatch:
         if len(batch) == 1:
             batch = batch.repeat(2)  # BatchNorm needs two values to normalise, and the mean stays
         inputs = self.inputs.batch(self.rows.meta[batch], self.compute.device, generator)
-        logits, features = self._trusted_forward(inputs)
         labels = self.rows.meta_labels[batch].to(self.compute.device)
-        return _TrustedBatch(inputs, labels, features, F.cross_entropy(logits, labels))
+        exact = self.schedule.meta_gradient == "exact"
+        return _TrustedBatch(inputs, labels, None if exact else self._trusted_features(inputs))
 
     def _look_ahead_step(
         self,
@@ -333,16 +334,16 @@ class Training:
         memory: Memory,
         rate: float,
         trusted: _TrustedBatch,
-    ) -> None:
-        """One step of φ down the trusted loss after a look-ahead step of the backbone."""
-        corrector, schedule = self.corrector, self.schedule
+    ) -> Tensor:
+        """One step of φ down the trusted loss after a look-ahead step of the backbone; returns that loss."""
+        corrector = self.corrector
         virtual_rate = rate if corrector.virtual_learning_rate is None else corrector.virtual_learning_rate
 
         def virtual_loss(z: Tensor) -> Tensor:
             return corrector.virtual_loss(z, given, memory)
 
-        if schedule.meta_gradient == "exact":
-            gradients = hypergradient.exact(
+        if trusted.features is None:
+            found = hypergradient.exact(
                 self.backbone,
                 logits,
                 virtual_loss,
@@ -353,7 +354,7 @@ class Training:
                 self.compute.autocast(),
             )
         else:
-            gradients = hypergradient.last_layer(
+            found = hypergradient.last_layer(
                 self.backbone.head,
                 features.detach(),
                 logits.detach(),
@@ -363,9 +364,10 @@ class Training:
                 trusted.labels,
                 virtual_rate,
             )
-        for parameter, gradient in zip(self._learned, gradients, strict=True):
+        for parameter, gradient in zip(self._learned, found.gradients, strict=True):
             parameter.grad = gradient
         self._step_corrector()
+        return found.trusted_loss
 
     def _direct_step(self, batch: Tensor) -> Tensor:
         """One step of φ down its own loss on trusted rows that training passes through; returns the loss."""

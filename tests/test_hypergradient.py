@@ -54,15 +54,17 @@ class Problem:
             return lambda rate: self.exact(logits, rate)
         with torch.no_grad(), torch.random.fork_rng([]):
             trusted_features = self.run(self.trusted_images, {})[1]
-        return lambda rate: hypergradient.last_layer(
-            self.backbone.head,
-            features.detach(),
-            logits.detach(),
-            self.loss,
-            self.parameters,
-            trusted_features,
-            self.trusted_labels,
-            rate,
+        return lambda rate: (
+            hypergradient.last_layer(
+                self.backbone.head,
+                features.detach(),
+                logits.detach(),
+                self.loss,
+                self.parameters,
+                trusted_features,
+                self.trusted_labels,
+                rate,
+            ).gradients
         )
 
     def exact(self, logits: Tensor, learning_rate: float) -> list[Tensor]:
@@ -74,7 +76,7 @@ class Problem:
             self.trusted_images,
             self.trusted_labels,
             learning_rate,
-        )
+        ).gradients
 
     def run(self, images: Tensor, weights: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
         buffers = {name: buffer.clone() for name, buffer in self.backbone.named_buffers()}
@@ -405,7 +407,7 @@ def test_exact_in_mixed_precision_stays_close() -> None:
                 torch.arange(16) % C,
                 0.1,
                 compute.autocast(),
-            )
+            ).gradients
         )
 
     assert relative_error(meta_gradient(torch.bfloat16), meta_gradient(None)) <= 0.1

@@ -111,7 +111,7 @@ def test_nothing_depends_on_the_given_labels() -> None:
             FEATURES[META],
             META_TRUE,
             1.0,
-        )
+        ).gradients
 
     found = gradients(GIVEN)
     for given in (torch.full_like(GIVEN, -1), (GIVEN + 1) % C):
