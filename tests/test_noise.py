@@ -28,11 +28,11 @@ class FakeImages:
         rng = np.random.default_rng(11)
         labelled = np.flatnonzero(given >= 0)
         self.rows = np.delete(labelled, np.s_[::50])
-        self.values = rng.integers(0, 256, (len(given), size, size, 3), dtype=np.uint8)
+        self.pixels = rng.integers(0, 256, (len(given), size, size, 3), dtype=np.uint8)
         self.scores = rng.normal(size=(len(given), 5)).astype(np.float32)
 
-    def pixels(self):
-        return self.rows, self.values
+    def values(self):
+        return self.rows, self.pixels
 
     def logits(self):
         return self.rows, self.scores

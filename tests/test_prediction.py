@@ -180,7 +180,7 @@ def test_images_without_labels_get_labels_and_no_probability(model, tmp_path):
     assert set(found.action) == {"review"}
     assert found.metadata["estimated_noise_rate"] is None
     assert found.metadata["noise_matrix"] is None
-    assert found.summary["promise"] == "No image has a given label, so there is none to keep or to fix."
+    assert found.summary["promise"] == "No row has a given label, so there is none to keep or to fix."
 
 
 def test_labels_that_are_no_class_of_the_model_are_refused(model, tmp_path):
