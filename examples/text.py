@@ -32,7 +32,6 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-import wordllama
 from numpy.typing import NDArray
 
 from relabel import noise
@@ -114,6 +113,8 @@ def parse() -> argparse.Namespace:
 
 def embedded(words: NDArray[np.str_], dimension: int) -> NDArray[np.float32]:
     """Vectors [N, dimension] of strings [N], or those of [N, 5] side by side."""
+    import wordllama
+
     # The wheel keeps the tokenizer where only a cache is searched, so the package is named as the cache.
     here = Path(wordllama.__file__).parent
     model = wordllama.WordLlama.load(trunc_dim=dimension, cache_dir=here, disable_download=True)

@@ -78,7 +78,7 @@ class Standardise(nn.Module):
 
 
 def mlp(num_classes: int, mean: Tensor, scale: Tensor, width: int = 256, dropout: float = 0.5) -> Backbone:
-    """Two hidden layers on vectors [B, D], standardised by mean and scale [D], with dropout before each layer.
+    """Two hidden layers on vectors [B, D], standardised by mean and scale [D]; dropout before each layer.
 
     Vectors have no augmentation that could keep a network from learning wrong labels by heart: dropout has
     to. On 2,860 sentence vectors with 40 % wrong labels, plain training got 82.8 % right so, 72.7 % without

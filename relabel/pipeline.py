@@ -322,6 +322,8 @@ def _train(training: Training, config: FitConfig, source: Source, split: _Split,
             "config": asdict(config) | settled,
             "files": source.file_names,
             "given": source.given.tolist(),
+            # Tells whether vectors of the same names were made anew, by another model perhaps.
+            "vectors": None if source.vectors is None else source.vectors.mean(axis=0).tolist(),
             "split": [rows.tolist() for rows in vars(split).values()],
             "compute": training.compute.describe(),
             "versions": [__version__, torch.__version__],

@@ -74,7 +74,7 @@ def read_trusted(path: Path, source: Source) -> TrustedSet:
             labels.append(class_ids[label])
         if position is not None:
             seen.setdefault(position, where)
-    _refuse(path, "images are listed twice", twice, "Keep one row for each image.")
+    _refuse(path, f"{source.noun} are listed twice", twice, "Keep one row for each.")
 
     unusable = [position for position in seen if position in source.errors]
     warnings = []

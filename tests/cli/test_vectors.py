@@ -149,6 +149,19 @@ def test_an_interrupted_run_continues_to_the_same_result(fit_vectors, monkeypatc
     assert columns() == columns("whole.parquet")
 
 
+def test_a_checkpoint_of_other_vectors_is_not_continued(fit_vectors, monkeypatch, vectors):
+    def stopping(*_):
+        raise Stopped(signal.SIGINT)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("relabel.pipeline._labelled", stopping)
+        assert fit_vectors().code == 130
+    write_vectors("vectors.parquet", dimension=5)
+    done = fit_vectors("--resume")
+    assert done.code == 2
+    assert "checkpoint" in done.err
+
+
 @pytest.mark.parametrize("noise", ["symmetric", "feature-dependent", "instance-dependent"])
 def test_a_benchmark_is_made_of_clean_vectors(run, vectors, noise):
     flags = ("--features", "embedding", "--noise", noise, "--rate", "0.5", "-q")
