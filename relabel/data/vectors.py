@@ -118,7 +118,8 @@ def _columns(schema: pa.Schema, features: str, path: Path) -> list[str]:
 def _matching(names: Sequence[str], features: str, path: Path) -> list[str]:
     chosen: dict[str, None] = {}
     for pattern in (part.strip() for part in features.split(",")):
-        found = [name for name in names if fnmatchcase(name, pattern) and name not in _NO_FEATURES]
+        # Sorted, so that a file to predict may have its columns in another order than the one of the fit.
+        found = sorted(name for name in names if fnmatchcase(name, pattern) and name not in _NO_FEATURES)
         found = [pattern] if pattern in names else found
         if not found:
             raise RelabelError(
