@@ -40,7 +40,7 @@ from torch import Tensor
 
 from relabel import backbones, pipeline
 from relabel.backbones import Backbone
-from relabel.config import FitConfig
+from relabel.config import DEFAULT_AUGMENTATION, FitConfig
 from relabel.correctors.plain import Plain
 from relabel.data.loading import AUGMENTATIONS, ImageInputs, decode_all
 from relabel.data.sources import Source, open_source
@@ -221,7 +221,7 @@ def read_task(config: FitConfig) -> Task:
     source = open_source(config.source, config.labels)
     trusted = read_trusted(config.trusted, source) if config.trusted else TrustedSet.empty()
     size = config.image_size or pipeline.default_image_size(source, config)
-    inputs = _decoded(source, size, config.augment)
+    inputs = _decoded(source, size, config.augment or DEFAULT_AUGMENTATION)
     if (source.given < 0).any() or trusted.external:
         raise RelabelError("The baselines need a label in every row, and verified rows of SOURCE.")
     return Task(config, source, trusted, inputs, resolve(config.device, config.amp))

@@ -89,7 +89,8 @@ class Amp(StrEnum):
 SourceArgument = Annotated[
     str,
     typer.Argument(
-        metavar="SOURCE", help="A folder of class folders, a folder with metadata.csv, or a manifest file."
+        metavar="SOURCE",
+        help="A folder of class folders, a folder with metadata.csv, or a manifest; or vectors (--features).",
     ),
 ]
 OutputOption = Annotated[
@@ -98,12 +99,22 @@ OutputOption = Annotated[
 LabelsOption = Annotated[
     Path | None, typer.Option(help="CSV or Parquet (file_name,label) that replaces or adds given labels.")
 ]
+FeaturesOption = Annotated[
+    str | None,
+    typer.Option(
+        metavar="COLUMN",
+        help="SOURCE is a Parquet file of vectors: their column of lists, or numeric columns, such as 'f_*'.",
+    ),
+]
 PrecisionOption = Annotated[float, typer.Option(help="Share of the rows marked fix that must be right.")]
 DeviceOption = Annotated[DeviceName, typer.Option(help="Where to compute.")]
 AmpOption = Annotated[Amp, typer.Option(help="bf16 where the hardware has it.")]
 BackboneOption = Annotated[
     str | None,
-    typer.Option(help="cnn8 or a torchvision classifier by name. Default: cnn8, or resnet18 with --weights."),
+    typer.Option(
+        help="cnn8 or a torchvision classifier by name. Default: cnn8, with --weights resnet18; "
+        "for vectors mlp."
+    ),
 ]
 WeightsOption = Annotated[
     str, typer.Option(help="none, imagenet (torchvision's download) or the path of a state dict.")
@@ -115,7 +126,8 @@ ImageSizeOption = Annotated[
     int | None, typer.Option(help="Side in pixels. Default: native up to 64; 224 with --weights.")
 ]
 AugmentOption = Annotated[
-    Augmentation, typer.Option(help="flip: shift and mirror; shift: for digits and letters.")
+    Augmentation | None,
+    typer.Option(help="flip: shift and mirror, the default; shift: for digits and letters."),
 ]
 EpochsOption = Annotated[int | None, typer.Option(help="Default: 20 to 80, fewer for larger data.")]
 WarmupOption = Annotated[
@@ -159,11 +171,12 @@ def fit(
     ] = None,
     output: OutputOption = "labels.parquet",
     labels: LabelsOption = None,
+    features: FeaturesOption = None,
     backbone: BackboneOption = None,
     weights: WeightsOption = "none",
     freeze: FreezeOption = False,
     image_size: ImageSizeOption = None,
-    augment: AugmentOption = Augmentation.FLIP,
+    augment: AugmentOption = None,
     epochs: EpochsOption = None,
     warmup: WarmupOption = None,
     batch_size: BatchSizeOption = None,
@@ -220,6 +233,7 @@ def fit(
         source=source,
         trusted=trusted,
         labels=labels,
+        features=features,
         corrector=corrector,
         preset=preset,
         options=_parse_options(option or []),
@@ -227,7 +241,7 @@ def fit(
         weights=weights,
         freeze=freeze,
         image_size=image_size,
-        augment=augment.value,
+        augment=augment and augment.value,
         epochs=epochs,
         warmup=warmup,
         batch_size=batch_size,
@@ -274,11 +288,12 @@ def apply(
     ] = None,
     output: OutputOption = "labels.parquet",
     labels: LabelsOption = None,
+    features: FeaturesOption = None,
     backbone: BackboneOption = None,
     weights: WeightsOption = "none",
     freeze: FreezeOption = False,
     image_size: ImageSizeOption = None,
-    augment: AugmentOption = Augmentation.FLIP,
+    augment: AugmentOption = None,
     epochs: EpochsOption = None,
     warmup: WarmupOption = None,
     batch_size: BatchSizeOption = None,
@@ -324,11 +339,12 @@ def apply(
         trusted=trusted,
         pretrained=Path(corrector),
         labels=labels,
+        features=features,
         backbone=backbone,
         weights=weights,
         freeze=freeze,
         image_size=image_size,
-        augment=augment.value,
+        augment=augment and augment.value,
         epochs=epochs,
         warmup=warmup,
         batch_size=batch_size,
@@ -473,6 +489,7 @@ def predict(
     model: Annotated[Path, typer.Option(help="A file written with fit --save-model.")],
     output: OutputOption = "labels.parquet",
     labels: LabelsOption = None,
+    features: FeaturesOption = None,
     precision: PrecisionOption = 0.95,
     device: DeviceOption = DeviceName.AUTO,
     amp: AmpOption = Amp.AUTO,
@@ -498,6 +515,7 @@ def predict(
         source=source,
         model=model,
         labels=labels,
+        features=features,
         precision=precision,
         device=device.value,
         amp=amp.value,
@@ -557,6 +575,7 @@ def corrupt(
         ),
     ] = None,
     labels: LabelsOption = None,
+    features: FeaturesOption = None,
     seed: Annotated[int, typer.Option(min=0, help="The same seed makes the same noise.")] = 0,
     epochs: Annotated[
         int | None, typer.Option(help="For feature-dependent. Default: 10 to 20, fewer for larger data.")
@@ -576,7 +595,7 @@ def corrupt(
     and uniform (exact quotas) every class, so that some labels stay right; flip-to-one takes one other class
     for each class, asymmetric the one in --map, superclass the next of the same superclass. feature-dependent
     trains a small network and flips what is nearest to its decision boundary; instance-dependent flips by
-    the pixels of the image.
+    the pixels of the image, or the values of the vector.
     """
     from relabel import corruption
     from relabel.output import noisy_labels
@@ -591,6 +610,7 @@ def corrupt(
         rate=rate,
         mapping=mapping,
         labels=labels,
+        features=features,
         seed=seed,
         epochs=epochs,
         device=device.value,

@@ -71,6 +71,7 @@ PRESETS = {
 
 META_GRADIENTS = ("last-layer", "exact")
 DEFAULT_CORRECTOR = "tmlc"
+DEFAULT_AUGMENTATION = "flip"
 CORRECTOR_FOR_OTHER_IMAGES = "mslc"
 """The default where the verified images are not those of SOURCE."""
 
@@ -81,6 +82,7 @@ class FitConfig:
 
     trusted: None for no verified row, which takes a corrector that learns nothing from any; pretrained: a
     corrector file whose corrector is used as it is (`apply`).
+    features: the columns of SOURCE's vectors, None where it holds images.
     keep_model: whether `FitResult.model` is wanted, for whose calibration a share of the verified rows stays
     out of the training.
     """
@@ -89,6 +91,7 @@ class FitConfig:
     trusted: Path | None = None
     pretrained: Path | None = None
     labels: Path | None = None
+    features: str | None = None
     corrector: str | None = None
     preset: str | None = None
     options: Mapping[str, str] = field(default_factory=dict)
@@ -96,7 +99,7 @@ class FitConfig:
     weights: str = "none"
     freeze: bool = False
     image_size: int | None = None
-    augment: str = "flip"
+    augment: str | None = None
     epochs: int | None = None
     warmup: int | None = None
     batch_size: int | None = None
@@ -144,6 +147,7 @@ class FitConfig:
                 raise RelabelError(f"{flag} {rate}: must be a positive number.")
         if not 0 <= self.seed < 2**63:
             raise RelabelError(f"--seed {self.seed}: must lie between 0 and 2^63 - 1.")
+        _check_backbone(self)
         if self.freeze and self.weights == "none":
             raise RelabelError(
                 "--freeze needs a pretrained backbone.", "Add --weights imagenet or --weights PATH."
@@ -164,6 +168,7 @@ class PredictConfig:
     source: str
     model: Path
     labels: Path | None = None
+    features: str | None = None
     precision: float = 0.95
     device: str = "auto"
     amp: str = "auto"
@@ -171,6 +176,26 @@ class PredictConfig:
     def __post_init__(self) -> None:
         """Refuse values no run can have; the message names the flag."""
         _check_precision(self.precision)
+
+
+def _check_backbone(config: FitConfig) -> None:
+    """Vectors take the MLP and no flag that is about images; images take any other backbone."""
+    if config.features is None:
+        if config.backbone == "mlp":
+            raise RelabelError("--backbone mlp takes vectors.", "Name their column with --features.")
+        return
+    for flag, given in (
+        (f"--backbone {config.backbone}", config.backbone not in (None, "mlp")),
+        (f"--weights {config.weights}", config.weights != "none"),
+        ("--freeze", config.freeze),
+        (f"--image-size {config.image_size}", config.image_size is not None),
+        (f"--augment {config.augment}", config.augment is not None),
+    ):
+        if given:
+            raise RelabelError(
+                f"{flag} is for images, and --features {config.features} names vectors.",
+                "Leave out one of the two.",
+            )
 
 
 def _check_precision(precision: float) -> None:

@@ -1,6 +1,6 @@
 """The story of `relabel corrupt`: open the clean data, show a noise model what it asks for, describe it all.
 
-Most noise models need nothing but labels. torch is imported where images are decoded or learned from, so
+Most noise models need nothing but labels. torch is imported where images are decoded or a network learns, so
 that those commands answer at once.
 """
 
@@ -10,18 +10,23 @@ import math
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from relabel import __version__, noise
 from relabel.data.images import probe_sizes
-from relabel.data.sources import Source, open_source
+from relabel.data.sources import Source, open_source, too_few_classes
+from relabel.data.vectors import standardisation
 from relabel.errors import RelabelError
 from relabel.metrics import noise_matrix
 from relabel.output.noisy_labels import shares
 from relabel.progress import Watcher
+
+if TYPE_CHECKING:
+    from relabel.backbones import Backbone
+    from relabel.data.loading import Inputs
 
 IMAGE_SIZE = 32  # at most: the size of CIFAR, which both models that look at images were made for
 SAMPLES_SEEN = 100_000  # the network's epochs are as many as make this many, within limits
@@ -37,6 +42,7 @@ class CorruptConfig:
     rate: float
     mapping: Path | None = None
     labels: Path | None = None
+    features: str | None = None
     seed: int = 0
     epochs: int | None = None
     device: str = "auto"
@@ -63,7 +69,7 @@ def corrupt(config: CorruptConfig, watcher: Watcher) -> Corruption:
 
     Raises RelabelError for anything wrong with flags or input, before any image is decoded.
     """
-    source = open_source(config.source, config.labels)
+    source = open_source(config.source, config.labels, features=config.features)
     for warning in source.warnings:
         watcher.warn(warning)
     names = source.class_names
@@ -80,7 +86,7 @@ def corrupt(config: CorruptConfig, watcher: Watcher) -> Corruption:
         rate=config.rate,
         seed=config.seed,
         mapping=mapping,
-        images=SourceImages(source, config, watcher),
+        images=SourceValues(source, config, watcher),
     )
     versions = {"relabel": __version__, "numpy": np.__version__}
     if config.noise == "feature-dependent":
@@ -94,12 +100,14 @@ def corrupt(config: CorruptConfig, watcher: Watcher) -> Corruption:
         "noise_matrix": matrix.round(6).tolist(),
         "versions": versions,
     }
+    if config.features is not None:
+        metadata["features"] = config.features
     if mapping:
         metadata["map"] = {names[true]: names[given] for true, given in mapping.items()}
     return Corruption(source, corrupted, metadata)
 
 
-class SourceImages:
+class SourceValues:
     """`noise.Images` of a source: decodes, and trains a network, only when a noise model asks."""
 
     def __init__(self, source: Source, config: CorruptConfig, watcher: Watcher) -> None:
@@ -107,24 +115,42 @@ class SourceImages:
         self._config = config
         self._watcher = watcher
 
-    def pixels(self) -> tuple[noise.RowIndex, NDArray[np.uint8]]:
-        """Images of at most 32 px."""
-        return self._decoded()
+    def values(self) -> tuple[noise.RowIndex, NDArray[np.uint8] | NDArray[np.float32]]:
+        """Images of at most 32 px, or standardised vectors."""
+        source = self._source
+        values: NDArray[np.uint8] | NDArray[np.float32]
+        if source.vectors is None:
+            values, errors = self._decoded()
+        else:
+            mean, scale = standardisation(
+                source.vectors, ~np.isin(np.arange(len(source)), list(source.errors))
+            )
+            values, errors = (source.vectors - mean) * scale, source.errors
+        labelled = np.flatnonzero(source.given >= 0)
+        failed = np.isin(labelled, list(errors))
+        rows, kept = labelled[~failed], labelled[failed]
+        if len(rows) == 0:
+            raise RelabelError(
+                f"None of the labelled {source.noun} of {source.location} can be read ({errors[kept[0]]}).",
+                "Check that the files were written and copied completely.",
+            )
+        if len(kept):
+            self._watcher.warn(
+                f"{len(kept):,} of {len(source):,} {source.noun} cannot be used and keep their label; "
+                f"first {source.file_names[kept[0]]!r}: {errors[kept[0]]}."
+            )
+        return rows, values
 
     def logits(self) -> tuple[noise.RowIndex, NDArray[np.float32]]:
-        """Logits, without augmentation, of a cnn8 trained on the labels by plain cross-entropy."""
-        rows, images = self._decoded()
+        """Logits, without augmentation, of a cnn8 or mlp trained on the labels by plain cross-entropy."""
         source, config, watcher = self._source, self._config, self._watcher
+        rows, values = self.values()
         if len(np.unique(source.given[rows])) < 2:
-            raise RelabelError(
-                f"{source.location}: fewer than two classes have an image that can be read.",
-                "Check that the files are images and were copied completely.",
-            )
+            raise too_few_classes(source)
 
         import torch
 
-        from relabel import backbones, correctors
-        from relabel.data.loading import ImageInputs
+        from relabel import correctors
         from relabel.device import resolve
         from relabel.training import (
             EpochReport,
@@ -159,19 +185,18 @@ class SourceImages:
         devices = [compute.device] if compute.device.type == "cuda" else []
         with torch.random.fork_rng(devices):  # the caller's random numbers stay as they were
             torch.manual_seed(seed)
-            backbone = backbones.build("cnn8", len(source.class_names), images.shape[1])
+            backbone, inputs, told = _network(values, len(source.class_names))
             training = Training(
                 backbone,
                 correctors.create("none", len(source.class_names), backbone.head.in_features),
-                ImageInputs(images, "shift"),  # a mirror would make other characters of digits and letters
+                inputs,
                 Rows(torch.from_numpy(rows), torch.from_numpy(source.given), nothing, nothing, nothing),
                 schedule,
                 compute,
                 seed,
             )
             watcher.say(
-                f"Learning {len(rows):,} images of {images.shape[1]} px: cnn8 on {compute.describe()}, "
-                f"{epochs} epochs."
+                f"Learning {len(rows):,} {source.noun} of {told} on {compute.describe()}, {epochs} epochs."
             )
             watcher.stage("Training", training.steps_before(epochs))
             training.run(on_epoch, watcher.advance)
@@ -182,27 +207,32 @@ class SourceImages:
         watcher.say(f"The network agrees with {agreed * 100:.1f} % of the labels.")
         return rows, logits
 
-    def _decoded(self) -> tuple[noise.RowIndex, NDArray[np.uint8]]:
-        """Labelled readable rows, and the images [N, S, S, 3]; S is the native size within 8..32."""
+    def _decoded(self) -> tuple[NDArray[np.uint8], dict[int, str]]:
+        """Images [N, S, S, 3], S being the native size within 8..32, and why which rows have none."""
         from relabel.data.loading import decode_all
 
         source, watcher = self._source, self._watcher
         skip = set(source.errors) | set(np.flatnonzero(source.given < 0).tolist())
-        wanted = [row for row in range(len(source)) if row not in skip]
-        size = max(8, min(IMAGE_SIZE, probe_sizes([source.references[row] for row in wanted])))
+        wanted = [path for row, path in enumerate(source.references) if row not in skip]
+        size = max(8, min(IMAGE_SIZE, probe_sizes(wanted)))
         watcher.stage("Decoding", len(wanted))
         images, unreadable = decode_all(source.references, size, skip, watcher.advance)
-        rows = np.array([row for row in wanted if row not in unreadable], dtype=np.int64)
-        errors = {**source.errors, **unreadable}
-        kept = sorted(row for row in errors if source.given[row] >= 0)
-        if len(rows) == 0:
-            raise RelabelError(
-                f"None of the labelled images of {source.location} can be read ({errors[kept[0]]}).",
-                "Check that the files are images and were copied completely.",
-            )
-        if kept:
-            watcher.warn(
-                f"{len(kept):,} of {len(source):,} images cannot be used and keep their label; "
-                f"first {source.file_names[kept[0]]!r}: {errors[kept[0]]}."
-            )
-        return rows, images
+        return images, {**source.errors, **unreadable}
+
+
+def _network(
+    values: NDArray[np.uint8] | NDArray[np.float32], num_classes: int
+) -> tuple[Backbone, Inputs, str]:
+    """A fresh network for images [N, S, S, 3] or vectors [N, D], what it is shown, and both in words."""
+    import torch
+
+    from relabel import backbones
+    from relabel.data.loading import ImageInputs, VectorInputs
+
+    size = values.shape[1]
+    if values.ndim == 2:
+        backbone = backbones.mlp(num_classes, torch.zeros(size), torch.ones(size))
+        return backbone, VectorInputs(torch.from_numpy(values)), f"{size} dimensions: mlp"
+    # A mirror would make other characters of digits and letters.
+    inputs = ImageInputs(values.astype(np.uint8, copy=False), "shift")
+    return backbones.build("cnn8", num_classes, size), inputs, f"{size} px: cnn8"

@@ -1,12 +1,17 @@
 """Files that are either there in full or not there at all."""
 
+import math
 import os
 import secrets
 import stat
+import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+import numpy as np
+from numpy.typing import DTypeLike, NDArray
 
 from relabel import __version__
 from relabel.errors import RelabelError, RunError
@@ -34,6 +39,16 @@ def check_output(path: Path, overwrite: bool) -> None:
         raise RelabelError(
             f"The output {path} is in a folder you may not write to.", "Choose another folder."
         )
+
+
+def scratch_array(shape: tuple[int, ...], dtype: DTypeLike) -> NDArray[Any]:
+    """An array of zeros in a mapped temporary file: it occupies disk, not memory.
+
+    The file is unlinked at once, and is gone with the process however it ends.
+    """
+    with tempfile.TemporaryFile(prefix="relabel-") as file:
+        os.truncate(file.fileno(), max(1, math.prod(shape) * np.dtype(dtype).itemsize))
+        return np.memmap(file, dtype=dtype, mode="r+", shape=shape)
 
 
 @contextmanager

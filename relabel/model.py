@@ -28,16 +28,19 @@ from relabel.output.calibration import Calibration
 _KIND = "model"
 _FORMAT = 1
 _FIELDS = {
-    "backbone": str, "image_size": int, "class_names": list, "state": dict, "corrector": dict,
-    "calibration": dict, "trained": dict,
+    "backbone": str, "class_names": list, "state": dict, "corrector": dict, "calibration": dict,
+    "trained": dict,
 }  # fmt: skip
+_IMAGE_SIZES = (8, 1024)
+_DIMENSIONS = (1, 2**20)
 EVIDENCE = "prediction"
 """The name, in the calibration, of the one evidence there is of an unseen image: the backbone's softmax."""
 
 
 @dataclass(frozen=True)
 class Model:
-    """A backbone trained on images of `image_size` px and classes `class_names` [C].
+    """A backbone trained on images of `image_size` px, or on vectors [`dimension`], and classes `class_names`
+    [C]; the one of the two sizes that means nothing is None.
 
     backbone_name: as `backbones.build` knows it; calibration: for images the backbone has not seen, on the
     evidence `EVIDENCE`; trained: plain JSON data on the run.
@@ -48,11 +51,18 @@ class Model:
 
     backbone: Backbone
     backbone_name: str
-    image_size: int
+    image_size: int | None
+    dimension: int | None
     class_names: list[str]
     corrector: CorrectorFile
     calibration: Calibration
     trained: dict[str, Any]
+
+    @property
+    def size(self) -> dict[str, int]:
+        """`image_size` or `dimension`, whichever it is, by its name."""
+        sizes = {"image_size": self.image_size, "dimension": self.dimension}
+        return {name: value for name, value in sizes.items() if value is not None}
 
     def evidence(
         self, inputs: Inputs, compute: Compute, on_batch: Callable[[int], None] = lambda rows: None
@@ -71,7 +81,7 @@ class Model:
             "class_names": self.class_names,
             "backbone": self.backbone_name,
             "parameters": sum(parameter.numel() for parameter in self.backbone.parameters()),
-            "image_size": self.image_size,
+            **self.size,
             "corrector": self.corrector.name,
             "options": self.corrector.options,
             **self.trained,
@@ -83,7 +93,7 @@ class Model:
         calibration = asdict(self.calibration)
         content = {
             "backbone": self.backbone_name,
-            "image_size": self.image_size,
+            **self.size,
             "class_names": self.class_names,
             "state": {key: value.cpu() for key, value in self.backbone.state_dict().items()},
             "corrector": self.corrector.content(),
@@ -105,13 +115,18 @@ def read_model(path: Path) -> Model:
     damaged = RelabelError(f"{path} is not a whole model file.", "Write it again with relabel fit.")
     if not all(isinstance(content.get(name), kind) for name, kind in _FIELDS.items()):
         raise damaged
-    class_names, image_size = content["class_names"], content["image_size"]
+    class_names, name = content["class_names"], content["backbone"]
+    size = content.get("dimension" if name == "mlp" else "image_size")
+    least, most = _DIMENSIONS if name == "mlp" else _IMAGE_SIZES
     if len(class_names) < 2 or not all(isinstance(name, str) for name in class_names):
         raise damaged
-    if len(set(class_names)) < len(class_names) or not 8 <= image_size <= 1024:
+    if len(set(class_names)) < len(class_names) or not isinstance(size, int) or not least <= size <= most:
         raise damaged
     try:
-        backbone = backbones.build(content["backbone"], len(class_names), image_size)
+        if name == "mlp":
+            backbone = backbones.mlp(len(class_names), torch.empty(size), torch.empty(size))
+        else:
+            backbone = backbones.build(name, len(class_names), size)
         backbone.load_state_dict(content["state"])
         calibration = Calibration.restored(
             {
@@ -129,7 +144,14 @@ def read_model(path: Path) -> Model:
     if not all(bool(value.isfinite().all()) for value in backbone.state_dict().values()):
         raise damaged
     return Model(
-        backbone, content["backbone"], image_size, class_names, corrector, calibration, content["trained"]
+        backbone=backbone,
+        backbone_name=name,
+        image_size=None if name == "mlp" else size,
+        dimension=size if name == "mlp" else None,
+        class_names=class_names,
+        corrector=corrector,
+        calibration=calibration,
+        trained=content["trained"],
     )
 
 

@@ -1,7 +1,7 @@
 """Label noise for benchmarks: which given labels `relabel corrupt` makes wrong.
 
 Labels are int64 [N], class ids 0..C-1; -1 marks an unlabelled row, which no model touches. Two models look at
-the images too, through `Images`, which this module asks for only when it needs it: everything here is numpy.
+the images (or vectors) too, through `Images`, asked for only when needed: everything here is numpy.
 
     symmetric, flip-random                           every other class alike
     symmetric-inclusive, uniform                     every class alike, the true one included
@@ -29,14 +29,14 @@ _CHUNK = 1024  # images turned into float32 at a time
 
 
 class Images(Protocol):
-    """The images behind the labels, for the models that look at them; decoded or learned when asked for.
+    """What is behind the labels, for the models that look at it; decoded or learned when asked for.
 
-    Both methods give (rows [n], values by row of the source): `rows` have a label and a readable image, and
-    the values of all other rows mean nothing.
+    Both methods give (rows [n], values by row of the source): `rows` have a label and an image (or vector)
+    that can be used, and the values of all other rows mean nothing.
     """
 
-    def pixels(self) -> tuple[RowIndex, NDArray[np.uint8]]:
-        """Small images [N, S, S, 3]."""
+    def values(self) -> tuple[RowIndex, NDArray[np.uint8] | NDArray[np.float32]]:
+        """Small images [N, S, S, 3], or vectors [N, D] in units of their standard deviation."""
 
     def logits(self) -> tuple[RowIndex, NDArray[np.float32]]:
         """Logits [N, C] of a network trained on the labels, of those same rows."""
@@ -165,22 +165,23 @@ def instance_dependent(inputs: NoiseInputs) -> Labels:
 
     x_i is the flattened image, in 0..255 and not centred, as in the released code. The softmax is then
     all but one-hot: equal images of a class flip to the same class. Bright pixels weigh most, so that one
-    target takes up some 70 % of a class's flips on CIFAR-10 (about 25 % if x were normalised).
+    target takes up some 70 % of a class's flips on CIFAR-10 (about 25 % if x were normalised). A vector is
+    standardised, for its dimensions may have any unit.
     """
     assert inputs.images is not None
     noisy = inputs.labels.copy()
     if inputs.rate == 0:
         return noisy
-    rows, pixels = inputs.images.pixels()
+    rows, values = inputs.images.values()
     rng = inputs.rng
     flipped = rows[rng.random(len(rows)) < _truncated_normal(inputs.rate, len(rows), rng)]
-    dimension = int(np.prod(pixels.shape[1:]))
+    dimension = int(np.prod(values.shape[1:]))
     for own in np.unique(inputs.labels[flipped]):
         weights = rng.standard_normal((dimension, inputs.num_classes), dtype=np.float32)
         of_class = flipped[inputs.labels[flipped] == own]
         for start in range(0, len(of_class), _CHUNK):
             part = of_class[start : start + _CHUNK]
-            logits = pixels[part].reshape(len(part), dimension).astype(np.float32) @ weights
+            logits = values[part].reshape(len(part), dimension).astype(np.float32) @ weights
             logits[:, own] = -np.inf
             # The maximum after adding Gumbel noise is a draw from the softmax.
             noisy[part] = (logits + rng.gumbel(size=logits.shape)).argmax(axis=1)

@@ -16,13 +16,19 @@ from torch import Tensor
 
 from relabel import __version__, backbones, checkpoint, correctors
 from relabel.backbones import Backbone
-from relabel.config import CORRECTOR_FOR_OTHER_IMAGES, DEFAULT_CORRECTOR, FitConfig
+from relabel.config import (
+    CORRECTOR_FOR_OTHER_IMAGES,
+    DEFAULT_AUGMENTATION,
+    DEFAULT_CORRECTOR,
+    FitConfig,
+)
 from relabel.correctors.base import Corrector
 from relabel.correctors.files import CorrectorFile, read_corrector
 from relabel.data.images import probe_sizes
 from relabel.data.loading import ImageInputs, Inputs, VectorInputs, decode_all
-from relabel.data.sources import UNLABELLED, Source, open_source
+from relabel.data.sources import UNLABELLED, Source, open_source, too_few_classes
 from relabel.data.trusted import TrustedSet, read_trusted
+from relabel.data.vectors import standardisation
 from relabel.device import Compute, resolve
 from relabel.errors import RelabelError
 from relabel.metrics import noise_matrix
@@ -90,7 +96,7 @@ def fit(config: FitConfig, watcher: Watcher | None = None) -> FitResult:
     if pretrained is not None:
         config = replace(config, corrector=pretrained.name, options=pretrained.options)
     correctors.check(config.recipe.corrector, config.options)
-    source = open_source(config.source, config.labels)
+    source = open_source(config.source, config.labels, features=config.features)
     trusted = read_trusted(config.trusted, source) if config.trusted else TrustedSet.empty()
     for warning in (*source.warnings, *trusted.warnings):
         watcher.warn(warning)
@@ -100,10 +106,8 @@ def fit(config: FitConfig, watcher: Watcher | None = None) -> FitResult:
         )
     config = _with_corrector(config, source, trusted, watcher)
 
-    size = config.image_size or default_image_size(source, config)
-    name = config.backbone or ("cnn8" if config.weights == "none" else "resnet18")
     # Built before the images are decoded: a wrong --backbone or --weights is told at once.
-    backbone = backbones.build(name, len(source.class_names), size, config.weights)
+    backbone, built = _backbone(source, config)
     sizes = len(source.class_names), backbone.head.in_features
     if pretrained is not None:
         corrector = pretrained.transferred(*sizes)
@@ -111,14 +115,11 @@ def fit(config: FitConfig, watcher: Watcher | None = None) -> FitResult:
         options = {**config.recipe.options, **config.options}
         corrector = correctors.create(config.recipe.corrector, *sizes, options)
 
-    references = [*source.references, *trusted.external]
-    watcher.stage("Decoding", len(references) - len(source.errors))
-    images, unreadable = decode_all(references, size, set(source.errors), watcher.advance)
+    inputs, unreadable = _inputs(source, trusted, built, config, watcher)
     errors = {**source.errors, **{row: text for row, text in unreadable.items() if row < len(source)}}
     split = _split(trusted, source.given, unreadable, corrector, config)
     _check_usable(source, errors, split, config.trusted is not None, watcher)
 
-    inputs: Inputs = ImageInputs(images, config.augment)
     frozen: _Frozen | None = None
     if config.freeze:
         inputs, frozen = _frozen_features(backbone, inputs, compute, watcher)
@@ -126,16 +127,17 @@ def fit(config: FitConfig, watcher: Watcher | None = None) -> FitResult:
     rows = _rows(source, errors, split)
     schedule = schedule_for(config, len(rows.train))
     training = Training(backbone, corrector, inputs, rows, schedule, compute, config.seed)
+    extent = f"{built['image_size']} px" if source.vectors is None else f"{built['dimension']} dimensions"
     watcher.say(
-        f"{len(source):,} images, {len(source.class_names)} classes, {size} px; {name} on "
+        f"{len(source):,} {source.noun}, {len(source.class_names)} classes, {extent}; {built['backbone']} on "
         f"{compute.describe()}; {config.recipe.corrector}: {schedule.epochs} epochs, "
         f"{schedule.warmup_epochs} of them warm-up; "
         f"{len(split.meta) + len(split.witness)} meta and {len(split.probe)} probe rows"
         + (f", {len(split.unseen)} for the model's calibration." if config.keep_model else ".")
     )
     _train(training, config, source, split, watcher)
-    labelling, fitted = _labelled(training, pretrained, source, trusted, split, errors, config, name, size)
-    described = ("backbone", "weights", "image_size", "epochs", "seed", "trusted_rows", "class_names")
+    labelling, fitted = _labelled(training, pretrained, source, trusted, split, errors, config, built)
+    described = (*built, "epochs", "seed", "trusted_rows", "class_names")
     trained = CorrectorFile.of(
         corrector,
         config.recipe.corrector,
@@ -162,6 +164,30 @@ def _with_corrector(config: FitConfig, source: Source, trusted: TrustedSet, watc
         f"such: {CORRECTOR_FOR_OTHER_IMAGES} does."
     )
     return replace(config, corrector=CORRECTOR_FOR_OTHER_IMAGES)
+
+
+def _backbone(source: Source, config: FitConfig) -> tuple[Backbone, dict[str, Any]]:
+    """The backbone that the flags ask for, and what the metadata says of it."""
+    if source.vectors is not None:
+        mean, scale = standardisation(source.vectors, usable_rows(source, source.errors))
+        backbone = backbones.mlp(len(source.class_names), torch.from_numpy(mean), torch.from_numpy(scale))
+        return backbone, {"backbone": "mlp", "features": config.features, "dimension": len(mean)}
+    size = config.image_size or default_image_size(source, config)
+    name = config.backbone or ("cnn8" if config.weights == "none" else "resnet18")
+    backbone = backbones.build(name, len(source.class_names), size, config.weights)
+    return backbone, {"backbone": name, "weights": config.weights, "image_size": size}
+
+
+def _inputs(
+    source: Source, trusted: TrustedSet, built: Mapping[str, Any], config: FitConfig, watcher: Watcher
+) -> tuple[Inputs, dict[int, str]]:
+    """What the backbone is shown, external images last, and why which rows could not be decoded."""
+    if source.vectors is not None:
+        return VectorInputs(torch.from_numpy(source.vectors)), {}
+    references = [*source.references, *trusted.external]
+    watcher.stage("Decoding", len(references) - len(source.errors))
+    images, unreadable = decode_all(references, built["image_size"], set(source.errors), watcher.advance)
+    return ImageInputs(images, config.augment or DEFAULT_AUGMENTATION), unreadable
 
 
 def default_image_size(source: Source, config: FitConfig) -> int:
@@ -228,10 +254,7 @@ def _check_usable(
     """Refuse a source whose readable images cannot train a classifier; warn of unusable ones."""
     good = usable_rows(source, errors)
     if len(np.unique(source.given[good & (source.given >= 0)])) < 2:
-        raise RelabelError(
-            f"{source.location}: fewer than two classes have an image that can be read.",
-            "Check that the files are images and were copied completely.",
-        )
+        raise too_few_classes(source)
     if verified and len(split.meta) + len(split.probe) + len(split.unseen) == 0:
         raise RelabelError("--trusted: none of the verified images can be read.", "Verify other images.")
     warn_of_errors(source, errors, watcher)
@@ -316,6 +339,8 @@ def _train(training: Training, config: FitConfig, source: Source, split: _Split,
             "config": asdict(config) | settled,
             "files": source.file_names,
             "given": source.given.tolist(),
+            # Tells whether vectors of the same names were made anew, by another model perhaps.
+            "vectors": None if source.vectors is None else source.vectors.mean(axis=0).tolist(),
             "split": [rows.tolist() for rows in vars(split).values()],
             "compute": training.compute.describe(),
             "versions": [__version__, torch.__version__],
@@ -349,8 +374,7 @@ def _labelled(
     split: _Split,
     errors: dict[int, str],
     config: FitConfig,
-    backbone_name: str,
-    image_size: int,
+    built: Mapping[str, Any],
 ) -> tuple[Labelling, Calibration]:
     """Calibrate and put every row's labels, probability and action together."""
     evidence = training.evidence()
@@ -378,9 +402,7 @@ def _labelled(
         "corrector": config.recipe.corrector,
         "preset": config.preset,
         "options": {**config.recipe.options, **config.options},
-        "backbone": backbone_name,
-        "weights": config.weights,
-        "image_size": image_size,
+        **built,
         "epochs": training.schedule.epochs,
         "seed": config.seed,
         "trusted_rows": len(trusted.rows) + len(trusted.external),
@@ -407,15 +429,17 @@ def _model(
     metadata: Mapping[str, Any],
 ) -> Model:
     """What labels images that were not in this fit."""
-    kept = ("preset", "weights", "epochs", "seed", "trusted_rows")
-    trained = {name: metadata[name] for name in kept} | {"freeze": config.freeze, "versions": versions()}
+    kept = ("preset", "weights", "features", "epochs", "seed", "trusted_rows")
+    trained = {name: metadata[name] for name in kept if name in metadata}
+    trained |= {"freeze": config.freeze, "versions": versions()}
     backbone = training.backbone
     if frozen is not None:
         backbone = backbones.with_head(frozen.backbone, backbone.head, frozen.mean, frozen.scale)
     return Model(
         backbone=backbone,
         backbone_name=metadata["backbone"],
-        image_size=metadata["image_size"],
+        image_size=metadata.get("image_size"),
+        dimension=metadata.get("dimension"),
         class_names=source.class_names,
         corrector=corrector,
         calibration=_calibration_for_unseen(training, source, trusted, split, config.seed),

@@ -1,13 +1,14 @@
-"""Labels for images that were not in the fit: read the model, read the images, predict, calibrate."""
+"""Labels for rows that were not in the fit: read the model, read the rows, predict, calibrate."""
 
 from __future__ import annotations
 
 from dataclasses import replace
 
 import numpy as np
+import torch
 
 from relabel.config import PredictConfig
-from relabel.data.loading import ImageInputs, decode_all
+from relabel.data.loading import ImageInputs, Inputs, VectorInputs, decode_all
 from relabel.data.sources import UNLABELLED, Source, open_source
 from relabel.data.tables import first_few
 from relabel.data.trusted import TrustedSet
@@ -19,19 +20,20 @@ from relabel.progress import Silent, Watcher
 
 
 def predict(config: PredictConfig, watcher: Watcher | None = None) -> Labelling:
-    """Label the images of SOURCE, which may have given labels or none, with a saved model.
+    """Label the rows of SOURCE, which may have given labels or none, with a saved model.
 
     Raises RelabelError for anything wrong with flags, model or input, before any image is decoded.
     """
     watcher = watcher or Silent()
     compute = resolve(config.device, config.amp)
     model = read_model(config.model)
-    source = _in_classes_of(model, open_source(config.source, config.labels, need_classes=False), config)
+    _check_features(model, config)
+    opened = open_source(config.source, config.labels, features=config.features, need_classes=False)
+    source = _in_classes_of(model, opened, config)
     for warning in source.warnings:
         watcher.warn(warning)
 
-    watcher.stage("Decoding", len(source) - len(source.errors))
-    images, unreadable = decode_all(source.references, model.image_size, set(source.errors), watcher.advance)
+    inputs, unreadable = _inputs(model, source, config, watcher)
     errors = {**source.errors, **unreadable}
     if len(errors) == len(source):
         raise RelabelError(
@@ -39,21 +41,54 @@ def predict(config: PredictConfig, watcher: Watcher | None = None) -> Labelling:
             "Check that the files are images and were copied completely.",
         )
     warn_of_errors(source, errors, watcher)
+    extent = f"{model.dimension} dimensions" if model.image_size is None else f"{model.image_size} px"
     watcher.say(
-        f"{len(source):,} images, {len(model.class_names)} classes, {model.image_size} px; "
+        f"{len(source):,} {source.noun}, {len(model.class_names)} classes, {extent}; "
         f"{model.backbone_name} on {compute.describe()}."
     )
     watcher.stage("Predicting", len(source))
-    evidence = model.evidence(ImageInputs(images, "none"), compute, watcher.advance)
+    evidence = model.evidence(inputs, compute, watcher.advance)
     run = {
         **model.trained,
         "corrector": model.corrector.name,
         "options": model.corrector.options,
         "backbone": model.backbone_name,
-        "image_size": model.image_size,
+        **model.size,
         "model": {"file": str(config.model), "versions": model.trained.get("versions")},
     }
     return label_rows(source, errors, evidence, model.calibration, TrustedSet.empty(), config.precision, run)
+
+
+def _check_features(model: Model, config: PredictConfig) -> None:
+    """Refuse images for a model of vectors, and the other way round."""
+    if model.image_size is None and config.features is None:
+        raise RelabelError(
+            f"--model {config.model} was trained on vectors and labels no images.",
+            f"Name the vectors' columns; in its fit it was --features {model.trained.get('features')}.",
+        )
+    if model.image_size is not None and config.features is not None:
+        raise RelabelError(
+            f"--features {config.features}: the model {config.model} was trained on images.",
+            "Leave it out, or name another --model.",
+        )
+
+
+def _inputs(
+    model: Model, source: Source, config: PredictConfig, watcher: Watcher
+) -> tuple[Inputs, dict[int, str]]:
+    """What the backbone is shown, and why which rows could not be decoded."""
+    if source.vectors is not None:
+        if source.vectors.shape[1] != model.dimension:
+            raise RelabelError(
+                f"--features {config.features}: the vectors have {source.vectors.shape[1]} dimensions and "
+                f"the model {config.model} takes {model.dimension}.",
+                "Make them as those of its fit were made, or name other columns.",
+            )
+        return VectorInputs(torch.from_numpy(source.vectors)), {}
+    assert model.image_size is not None
+    watcher.stage("Decoding", len(source) - len(source.errors))
+    images, unreadable = decode_all(source.references, model.image_size, set(source.errors), watcher.advance)
+    return ImageInputs(images, "none"), unreadable
 
 
 def _in_classes_of(model: Model, source: Source, config: PredictConfig) -> Source:

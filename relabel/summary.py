@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.compute as pc
 from rich.cells import cell_len
 from rich.console import Console
@@ -117,8 +118,11 @@ def show_labels_file(console: Console, file: LabelsFile) -> None:
     extras = [
         f"{count:,} {word}"
         for count, word in (
-            (pc.sum(table["trusted"]).as_py() or 0, "verified"),
-            (table["original_label"].null_count - failed, "without a label"),
+            (_count(table["trusted"]), "verified"),
+            (
+                _count(pc.and_(pc.is_null(table["original_label"]), pc.is_null(table["error"]))),
+                "without a label",
+            ),
             (failed, "with an error"),
         )
         if count
@@ -132,11 +136,18 @@ def show_labels_file(console: Console, file: LabelsFile) -> None:
     ]
     if metadata.get("estimated_noise_rate") is not None:
         lines.append(("Wrong labels, as calibrated", _percent(metadata["estimated_noise_rate"])))
-    told = ("corrector", "backbone", "weights", "image_size", "epochs", "seed", "trusted_rows", "command")
+    told = (
+        "corrector", "backbone", "weights", "image_size", "features", "dimension", "epochs", "seed",
+        "trusted_rows", "command",
+    )  # fmt: skip
     lines += [(_title(key), str(metadata[key])) for key in told if key in metadata]
     versions = metadata.get("versions", {})
     lines.append(("Versions", ", ".join(f"{name} {number}" for name, number in versions.items())))
     _show(console, "Labels file", lines)
+
+
+def _count(mask: pa.ChunkedArray) -> int:
+    return pc.sum(mask).as_py() or 0
 
 
 def show_trained(console: Console, described: Mapping[str, Any]) -> None:

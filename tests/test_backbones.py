@@ -48,6 +48,25 @@ def test_linear_is_the_head_alone() -> None:
     assert torch.equal(features, vectors)
 
 
+@pytest.mark.parametrize("dimension", [1, 300])
+def test_the_mlp_standardises_and_keeps_the_statistics_in_its_state(dimension: int) -> None:
+    vectors = torch.randn(8, dimension) * 1e6 + 1e7
+    mean, scale = vectors.mean(dim=0), 1 / vectors.std(dim=0)
+    scale[0] = 0  # a dimension that was the same in every row
+    torch.manual_seed(0)
+    backbone = backbones.mlp(4, mean, scale)
+    backbone.train()(vectors)
+    logits, features = backbone.eval()(vectors)
+    assert logits.shape == (8, 4)
+    assert features.shape == (8, backbone.head.in_features)
+    assert torch.equal(logits, backbone.head(features))
+    other = backbones.mlp(4, torch.zeros(dimension), torch.ones(dimension))
+    other.load_state_dict(backbone.state_dict())
+    assert torch.equal(other.eval()(vectors)[0], logits)
+    vectors[:, 0] += 1e9
+    assert torch.equal(backbone(vectors)[0], logits)
+
+
 @pytest.mark.parametrize(
     ("name", "size", "resolution"),
     [

@@ -35,6 +35,27 @@ def test_a_value_no_run_can_have_is_refused_by_its_flag(flag, values):
             config(**value)
 
 
+@pytest.mark.parametrize(
+    ("flag", "value"),
+    [
+        ("--backbone cnn8", {"backbone": "cnn8"}),
+        ("--weights w.pt", {"weights": "w.pt"}),
+        ("--freeze", {"freeze": True}),
+        ("--image-size 8", {"image_size": 8}),
+        ("--augment none", {"augment": "none"}),
+    ],
+)
+def test_what_is_about_images_does_not_go_with_vectors(flag, value):
+    with pytest.raises(RelabelError, match=f"^{flag} is for images, and --features f_\\* names vectors"):
+        config(features="f_*", **value)
+
+
+def test_the_mlp_goes_with_vectors_alone():
+    config(features="f_*", backbone="mlp")
+    with pytest.raises(RelabelError, match=r"^--backbone mlp takes vectors"):
+        config(backbone="mlp")
+
+
 def test_the_edges_are_allowed():
     config(image_size=8, epochs=2, warmup=1, batch_size=2, seed=2**63 - 1, precision=0.999)
     config(warmup=100, weights="imagenet", freeze=True, meta_every=1, meta_batch_size=1)

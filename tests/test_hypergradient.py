@@ -168,6 +168,15 @@ def test_the_gradient_equals_the_unrolled_one(name: str, form: str) -> None:
 
 
 @forms
+def test_the_gradient_of_the_mlp_equals_the_unrolled_one(form: str) -> None:
+    torch.manual_seed(5)
+    body = backbones.mlp(C, torch.randn(48), torch.rand(48), width=D).body
+    task = problem(body=nn.Sequential(nn.Flatten(), body), size=4)
+    unrolled = torch.autograd.grad(task.trusted_loss_after_a_step(form, RATE), task.parameters)
+    assert relative_error(flat(task.prepare(form)(RATE)), flat(list(unrolled))) <= 1e-10
+
+
+@forms
 @problems
 def test_the_gradient_equals_central_differences(name: str, form: str) -> None:
     task, step = problem(name), 1e-5

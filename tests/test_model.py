@@ -10,7 +10,7 @@ import torch
 from relabel import backbones
 from relabel.correctors import REGISTRY, create
 from relabel.correctors.files import CorrectorFile
-from relabel.data.loading import ImageInputs
+from relabel.data.loading import ImageInputs, VectorInputs
 from relabel.device import resolve
 from relabel.errors import RelabelError
 from relabel.files import kind_of
@@ -28,14 +28,18 @@ def build(corrector: str = "mslc", name: str = "cnn8", size: int = 8) -> Model:
     given[::5] = -1
     evidence = {EVIDENCE: rng.dirichlet(np.ones(3), 12)}
     torch.manual_seed(3)
-    backbone = backbones.build(name, 3, size)
+    vectors = name == "mlp"
+    backbone = (
+        backbones.mlp(3, torch.randn(size), torch.rand(size)) if vectors else backbones.build(name, 3, size)
+    )
     width = backbone.head.in_features
     fitted = calibration.fit(evidence, given, true, noise_matrix(given, true, 3), 0)
     made = create(corrector, 3, width)
     return Model(
         backbone=backbone,
         backbone_name=name,
-        image_size=size,
+        image_size=None if vectors else size,
+        dimension=size if vectors else None,
         class_names=CLASSES,
         corrector=CorrectorFile.of(made, corrector, 3, width, {}, TRAINED, fitted.experience),
         calibration=fitted,
@@ -49,17 +53,20 @@ def path(tmp_path: Path) -> Path:
     return tmp_path / "model.pt"
 
 
-@pytest.mark.parametrize("name", ["cnn8", "resnet18"])
+@pytest.mark.parametrize("name", ["cnn8", "resnet18", "mlp"])
 def test_a_model_predicts_the_same_after_a_round_trip(tmp_path, name):
     model = build(name=name, size=16)
     images = np.random.default_rng(1).integers(0, 256, (5, 16, 16, 3), dtype=np.uint8)
-    inputs, compute = ImageInputs(images, "flip"), resolve("cpu", "off")
+    inputs = VectorInputs(torch.randn(5, 16)) if name == "mlp" else ImageInputs(images, "flip")
+    compute = resolve("cpu", "off")
     before = model.evidence(inputs, compute)[EVIDENCE]
     model.save(tmp_path / "model.pt")
     read = read_model(tmp_path / "model.pt")
     np.testing.assert_array_equal(read.evidence(inputs, compute)[EVIDENCE], before)
     assert before.sum(axis=1) == pytest.approx(1)
-    assert (read.class_names, read.image_size, read.backbone_name) == (CLASSES, 16, name)
+    assert (read.class_names, read.backbone_name) == (CLASSES, name)
+    assert (read.image_size, read.dimension) == ((None, 16) if name == "mlp" else (16, None))
+    assert read.size == ({"dimension": 16} if name == "mlp" else {"image_size": 16})
     assert os.listdir(tmp_path) == ["model.pt"]
 
 
@@ -108,6 +115,8 @@ def damage(content: dict, key: str, value: object) -> dict:
         ("backbone", "nosuch", "is not a whole model file"),
         ("backbone", "resnet18", "is not a whole model file"),
         ("image_size", 10**9, "is not a whole model file"),
+        ("image_size", None, "is not a whole model file"),
+        ("backbone", "mlp", "is not a whole model file"),
         ("class_names", ["a", "b"], "is not a whole model file"),
         ("class_names", ["a", "b", "b"], "is not a whole model file"),
         ("class_names", ["a", "b", 3], "is not a whole model file"),
@@ -146,6 +155,15 @@ def test_a_file_that_is_not_whole_is_refused(path, key, value, told):
         read_model(path)
     assert told in str(refusal.value)
     assert str(path) in refusal.value.message
+
+
+@pytest.mark.parametrize("dimension", [5, 0, 2**40, "8", None])
+def test_a_model_of_vectors_with_another_dimension_is_refused(tmp_path, dimension):
+    build(name="mlp").save(tmp_path / "model.pt")
+    content = torch.load(tmp_path / "model.pt", weights_only=True)
+    torch.save({**content, "dimension": dimension}, tmp_path / "model.pt")
+    with pytest.raises(RelabelError, match="is not a whole model file"):
+        read_model(tmp_path / "model.pt")
 
 
 class Evil:

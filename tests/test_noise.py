@@ -28,11 +28,11 @@ class FakeImages:
         rng = np.random.default_rng(11)
         labelled = np.flatnonzero(given >= 0)
         self.rows = np.delete(labelled, np.s_[::50])
-        self.values = rng.integers(0, 256, (len(given), size, size, 3), dtype=np.uint8)
+        self.pixels = rng.integers(0, 256, (len(given), size, size, 3), dtype=np.uint8)
         self.scores = rng.normal(size=(len(given), 5)).astype(np.float32)
 
-    def pixels(self):
-        return self.rows, self.values
+    def values(self):
+        return self.rows, self.pixels
 
     def logits(self):
         return self.rows, self.scores
@@ -182,8 +182,8 @@ def test_instance_dependent_targets_depend_on_image_and_class_alone() -> None:
     pictures = np.repeat([0, 1], 300)
     images = FakeImages(given, size=16)
     images.rows = np.arange(len(given))
-    images.values = images.values[pictures]
-    images.values[pictures == 1, 8:] = 0
+    images.pixels = images.pixels[pictures]
+    images.pixels[pictures == 1, 8:] = 0
     ways, apart = set(), 0
     for seed in range(6):
         result = noisy(given, "instance-dependent", 0.5, seed, images)
@@ -204,7 +204,7 @@ def test_instance_dependent_draws_from_the_softmax() -> None:
     images.rows = np.arange(len(given))
     shares = []
     for pixel in ([0, 0, 0], [1, 0, 0]):
-        images.values = np.full((len(given), 1, 1, 3), pixel, dtype=np.uint8)
+        images.pixels = np.full((len(given), 1, 1, 3), pixel, dtype=np.uint8)
         result = noisy(given, "instance-dependent", 0.5, images=images)
         shares.append(counts(given, result)[0, 1:] / result.wrong.sum())
     np.testing.assert_allclose(shares[0], 0.25, atol=0.015)  # every score is 0

@@ -164,9 +164,7 @@ def test_a_pretrained_corrector_repairs_labels_nobody_has_verified(digits, corre
     assert metadata["calibration"]["probes"] == 0
     assert metadata["calibration"]["weights"] == file.experience.weights
     assert metadata["calibration"]["probe_accuracy_after"] is None
-    assert result.summary["promise"].startswith(
-        "If these images are like the data the corrector learned from"
-    )
+    assert result.summary["promise"].startswith("If these rows are like the data the corrector learned from")
     np.testing.assert_allclose(result.soft_label.sum(axis=1), 1, atol=1e-5)
 
 
@@ -283,7 +281,7 @@ def test_the_summary_says_what_fix_promises_or_why_it_cannot(threshold, probes, 
     [
         (
             0.97,
-            "If these images are like the data the corrector learned from, at least 95 % of the fixes are",
+            "If these rows are like the data the corrector learned from, at least 95 % of the fixes are",
         ),
         (None, "No row is marked fix at 95 %: of 1,300 rows relabelled with such confidence on the data"),
     ],

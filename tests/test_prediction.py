@@ -3,6 +3,8 @@
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from PIL import Image
@@ -100,6 +102,28 @@ def test_a_saved_model_gives_the_finished_backbone_s_predictions_through_its_cal
         assert found.metadata[name] == result.metadata[name]
 
 
+def test_a_model_of_vectors_brings_their_standardisation(folder, tmp_path, monkeypatch):
+    rng = np.random.default_rng(0)
+    true = np.arange(48) % 3
+    values = (rng.normal(size=(48, 5)) + 4 * np.eye(5)[true]) * np.logspace(-4, 4, 5) + 7
+    columns = {"label": [list(COLOURS)[place] for place in true], "vector": list(values.astype(np.float32))}
+    pq.write_table(pa.table(columns), tmp_path / "v.parquet")
+    (tmp_path / "trusted.csv").write_text(
+        "index,label\n" + "".join(f"{row},{columns['label'][row]}\n" for row in range(24))
+    )
+    settings = {"source": str(tmp_path / "v.parquet"), "features": "vector", "augment": None}
+    result, training = fit(folder, monkeypatch, trusted=tmp_path / "trusted.csv", **settings)
+    result.model().save(tmp_path / "model.pt")
+    pq.write_table(pa.table(columns).slice(40), tmp_path / "new.parquet")
+    found = predict(
+        PredictConfig(str(tmp_path / "new.parquet"), tmp_path / "model.pt", features="vector", amp="off")
+    )
+    evidence = {EVIDENCE: last_predictions(training)[40:]}
+    expected = read_model(tmp_path / "model.pt").calibration.soft_labels(evidence, result.source.given[40:])
+    np.testing.assert_allclose(found.soft_label, expected, rtol=1e-3, atol=1e-5)
+    assert (found.metadata["features"], found.metadata["dimension"]) == ("vector", 5)
+
+
 @pytest.mark.parametrize(
     ("corrector", "unseen", "probes"), [("mslc", 8, 16), ("mlc", 8, 16), ("tmlc", 6, 12), ("none", 6, 18)]
 )
@@ -180,7 +204,7 @@ def test_images_without_labels_get_labels_and_no_probability(model, tmp_path):
     assert set(found.action) == {"review"}
     assert found.metadata["estimated_noise_rate"] is None
     assert found.metadata["noise_matrix"] is None
-    assert found.summary["promise"] == "No image has a given label, so there is none to keep or to fix."
+    assert found.summary["promise"] == "No row has a given label, so there is none to keep or to fix."
 
 
 def test_labels_that_are_no_class_of_the_model_are_refused(model, tmp_path):

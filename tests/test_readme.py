@@ -9,6 +9,8 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
@@ -18,7 +20,9 @@ COMMANDS = re.findall(r"^    ((?:relabel|pip|python) .+)$", README, flags=re.MUL
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """A folder with README's names: `images/`, `more_images/` (the same), `new_images/`, `trusted.csv`."""
+    """A folder with README's names: `images/`, `more_images/` (the same), `new_images/`, `trusted.csv`, and
+    `vectors.parquet` with a vector for each image.
+    """
     folder = tmp_path_factory.mktemp("readme")
     rng = np.random.default_rng(0)
     with (folder / "trusted.csv").open("w", newline="") as file:
@@ -34,6 +38,14 @@ def folder(tmp_path_factory):
                     Image.fromarray(pixels).save(folder / "new_images" / f"{name}.png")
                 if row % 2:
                     writer.writerow([f"{name}/{row}.png", name])
+    names = [f"{name}/{row}.png" for name in ("dark", "light") for row in range(30)]
+    vectors = rng.normal(np.repeat([[0.0], [2.0]], 30, axis=0), 1, (60, 4))
+    columns = {
+        "file_name": names,
+        "label": [name.split("/")[0] for name in names],
+        "embedding": list(vectors),
+    }
+    pq.write_table(pa.table(columns), folder / "vectors.parquet")
     shutil.copytree(folder / "images", folder / "more_images")
     return folder
 

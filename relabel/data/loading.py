@@ -8,7 +8,6 @@ the same two questions, so training never asks which of them it has.
 from __future__ import annotations
 
 import os
-import tempfile
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -22,6 +21,7 @@ from torch import Tensor
 
 from relabel.data.images import decode
 from relabel.errors import ImageError
+from relabel.files import scratch_array
 
 # ImageNet's channel statistics: what pretrained weights expect, and as good as any other for fresh ones.
 _MEAN = torch.tensor([0.485, 0.456, 0.406])
@@ -105,14 +105,10 @@ def decode_all(
     """Decode every image to size × size into a memory-mapped array [N, size, size, 3].
 
     Rows in `skip` and rows that cannot be used stay black. Returns the array and the reason per unusable
-    row. The mapped file is unlinked at once: it occupies disk, not memory, and is gone with the process
-    however it ends. Pillow decodes outside the interpreter lock, so threads are enough, and a thread
-    cannot hang the run the way a dead worker process can.
+    row. Pillow decodes outside the interpreter lock, so threads are enough, and a thread cannot hang the run
+    the way a dead worker process can.
     """
-    shape = (len(references), size, size, 3)
-    with tempfile.TemporaryFile(prefix="relabel-") as file:
-        os.truncate(file.fileno(), max(1, int(np.prod(shape))))
-        images: NDArray[np.uint8] = np.memmap(file, dtype=np.uint8, mode="r+", shape=shape)
+    images: NDArray[np.uint8] = scratch_array((len(references), size, size, 3), np.uint8)
     errors: dict[int, str] = {}
 
     def one(row: int) -> tuple[int, str | None]:

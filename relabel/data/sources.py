@@ -1,7 +1,8 @@
 """Opens SOURCE, the images and the labels they came with, without decoding any of them.
 
-A source is a folder of class folders, a folder with Hugging Face `metadata.*` files, or a manifest. It is
-held in columns, with no object per row beyond the path, so that a million rows stay cheap.
+A source is a folder of class folders, a folder with Hugging Face `metadata.*` files, a manifest, or a Parquet
+file of vectors. It is held in columns, with no object per row beyond the path, so that a million rows stay
+cheap.
 """
 
 import os
@@ -17,7 +18,8 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from relabel.data.images import IMAGE_SUFFIXES
-from relabel.data.tables import TABLE_SUFFIXES, Table, first_few, printable, read_table
+from relabel.data.tables import ROW_COLUMNS, TABLE_SUFFIXES, Table, first_few, printable, read_table
+from relabel.data.vectors import read_vectors
 from relabel.errors import RelabelError
 
 UNLABELLED = -1
@@ -35,17 +37,23 @@ class Source:
 
     location: str  # as the user typed it
     root: Path  # file names are relative to it
-    kind: str  # "folder" | "metadata" | "manifest"
+    kind: str  # "folder" | "metadata" | "manifest" | "vectors"
     file_names: list[str]  # POSIX, as written to the output
-    references: list[Path]  # what images.decode() reads
+    references: list[Path]  # what images.decode() reads; empty where rows are vectors
     given: NDArray[np.int64]  # [N] class id or UNLABELLED
     class_names: list[str]  # [C], natural order
     errors: dict[int, str]  # row -> why it cannot be used, known before decoding
     ignored_files: int  # files left alone because they are not images
     warnings: list[str]
+    vectors: NDArray[np.float32] | None = None  # [N, D], zeros in rows with an error
 
     def __len__(self) -> int:
         return len(self.file_names)
+
+    @property
+    def noun(self) -> str:
+        """What the rows are, in messages."""
+        return "images" if self.vectors is None else "vectors"
 
 
 class FileIndex:
@@ -54,6 +62,7 @@ class FileIndex:
     def __init__(self, root: Path, file_names: Sequence[str]) -> None:
         self._roots = _root_prefixes(root)
         self._rows = {_key(name, self._roots): row for row, name in enumerate(file_names)}
+        self._length = len(file_names)
 
     def find(self, name: str) -> int | None:
         """Position of `name` in `file_names`, or None."""
@@ -62,16 +71,27 @@ class FileIndex:
             row = self._rows.get(_key(name.replace("\\", "/"), self._roots))
         return row
 
+    def find_all(self, table: Table) -> list[int | None]:
+        """The row that each entry of a table names by one of `ROW_COLUMNS`, or None."""
+        if table.name_column != "index":
+            return [self.find(name) for name in table.names]
+        return [_position(text, self._length) for text in table.names]
 
-def open_source(location: str, labels: Path | None = None, *, need_classes: bool = True) -> Source:
+
+def open_source(
+    location: str, labels: Path | None = None, *, features: str | None = None, need_classes: bool = True
+) -> Source:
     """Open what the user named as SOURCE; `labels` (`--labels`) replaces or adds given labels.
 
+    `features` (`--features`) names the columns of its vectors; without, it is a source of images.
     `need_classes=False` accepts a source with fewer than two classes or no label at all, for commands that
     bring their own classes. Raises RelabelError when the source cannot be used as a whole; a row whose file
-    is missing is kept and noted in `errors`.
+    is missing, or whose vector cannot be used, is kept and noted in `errors`.
     """
     expect_labels = need_classes and labels is None
-    if os.path.isdir(location):
+    if features is not None and os.path.exists(location):
+        rows = _from_vectors(Path(location), features)
+    elif os.path.isdir(location):
         rows = _from_folder(Path(location), expect_labels=expect_labels)
     elif os.path.isfile(location):
         rows = _from_manifest(Path(location), expect_labels=expect_labels)
@@ -95,6 +115,7 @@ def open_source(location: str, labels: Path | None = None, *, need_classes: bool
         errors=rows.errors,
         ignored_files=rows.ignored,
         warnings=rows.warnings + _lookalikes(class_names),
+        vectors=rows.vectors,
     )
     if need_classes:
         _check_classes(source)
@@ -125,6 +146,7 @@ class _Rows:
     errors: dict[int, str] = field(default_factory=dict)
     ignored: int = 0
     warnings: list[str] = field(default_factory=list)
+    vectors: NDArray[np.float32] | None = None
 
     def add(self, name: str, label: str | None, *, found: bool) -> None:
         if not found:
@@ -235,6 +257,19 @@ def _from_manifest(path: Path, *, expect_labels: bool) -> _Rows:
     return rows
 
 
+def _from_vectors(path: Path, features: str) -> _Rows:
+    table = read_vectors(path, features)
+    rows = _Rows(path.parent, "vectors", labels=table.labels, errors=table.errors, vectors=table.vectors)
+    roots = _root_prefixes(rows.root)
+    seen: dict[str, int] = {}
+    for name, row in zip(table.names, table.rows, strict=True):
+        first = seen.setdefault(_key(name, roots), row)
+        if first != row:
+            raise _listed_twice(path, row, name, f"row {first}")
+        rows.names.append(printable(name))
+    return rows
+
+
 def _add_listed(rows: _Rows, table: Table, path: Path, folder: str, seen: dict[str, str]) -> None:
     """Add the files a table lists relative to `folder`; `seen` holds where each was listed before."""
     roots = _root_prefixes(rows.root)
@@ -246,24 +281,27 @@ def _add_listed(rows: _Rows, table: Table, path: Path, folder: str, seen: dict[s
             found = os.path.isfile(rows.root / listed)
         key = _key(listed, roots)
         if key in seen:
-            raise RelabelError(
-                f"{path}, row {row}: {name!r} is listed before, in {seen[key]}.", "Remove one of the two."
-            )
+            raise _listed_twice(path, row, name, seen[key])
         seen[key] = f"row {row}" if rows.kind == "manifest" else f"{path}, row {row}"
         rows.add(listed if os.path.isabs(listed) else key, label, found=found)
 
 
+def _listed_twice(path: Path, row: int, name: str, before: str) -> RelabelError:
+    return RelabelError(
+        f"{path}, row {row}: {name!r} is listed before, in {before}.", "Remove one of the two."
+    )
+
+
 def _override(rows: _Rows, path: Path, location: str) -> None:
     rows.classes.update(label for label in rows.labels if label)
-    table = read_table(path)
-    index = FileIndex(rows.root, rows.names)
+    table = read_table(path, ROW_COLUMNS)
+    positions = FileIndex(rows.root, rows.names).find_all(table)
     seen: dict[int, int] = {}
-    for name, label, row in zip(table.names, table.labels, table.rows, strict=True):
-        position = index.find(name)
+    for name, label, row, position in zip(table.names, table.labels, table.rows, positions, strict=True):
         if position is None:
             raise RelabelError(
                 f"--labels {path}, row {row}: {name!r} is not in {location}.",
-                f"Name files as SOURCE does, for example {rows.names[0]!r}.",
+                naming_hint(table, rows.names),
             )
         if position in seen:
             raise RelabelError(
@@ -274,8 +312,37 @@ def _override(rows: _Rows, path: Path, location: str) -> None:
         rows.labels[position] = label
 
 
+def naming_hint(table: Table, names: Sequence[str]) -> str:
+    """How a table should name the rows of SOURCE, whose names these are."""
+    if table.name_column == "index":
+        return f"index counts from 0 to {len(names) - 1}."
+    return f"Name files as SOURCE does, for example {names[0]!r}."
+
+
+def too_few_classes(source: Source) -> RelabelError:
+    """What to say when the usable rows with a label are all of one class."""
+    return RelabelError(
+        f"{source.location}: fewer than two classes have {source.noun} that can be used.",
+        "Check that the files are images and were copied completely."
+        if source.vectors is None
+        else "Write the file again, or label more rows with --labels FILE.",
+    )
+
+
+def _position(text: str, length: int) -> int | None:
+    digits = text.strip()
+    if not (digits.isascii() and digits.isdecimal() and len(digits) < 19):
+        return None
+    return int(digits) if int(digits) < length else None
+
+
 def _check_classes(source: Source) -> None:
     if (source.given == UNLABELLED).all():
+        if source.vectors is not None:
+            raise RelabelError(
+                f"No row of {source.location} has a label.",
+                "Write a column label beside the vectors, or name the labels with --labels FILE.",
+            )
         raise RelabelError(
             f"No image of {source.location} has a label.",
             "Put the images in one folder a class, or name their labels with --labels FILE.",
@@ -339,11 +406,14 @@ def _refuse_embedded(path: Path) -> None:
     except (OSError, pa.ArrowException):
         return  # read_table() says what is wrong
     for column in schema:
-        holds_bytes = pa.types.is_struct(column.type) and column.type.get_field_index("bytes") >= 0
-        if holds_bytes or pa.types.is_fixed_size_list(column.type):
-            held = "images" if holds_bytes else "vectors"
+        if pa.types.is_fixed_size_list(column.type):
             raise RelabelError(
-                f"{path} holds {held} in the column {column.name!r}, which this version cannot read.",
+                f"{path} holds vectors in the column {column.name!r}.",
+                f"fit, apply, predict and corrupt read them with --features {column.name}.",
+            )
+        if pa.types.is_struct(column.type) and column.type.get_field_index("bytes") >= 0:
+            raise RelabelError(
+                f"{path} holds images in the column {column.name!r}, which this version cannot read.",
                 "Save the images as files and list them under file_name and label.",
             )
 

@@ -17,6 +17,9 @@ import pyarrow.parquet as pq
 from relabel.errors import RelabelError
 
 NAME_COLUMNS = ("file_name", "filename", "image_path", "path")
+ROW_COLUMNS = (*NAME_COLUMNS, "index", "id")
+"""What a table may name rows of SOURCE by; `index` counts them from 0, `id` is the name of a vector."""
+
 TABLE_SUFFIXES = (".csv", ".tsv", ".parquet", ".jsonl")
 
 
@@ -42,11 +45,13 @@ def read_table(
     name_columns: Sequence[str] = NAME_COLUMNS,
     *,
     label_columns: Sequence[str] = ("label",),
+    name_required: bool = True,
     label_required: bool = True,
 ) -> Table:
     """Read the first of `name_columns` that is there, and the first of `label_columns`.
 
-    Raises RelabelError, naming the file and row, for anything that is not such a table.
+    Without any of `name_columns`, where none is required, `name_column` is empty and the names are numbers
+    from 0. Raises RelabelError, naming the file and row, for anything that is not such a table.
     """
     suffix = path.suffix.lower()
     if suffix not in TABLE_SUFFIXES:
@@ -64,24 +69,25 @@ def read_table(
             f"{path}, row {_undecodable_line(path)}: the text is not UTF-8.", "Save the file as UTF-8."
         ) from None
     except (OSError, pa.ArrowException) as error:
-        reason = " ".join(str(getattr(error, "strerror", None) or error).split()).rstrip(".")
-        raise RelabelError(f"{path} cannot be read: {reason}.", "Write the file again.") from None
+        raise unreadable(path, error) from None
 
     name_column = next((column for column in name_columns if column in cells.columns), None)
     label_column = next((column for column in label_columns if column in cells.columns), None)
-    if name_column is None or (label_required and label_column is None):
+    if (name_required and name_column is None) or (label_required and label_column is None):
         raise RelabelError(
             f"{path} needs the columns file_name and label, and has {first_few(cells.found, 10) or 'none'}.",
             f"Rename the columns; for file_name, also accepted: {', '.join(name_columns[1:])}.",
         )
-    names = [
-        _text(value, path, row, name_column)
-        for value, row in zip(cells.columns[name_column], cells.rows, strict=True)
-    ]
+    names = [str(number) for number in range(len(cells.rows))]
+    if name_column is not None:
+        names = [
+            _text(value, path, row, name_column)
+            for value, row in zip(cells.columns[name_column], cells.rows, strict=True)
+        ]
     for name, row in zip(names, cells.rows, strict=True):
         if not name:
             raise RelabelError(
-                f"{path}, row {row}: {name_column} is empty.", "Name an image there, or remove the row."
+                f"{path}, row {row}: {name_column} is empty.", "Fill it in, or remove the row."
             )
     labels: list[str | None] = [None] * len(names)
     if label_column is not None:
@@ -89,7 +95,13 @@ def read_table(
             printable(_text(value, path, row, label_column).strip()) or None
             for value, row in zip(cells.columns[label_column], cells.rows, strict=True)
         ]
-    return Table(name_column, names, labels, cells.rows)
+    return Table(name_column or "", names, labels, cells.rows)
+
+
+def unreadable(path: Path, error: Exception) -> RelabelError:
+    """What to say of a file that the file system or Arrow gave up on."""
+    reason = " ".join(str(getattr(error, "strerror", None) or error).split()).rstrip(".")
+    return RelabelError(f"{path} cannot be read: {reason}.", "Write the file again.")
 
 
 def first_few(items: Sequence[str], limit: int = 5) -> str:
@@ -177,8 +189,8 @@ def _read_parquet(path: Path, wanted: Sequence[str]) -> _Cells:
     with pq.ParquetFile(path) as file:
         found = list(file.schema_arrow.names)
         table = file.read(columns=[name for name in wanted if name in found])
-    columns = {name: table.column(name).to_pylist() for name in wanted if name in found}
-    return _Cells(found, columns, range(1, table.num_rows + 1))
+        columns = {name: table.column(name).to_pylist() for name in wanted if name in found}
+        return _Cells(found, columns, range(1, file.metadata.num_rows + 1))
 
 
 def _text(value: object, path: Path, row: int, column: str) -> str:

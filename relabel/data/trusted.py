@@ -13,8 +13,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from relabel.data.sources import FileIndex, Source, open_source
-from relabel.data.tables import NAME_COLUMNS, first_few, read_table
+from relabel.data.sources import FileIndex, Source, naming_hint, open_source
+from relabel.data.tables import ROW_COLUMNS, first_few, read_table
 from relabel.errors import RelabelError
 
 
@@ -45,6 +45,11 @@ def read_trusted(path: Path, source: Source) -> TrustedSet:
         raise RelabelError(
             f"--trusted: there is no file or folder {path}.", "Check the spelling of the path."
         )
+    if path.is_dir() and source.vectors is not None:
+        raise RelabelError(
+            f"--trusted {path} is a folder of images, and {source.location} holds vectors.",
+            "List its verified rows in a CSV: file_name (or index, which counts from 0) and label.",
+        )
     entries = _folder_entries(path, source) if path.is_dir() else _table_entries(path, source)
     class_ids = {name: position for position, name in enumerate(source.class_names)}
     strangers = [
@@ -69,7 +74,7 @@ def read_trusted(path: Path, source: Source) -> TrustedSet:
             labels.append(class_ids[label])
         if position is not None:
             seen.setdefault(position, where)
-    _refuse(path, "images are listed twice", twice, "Keep one row for each image.")
+    _refuse(path, f"{source.noun} are listed twice", twice, "Keep one row for each.")
 
     unusable = [position for position in seen if position in source.errors]
     warnings = []
@@ -104,36 +109,23 @@ class _Entries:
 
 
 def _table_entries(path: Path, source: Source) -> _Entries:
-    table = read_table(path, (*NAME_COLUMNS, "index"))
+    table = read_table(path, ROW_COLUMNS)
     if len(table.names) > len(source):
         raise RelabelError(
             f"--trusted {path} has {len(table.names)} rows, more than the {len(source)} of SOURCE.",
             "Every trusted row must be an image of SOURCE, listed once.",
         )
     where = [f"row {row}" for row in table.rows]
-    if table.name_column == "index":
-        positions = [_position(text, len(source)) for text in table.names]
-        hint = f"index counts from 0 to {len(source) - 1}."
-    else:
-        index = FileIndex(source.root, source.file_names)
-        positions = [index.find(name) for name in table.names]
-        hint = f"Name files as SOURCE does, for example {source.file_names[0]!r}."
+    positions = FileIndex(source.root, source.file_names).find_all(table)
     unknown = [
         f"{at} ({name!r})"
         for at, name, position in zip(where, table.names, positions, strict=True)
         if position is None
     ]
-    _refuse(path, "not in SOURCE", unknown, hint)
+    _refuse(path, "not in SOURCE", unknown, naming_hint(table, source.file_names))
     empty = [at for at, label in zip(where, table.labels, strict=True) if label is None]
     _refuse(path, "the label is empty", empty, "Fill in the verified class, or remove the row.")
     return _Entries(where, [label for label in table.labels if label], positions)
-
-
-def _position(text: str, length: int) -> int | None:
-    digits = text.strip()
-    if not (digits.isascii() and digits.isdecimal() and len(digits) < 19):
-        return None
-    return int(digits) if int(digits) < length else None
 
 
 def _folder_entries(path: Path, source: Source) -> _Entries:

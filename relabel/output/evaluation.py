@@ -8,7 +8,7 @@ from typing import BinaryIO
 import numpy as np
 
 from relabel.data.sources import FileIndex
-from relabel.data.tables import first_few, read_table
+from relabel.data.tables import ROW_COLUMNS, first_few, read_table
 from relabel.errors import RelabelError
 from relabel.metrics import Evaluation, evaluate
 from relabel.output.parquet import read_labels
@@ -24,13 +24,12 @@ def evaluate_file(labels: Path | BinaryIO, truth: Path) -> Evaluation:
     file = read_labels(labels)
     names = file.table["file_name"].to_pylist()
     class_ids = {name: position for position, name in enumerate(file.class_names)}
-    table = read_table(truth, label_columns=("clean_label", "label"))
-    index = FileIndex(Path(), names)
+    table = read_table(truth, ROW_COLUMNS, label_columns=("clean_label", "label"))
+    positions = FileIndex(Path(), names).find_all(table)
     true = np.full(len(names), -1, dtype=np.int64)
     unknown, twice = [], []
     seen: set[int] = set()
-    for row, name, label in zip(table.rows, table.names, table.labels, strict=True):
-        position = index.find(name)
+    for row, name, label, position in zip(table.rows, table.names, table.labels, positions, strict=True):
         if position is None:
             unknown.append(f"row {row} ({name!r})")
             continue

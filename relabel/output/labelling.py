@@ -59,7 +59,7 @@ def warn_of_errors(source: Source, errors: Mapping[int, str], watcher: Watcher) 
     if errors:
         row = min(errors)
         watcher.warn(
-            f"{len(errors)} of {len(source):,} images cannot be used and become rows with an error; "
+            f"{len(errors)} of {len(source):,} {source.noun} cannot be used and become rows with an error; "
             f"first {source.file_names[row]!r}: {errors[row]}."
         )
 
@@ -107,7 +107,7 @@ def label_rows(
     }
     sentence = promise_sentence(fitted, promise)
     if len(judged) == 0:
-        sentence = "No image has a given label, so there is none to keep or to fix."
+        sentence = "No row has a given label, so there is none to keep or to fix."
     return Labelling(
         source=source,
         soft_label=soft.astype(np.float32),
@@ -185,6 +185,6 @@ def _borrowed_sentence(percent: str, promise: Promise) -> str:
     if promise.threshold is None:
         return f"No row is marked fix at {percent}: {judged}. Verified rows (--trusted) can support more."
     return (
-        f"If these images are like the data the corrector learned from, at least {percent} of the fixes are "
+        f"If these rows are like the data the corrector learned from, at least {percent} of the fixes are "
         f"right: {judged}. Verified rows (--trusted) would tell."
     )

@@ -76,7 +76,7 @@ class NoisyLabels:
             lines.append(("Wrong labels", f"{of}, actual rate {rate:.4f}"))
             lines.append(("Class to class", "\n".join(self._confusions())))
         if metadata:
-            told = ("noise", "rate", "seed", "command")
+            told = ("noise", "rate", "features", "seed", "command")
             lines += [(key.capitalize(), str(metadata[key])) for key in told if key in metadata]
             versions = metadata.get("versions", {})
             lines.append(("Versions", ", ".join(f"{name} {number}" for name, number in versions.items())))

@@ -250,7 +250,7 @@ class _Subset:
     rows: NDArray[np.int64]
     classes: Sequence[int]
 
-    def pixels(self) -> tuple[noise.RowIndex, NDArray[np.uint8]]:
+    def values(self) -> tuple[noise.RowIndex, NDArray[np.uint8]]:
         return np.arange(len(self.rows)), self.images
 
     def logits(self) -> tuple[noise.RowIndex, NDArray[np.float32]]:

@@ -200,7 +200,7 @@ def test_a_network_needs_two_classes_that_can_be_read(corrupt, folder):
         path.write_bytes(b"")
     done = corrupt("feature-dependent", "-o", "noisy.csv")
     assert done.code == 2
-    assert "images: fewer than two classes have an image that can be read." in done.err
+    assert "images: fewer than two classes have images that can be used." in done.err
 
 
 def test_other_tables_are_no_noisy_labels(run, folder, fit):

@@ -131,4 +131,4 @@ def test_a_class_of_broken_images_only_is_refused(run, folder, tools):
     tools["write_csv"]("t.csv", [("red/a.png", "red")])
     done = run("fit", "two", "--trusted", "t.csv")
     assert done.code == 2
-    assert "fewer than two classes have an image that can be read" in done.err
+    assert "fewer than two classes have images that can be used" in done.err

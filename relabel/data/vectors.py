@@ -1,0 +1,202 @@
+"""Reads vectors, one a row of a Parquet file: embeddings of text, of sound, of anything.
+
+`--features` names the column of lists they lie in, or the numeric columns they are spread over: names and
+globs (`f_*`) between commas. Columns are read in batches, into a mapped file, and never as Python objects.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from relabel.data.tables import NAME_COLUMNS, ROW_COLUMNS, first_few, read_table, unreadable
+from relabel.errors import RelabelError
+from relabel.files import scratch_array
+
+_LABELS = ("label", "clean_label")
+# What a glob does not stand for, `__index_level_0__` being pandas' own row numbers.
+_NO_FEATURES = (*_LABELS, *ROW_COLUMNS, "__index_level_0__")
+_BATCH = 8192  # rows held as Arrow arrays at a time
+
+
+@dataclass
+class VectorTable:
+    """The rows of a Parquet file, in order.
+
+    names: the name column's, or else row numbers from 0; labels: None where there is none; rows: the row
+    numbers to show; vectors: [N, D], zeros in the rows that `errors` says are unusable, and why.
+    """
+
+    names: list[str]
+    labels: list[str | None]
+    rows: Sequence[int]
+    vectors: NDArray[np.float32]
+    errors: dict[int, str]
+
+
+def read_vectors(path: Path, features: str) -> VectorTable:
+    """Read the vectors that `features` names, and the names and labels that lie beside them.
+
+    Raises RelabelError, naming the file and column, for what holds no vectors at all; a row whose list is
+    missing, of another length than most, or not finite in float32 is noted in `errors`.
+    """
+    if path.suffix.lower() != ".parquet" or path.is_dir():
+        raise RelabelError(
+            f"--features {features}: {path} is not a .parquet file.", "Write the vectors to one, one a row."
+        )
+    table = read_table(path, (*NAME_COLUMNS, "id"), name_required=False, label_required=False)
+    if not table.names:
+        raise RelabelError(f"{path} has no rows.", "Write one vector a row.")
+    try:
+        with pq.ParquetFile(path) as file:
+            columns = _columns(file.schema_arrow, features, path)
+            kind = _storage(file.schema_arrow.field(columns[0]).type)
+            if _is_list(kind):
+                vectors, errors = _read_lists(file, columns[0], kind)
+            else:
+                vectors, errors = _read_scalars(file, columns)
+    except (OSError, pa.ArrowException) as error:
+        raise unreadable(path, error) from None
+    if len(errors) == len(vectors):
+        raise RelabelError(
+            f"--features {features}: no row of {path} can be used (the first: {errors[0]}).",
+            "Name another column, or write the file again.",
+        )
+    return VectorTable(table.names, table.labels, table.rows, vectors, errors)
+
+
+def standardisation(
+    vectors: NDArray[np.float32], usable: NDArray[np.bool_]
+) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Mean and scale [D] that make each dimension's mean 0 and its deviation 1 over the rows `usable` [N].
+
+    The scale of a dimension that does not vary beyond float32's rounding is 0: a vector to come must not be
+    multiplied by a million for differing there.
+    """
+    rows = np.flatnonzero(usable)
+    parts = np.array_split(rows, -(-len(rows) // _BATCH))
+    mean = sum(vectors[part].sum(axis=0, dtype=np.float64) for part in parts) / len(rows)
+    variance = sum(((vectors[part] - mean) ** 2).sum(axis=0) for part in parts) / len(rows)
+    deviation = np.sqrt(variance)
+    varies = deviation > 1e-6 * np.abs(mean) + 1e-30
+    scale = np.divide(1.0, deviation, out=np.zeros_like(deviation), where=varies)
+    return mean.astype(np.float32), scale.astype(np.float32)
+
+
+def _columns(schema: pa.Schema, features: str, path: Path) -> list[str]:
+    """The columns that `features` stands for, all of numbers or one of lists."""
+    names = schema.names
+    chosen = [features] if features in names else _matching(names, features, path)
+    for name in chosen:
+        if name in _LABELS:
+            raise RelabelError(
+                f"--features {features}: the column {name!r} of {path} holds the labels.", "Name another."
+            )
+        if names.count(name) > 1:
+            raise RelabelError(f"{path} has several columns {name!r}.", "Rename all but one of them.")
+        kind = _storage(schema.field(name).type)
+        if not _is_number(kind.value_type if _is_list(kind) else kind):
+            raise RelabelError(
+                f"--features {features}: the column {name!r} of {path} holds {kind}, neither numbers nor "
+                "lists of numbers.",
+                "Name the columns of the vectors.",
+            )
+        if _is_list(kind) and len(chosen) > 1:
+            raise RelabelError(
+                f"--features {features}: the column {name!r} of {path} holds whole vectors.",
+                f"Name it alone: --features {name}.",
+            )
+    return chosen
+
+
+def _matching(names: Sequence[str], features: str, path: Path) -> list[str]:
+    chosen: dict[str, None] = {}
+    for pattern in (part.strip() for part in features.split(",")):
+        # Sorted, so that a file to predict may have its columns in another order than the one of the fit.
+        found = sorted(name for name in names if fnmatchcase(name, pattern) and name not in _NO_FEATURES)
+        found = [pattern] if pattern in names else found
+        if not found:
+            raise RelabelError(
+                f"--features {features}: {path} has no column {pattern!r}, but {first_few(names, 10)}.",
+                "Name columns between commas, or several by a glob such as 'f_*'.",
+            )
+        chosen.update(dict.fromkeys(found))
+    return list(chosen)
+
+
+def _storage(kind: pa.DataType) -> pa.DataType:
+    return kind.storage_type if isinstance(kind, pa.BaseExtensionType) else kind
+
+
+def _is_list(kind: pa.DataType) -> bool:
+    return bool(pa.types.is_fixed_size_list(kind) or pa.types.is_list(kind) or pa.types.is_large_list(kind))
+
+
+def _is_number(kind: pa.DataType) -> bool:
+    return bool(pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_boolean(kind))
+
+
+def _batches(file: pq.ParquetFile, columns: Sequence[str]) -> Iterator[tuple[int, list[pa.Array]]]:
+    """(first row, the columns' arrays) batch by batch."""
+    start = 0
+    for batch in file.iter_batches(_BATCH, columns=columns):
+        arrays = [batch.column(name) for name in columns]
+        yield start, [array.storage if isinstance(array, pa.ExtensionArray) else array for array in arrays]
+        start += len(batch)
+
+
+def _read_lists(
+    file: pq.ParquetFile, column: str, kind: pa.DataType
+) -> tuple[NDArray[np.float32], dict[int, str]]:
+    """Vectors [N, D] and errors; D is the commonest length, which takes lists of any length two passes."""
+    if pa.types.is_fixed_size_list(kind):
+        dimension = kind.list_size
+    else:
+        lengths = [pc.list_value_length(lists) for _, (lists,) in _batches(file, [column])]
+        found, counts = np.unique(pa.chunked_array(lengths).drop_null().to_numpy(), return_counts=True)
+        dimension = int(found[counts.argmax()]) if len(found) else 0
+    vectors = scratch_array((file.metadata.num_rows, dimension), np.float32)
+    errors: dict[int, str] = {}
+    for start, (lists,) in _batches(file, [column]):
+        lengths = pc.list_value_length(lists)
+        fits = pc.fill_null(pc.and_(pc.equal(lengths, dimension), pc.greater(lengths, 0)), False)
+        fitting = fits.to_numpy(zero_copy_only=False)
+        values = _float32(lists.filter(fits).flatten())
+        _fill(vectors, start + np.flatnonzero(fitting), values.reshape(-1, max(1, dimension)), errors)
+        for row in np.flatnonzero(~fitting):
+            length = lengths[row].as_py()
+            told = f"the vector has {length} values" + (f", not {dimension}" if length != dimension else "")
+            errors[start + int(row)] = "there is no vector" if length is None else told
+    return vectors, errors
+
+
+def _read_scalars(file: pq.ParquetFile, columns: Sequence[str]) -> tuple[NDArray[np.float32], dict[int, str]]:
+    """Vectors [N, D] and errors, one of the D columns a dimension."""
+    vectors = scratch_array((file.metadata.num_rows, len(columns)), np.float32)
+    errors: dict[int, str] = {}
+    for start, arrays in _batches(file, columns):
+        rows = np.arange(start, start + len(arrays[0]))
+        _fill(vectors, rows, np.column_stack([_float32(array) for array in arrays]), errors)
+    return vectors, errors
+
+
+def _fill(
+    vectors: NDArray[np.float32], rows: NDArray[np.intp], values: NDArray[np.float32], errors: dict[int, str]
+) -> None:
+    """Put `values` [n, D] into the rows [n]; those that are not finite become errors."""
+    finite = np.isfinite(values).all(axis=1)
+    vectors[rows[finite]] = values[finite]
+    for row in rows[~finite]:
+        errors[int(row)] = "the vector has a value that is missing or not finite"
+
+
+def _float32(values: pa.Array) -> NDArray[np.float32]:
+    """Nulls become NaN, and what float32 cannot hold infinite."""
+    floats: NDArray[np.float32] = values.cast(pa.float32(), safe=False).to_numpy(zero_copy_only=False)
+    return floats

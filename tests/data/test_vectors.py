@@ -1,0 +1,236 @@
+"""Vectors as people keep them: lists or columns, any number format, with rows that are broken."""
+
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from relabel.data import vectors
+from relabel.data.sources import UNLABELLED, open_source
+from relabel.data.trusted import read_trusted
+from relabel.data.vectors import read_vectors, standardisation
+from relabel.errors import RelabelError
+
+VALUES = np.arange(12).reshape(4, 3)
+LABELS = ["cat", "dog", "cat", None]
+
+
+@pytest.fixture
+def write(tmp_path):
+    """Write columns as `v.parquet`, and return its path."""
+
+    def go(**columns: object) -> Path:
+        pq.write_table(pa.table(columns), tmp_path / "v.parquet")
+        return tmp_path / "v.parquet"
+
+    return go
+
+
+def lists(kind: pa.DataType | None = None, size: int = -1, values: object = VALUES) -> pa.Array:
+    return pa.array(
+        [None if row is None else list(row) for row in values], pa.list_(kind or pa.float32(), size)
+    )
+
+
+@pytest.mark.parametrize(
+    "kind", [pa.float16(), pa.float32(), pa.float64(), pa.int8(), pa.int64(), pa.uint8()]
+)
+@pytest.mark.parametrize("form", ["fixed", "list", "large", "columns"])
+def test_every_form_and_number_format_gives_the_same_vectors(write, kind, form):
+    rows = VALUES.astype(kind.to_pandas_dtype())
+    if form == "columns":
+        path, features = write(**{f"f_{n}": pa.array(rows[:, n], kind) for n in range(3)}), "f_*"
+    else:
+        whole = lists(kind, 3 if form == "fixed" else -1, rows)
+        path, features = write(v=whole.cast(pa.large_list(kind)) if form == "large" else whole), "v"
+    table = read_vectors(path, features)
+    assert table.vectors.dtype == np.float32
+    np.testing.assert_array_equal(table.vectors, VALUES)
+    assert table.errors == {}
+    assert table.names == ["0", "1", "2", "3"]
+
+
+def test_a_tensor_column_is_read_as_its_storage(write):
+    tensors = pa.FixedShapeTensorArray.from_numpy_ndarray(VALUES.astype(np.float32))
+    np.testing.assert_array_equal(read_vectors(write(v=tensors), "v").vectors, VALUES)
+
+
+@pytest.mark.parametrize("size", [-1, 3])
+@pytest.mark.parametrize("batch", [1, 3, 8192])
+def test_a_broken_row_is_an_error_and_shifts_no_other(write, monkeypatch, size, batch):
+    monkeypatch.setattr(vectors, "_BATCH", batch)
+    rows = [
+        [1, 2, 3],
+        None,
+        [4, None, 6],
+        [7, 8, 9],
+        [np.nan, 1, 1],
+        [1, np.inf, 1],
+        [1e300, 0, 0],
+        [1, 1, 1],
+    ]
+    odd = [] if size == 3 else [[1, 2], [], [1, 2, 3, 4]]
+    table = read_vectors(write(v=lists(pa.float64(), size, rows + odd)), "v")
+    np.testing.assert_array_equal(table.vectors[[0, 3, 7]], [[1, 2, 3], [7, 8, 9], [1, 1, 1]])
+    assert sorted(table.errors) == [1, 2, 4, 5, 6, *range(8, 8 + len(odd))]
+    assert not table.vectors[list(table.errors)].any()
+    assert table.errors[1] == "there is no vector"
+    assert {table.errors[row] for row in (2, 4, 5, 6)} == {
+        "the vector has a value that is missing or not finite"
+    }
+    if odd:
+        assert table.errors[8] == "the vector has 2 values, not 3"
+        assert table.errors[9] == "the vector has 0 values, not 3"
+
+
+def test_a_hole_in_one_of_many_columns_is_an_error(write):
+    table = read_vectors(write(a=[1.0, None, 3.0], b=[1, 2, 3], c=[True, False, True]), "a,b,c")
+    np.testing.assert_array_equal(table.vectors, [[1, 1, 1], [0, 0, 0], [3, 3, 1]])
+    assert table.errors == {1: "the vector has a value that is missing or not finite"}
+
+
+@pytest.mark.parametrize(
+    ("features", "chosen"),
+    [
+        ("b", ["b"]),
+        ("b, a", ["b", "a"]),
+        ("f*", ["f1", "f2", "f[0]"]),
+        ("f2,f*", ["f2", "f1", "f[0]"]),
+        ("f[0]", ["f[0]"]),
+        ("*", ["a", "b", "f1", "f2", "f[0]"]),
+        ("a,b", ["a,b"]),
+    ],
+)
+def test_names_and_globs_choose_columns_but_never_labels_or_row_names(write, features, chosen):
+    columns = {name: [float(place)] for place, name in enumerate(["b", "a", "f1", "f2", "f[0]"])}
+    if features == "a,b":
+        columns["a,b"] = [9.0]
+    path = write(**columns, label=[7], clean_label=[7], id=[7], index=[7], __index_level_0__=[7])
+    expected = [[columns[name][0] for name in chosen]]
+    np.testing.assert_array_equal(read_vectors(path, features).vectors, expected)
+
+
+@pytest.mark.parametrize(
+    ("features", "told"),
+    [
+        ("w", "v.parquet has no column 'w', but v, f_0, text, label, w_0"),
+        ("f_0,g_*", "v.parquet has no column 'g_*'"),
+        ("", "v.parquet has no column ''"),
+        ("text", "the column 'text' of"),
+        ("f_0,text", "holds string, neither numbers nor lists of numbers."),
+        ("v,f_0", "holds whole vectors. Name it alone: --features v."),
+        ("label", "the column 'label' of"),
+        ("names", "holds list<element: string>, neither"),
+        ("empty", "no row of"),
+        ("hollow", "can be used (the first: there is no vector)."),
+    ],
+)
+def test_columns_that_hold_no_vectors_are_refused_by_name(write, features, told):
+    path = write(
+        v=lists(), f_0=[1, 2, 3, 4], text=["a"] * 4, label=[1, 2, 1, 2], w_0=[1] * 4, names=[["a"]] * 4,
+        empty=pa.array([[]] * 4, pa.list_(pa.float32())), hollow=pa.array([None] * 4, pa.list_(pa.int8(), 3)),
+    )  # fmt: skip
+    with pytest.raises(RelabelError) as refusal:
+        read_vectors(path, features)
+    assert told in str(refusal.value)
+    assert str(path) in refusal.value.message
+    assert refusal.value.hint
+
+
+def test_files_that_are_no_whole_parquet_file_are_refused(write, tmp_path):
+    path = write(v=lists())
+    with pytest.raises(RelabelError, match="has no rows"):
+        read_vectors(write(v=pa.array([], pa.list_(pa.float32()))), "v")
+    for name in ("v.csv", "folder.parquet"):
+        (tmp_path / "folder.parquet").mkdir(exist_ok=True)
+        with pytest.raises(RelabelError, match=r"--features v: .* is not a \.parquet file"):
+            read_vectors(tmp_path / name, "v")
+    path.write_bytes(b"PAR1 and no more")
+    with pytest.raises(RelabelError, match=r"v\.parquet cannot be read"):
+        read_vectors(path, "v")
+    twice = pa.Table.from_arrays([pa.array([1.0]), pa.array([2.0])], names=["f", "f"])
+    pq.write_table(twice, path)
+    with pytest.raises(RelabelError, match="several columns 'f'"):
+        read_vectors(path, "f")
+
+
+def test_a_page_that_cannot_be_decoded_is_one_sentence(write):
+    path = write(v=lists(values=np.random.default_rng(0).random((2000, 3))))
+    content = bytearray(path.read_bytes())
+    content[4:200] = b"\xff" * 196
+    path.write_bytes(content)
+    with pytest.raises(RelabelError, match=r"v\.parquet cannot be read"):
+        read_vectors(path, "v")
+
+
+@pytest.mark.parametrize("batch", [3, 8192])
+def test_standardisation_is_over_usable_rows_and_safe_where_nothing_varies(monkeypatch, batch):
+    monkeypatch.setattr(vectors, "_BATCH", batch)
+    rng = np.random.default_rng(0)
+    units = np.array([1.0, 1e-6, 1e6, 1.0, 1.0])
+    rows = (rng.normal(3, 1, (50, 5)) * units).astype(np.float32)
+    rows[:, 3] = 0.1
+    rows[:, 4] = 1e6 + np.float32(0.0625) * (np.arange(50) % 2)  # the last bit of float32
+    usable = np.arange(50) % 7 != 0
+    rows[~usable] = 1e9
+    mean, scale = standardisation(rows, usable)
+    assert mean.dtype == scale.dtype == np.float32
+    scaled = ((rows - mean) * scale)[usable]
+    np.testing.assert_allclose(scaled.mean(axis=0), 0, atol=1e-4)
+    np.testing.assert_allclose(scaled[:, :3].std(axis=0), 1, rtol=1e-3)
+    assert (scale[3:] == 0).all()
+
+
+def test_a_source_of_vectors_has_names_labels_and_errors_in_order(write):
+    path = write(id=[10, 11, 12, 13], v=lists(values=[[1, 2], None, [3, 4], [5, 6]]), label=[2, 10, 10, None])
+    source = open_source(str(path), features="v")
+    assert (source.kind, source.noun, source.references) == ("vectors", "vectors", [])
+    assert source.file_names == ["10", "11", "12", "13"]
+    assert source.class_names == ["2", "10"]
+    assert source.given.tolist() == [0, 1, 1, UNLABELLED]
+    assert source.errors == {1: "there is no vector"}
+    assert source.vectors.shape == (4, 2)
+
+
+@pytest.mark.parametrize("column", ["file_name", "id", "index"])
+def test_labels_and_verified_rows_are_named_as_the_source_does_or_by_index(write, tmp_path, column):
+    path = write(file_name=["t/a", "t/b", "t/c", "t/d"], v=lists(), label=LABELS)
+    names = ["1", "3"] if column == "index" else ["t/b", "t/d"]
+    table = tmp_path / "t.csv"
+    table.write_text(f"{column},label\n{names[0]},dog\n{names[1]},cat\n")
+    labelled = open_source(str(path), table, features="v")
+    assert labelled.given.tolist() == [0, 1, 0, 0]
+    trusted = read_trusted(table, open_source(str(path), features="v"))
+    assert (trusted.rows.tolist(), trusted.labels.tolist()) == ([1, 3], [1, 0])
+    table.write_text(f"{column},label\n9,dog\n")
+    for read in (lambda: open_source(str(path), table, features="v"), lambda: read_trusted(table, labelled)):
+        with pytest.raises(RelabelError, match="index counts from 0 to 3" if column == "index" else "'t/a'"):
+            read()
+
+
+def test_rows_without_names_are_named_by_number(write, tmp_path):
+    source = open_source(str(write(v=lists(), label=LABELS)), features="v")
+    (tmp_path / "t.csv").write_text("file_name,label\n0,cat\n1,dog\n")
+    assert read_trusted(tmp_path / "t.csv", source).rows.tolist() == [0, 1]
+
+
+def test_what_cannot_be_a_source_of_vectors_is_refused(write, tmp_path):
+    path = write(id=["a", "b", "./a", "c"], v=lists(), label=LABELS)
+    with pytest.raises(RelabelError, match=r"row 3: '\./a' is listed before, in row 1"):
+        open_source(str(path), features="v")
+    source = str(write(v=lists()))
+    with pytest.raises(RelabelError, match=r"No row of .* has a label. Write a column label"):
+        open_source(source, features="v")
+    with pytest.raises(RelabelError, match="There is no file or folder 'nosuch'"):
+        open_source("nosuch", features="v")
+    with pytest.raises(RelabelError, match=r"is a folder of images, and .* holds vectors"):
+        read_trusted(tmp_path, open_source(source, features="v", need_classes=False))
+
+
+def test_vectors_without_the_flag_are_recognised_and_the_flag_is_named(write):
+    path = write(v=lists(size=3), label=LABELS)
+    with pytest.raises(RelabelError, match="holds vectors in the column 'v'") as refusal:
+        open_source(str(path))
+    assert "--features v" in refusal.value.hint
