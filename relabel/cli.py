@@ -412,7 +412,8 @@ def pretrain(
     ],
     output: Annotated[Path, typer.Option("--output", "-o", help="The corrector file to write.")],
     episodes: Annotated[
-        int, typer.Option(help="Short training runs to learn from, in each of two generations.")
+        int,
+        typer.Option(help="Short training runs to learn from; a third as many follow, corrected by it."),
     ] = 24,
     steps: Annotated[int, typer.Option(help="Steps of the corrector's own training.")] = 3_000,
     recordings: Annotated[

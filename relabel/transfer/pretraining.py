@@ -1,11 +1,13 @@
 """Teaching a TMLC-Net that transfers: record episodes, learn from them, record more with it, learn from all.
 
-The first generation of episodes is trained on the given labels. In the second the corrector learned from the
-first rewrites them, so that the final one also knows the dynamics of networks that are being corrected.
+The first generation of episodes is trained on the given labels. In the second, a third as many, the corrector
+learned from the first rewrites them, so that the final one also knows the dynamics of networks that are being
+corrected.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -41,8 +43,8 @@ _LARGEST = 32  # px
 class PretrainConfig:
     """`relabel pretrain`.
 
-    sources: with true labels; episodes: of each of the two generations; folder: keeps the recordings, and
-    those that are there already are not made again.
+    sources: with true labels; episodes: of the first generation; folder: keeps the recordings, and those that
+    are there already are not made again.
     """
 
     sources: tuple[str, ...]
@@ -230,7 +232,8 @@ def _record_all(
             "versions": [__version__, torch.__version__],
         }
     )
-    numbers = range((generation - 1) * config.episodes, generation * config.episodes)
+    first = config.episodes
+    numbers = range(first) if generation == 1 else range(first, first + math.ceil(first / 3))
     episodes = [draw(number, config.seed, pools) for number in numbers]
     watcher.stage(f"Recording {generation}/2", sum(episode.epochs for episode in episodes))
     recordings: list[tuple[str, Recording]] = []

@@ -18,7 +18,7 @@ from relabel.correctors.files import read_corrector
 from relabel.errors import RunError
 from relabel.transfer import episodes, pretraining
 
-TINY = ("--episodes", "2", "--steps", "3", "--device", "cpu")
+TINY = ("--episodes", "3", "--steps", "3", "--device", "cpu")
 PRETRAIN = ("pretrain", "images", "second", "-o", "tmlc.pt", *TINY)
 EIGHT = ("--episodes", "8", "--steps", "3")
 EXAMPLES = Path(__file__).parents[2] / "examples"

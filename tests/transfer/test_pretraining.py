@@ -241,7 +241,7 @@ def run(folder: Path) -> Callable[..., CorrectorFile]:
 
     def go(**changes: Any) -> CorrectorFile:
         sources = (str(folder / "three"), str(folder / "two"))
-        settings = {"episodes": 2, "steps": 3, "device": "cpu", "amp": "off"}
+        settings = {"episodes": 3, "steps": 3, "device": "cpu", "amp": "off"}
         return pretrain(PretrainConfig(sources, folder / "recordings", **{**settings, **changes}))
 
     return go
@@ -314,27 +314,27 @@ def test_the_second_generation_is_recorded_with_what_the_first_taught(
 
     monkeypatch.setattr(pretraining, "learn", spy_learn)
     monkeypatch.setattr(pretraining, "experienced", spy_experienced)
-    file = run(episodes=3)
+    file = run(episodes=4)
     first, second = taught
     assert [number for number, _ in made] == [0, 1, 2, 3, 4, 5]
-    assert [corrector for _, corrector in made] == [None] * 3 + [first[1]] * 3
-    assert (first[0], second[0], ends) == (3, 6, [3])
+    assert [corrector for _, corrector in made] == [None] * 4 + [first[1]] * 2
+    assert (first[0], second[0], ends) == (4, 6, [2])
     torch.testing.assert_close(file.state, dict(second[1].state_dict()), rtol=0, atol=0)
-    assert len(file.experience.right) == 3 * 30
+    assert len(file.experience.right) == 2 * 30
 
 
 def test_the_first_generation_can_be_had_alone(
     run: Callable[..., CorrectorFile], made: Made, folder: Path
 ) -> None:
-    config = PretrainConfig((str(folder / "three"), str(folder / "two")), folder / "recordings", episodes=2)
+    config = PretrainConfig((str(folder / "three"), str(folder / "two")), folder / "recordings", episodes=3)
     found = first_generation(replace(config, device="cpu", amp="off"), QUIET)
     assert {name: [one.probability.shape[1] for one in own] for name, own in found.items()} == {
-        "three": [6], "two": [6]
+        "three": [6, 6], "two": [6]
     }  # fmt: skip
-    assert made == [(0, None), (1, None)]
+    assert made == [(0, None), (1, None), (2, None)]
     made.clear()
     run()
-    assert numbers(made) == [2, 3], "the same recordings"
+    assert numbers(made) == [3], "the same recordings"
 
 
 def test_recordings_that_are_there_are_not_made_again(
@@ -374,13 +374,13 @@ def test_the_first_generation_outlives_other_steps_and_both_outlive_nothing_else
     run()
     made.clear()
     run(steps=4)
-    assert numbers(made) == [2, 3], "made with a corrector that has learned otherwise"
-    run(steps=4, episodes=3)
-    assert numbers(made) == [2, 3, 4, 5], "number 2 is of the first generation now"
-    run(steps=4, episodes=3, seed=1)
+    assert numbers(made) == [3], "made with a corrector that has learned otherwise"
+    run(steps=4, episodes=4)
+    assert numbers(made) == [3, 4, 5], "number 3 is of the first generation now"
+    run(steps=4, episodes=4, seed=1)
     assert numbers(made) == [0, 1, 2, 3, 4, 5]
     (folder / "two/red/0.png").rename(folder / "two/blue/moved.png")
-    run(steps=4, episodes=3, seed=1)
+    run(steps=4, episodes=4, seed=1)
     assert numbers(made) == [0, 1, 2, 3, 4, 5], "other labels"
 
 
@@ -402,7 +402,7 @@ def test_rows_without_a_label_or_a_readable_image_are_left_out(made: Made, folde
     rows += [f"{path.parent.name}/{path.name},{path.parent.name}" for path in folder.glob("three/[gr]*/*")]
     (folder / "three/list.csv").write_text("\n".join(rows))
     listening = Listening()
-    config = PretrainConfig((str(folder / "three/list.csv"),), folder / "recordings", episodes=2, steps=1)
+    config = PretrainConfig((str(folder / "three/list.csv"),), folder / "recordings", episodes=3, steps=1)
     trained = pretrain(config, listening).trained
     assert trained["sources"] == [{"name": "list.csv", "rows": 23, "classes": 2}]
     assert listening.warned[-1].startswith("1 of 36 images of ")
