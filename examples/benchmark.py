@@ -8,12 +8,13 @@
 A *setting* is where the labels come from: `human` (the file's `label`; the truth is its `clean_label`), or
 noise that `relabel corrupt` puts on the true labels, written NOISE-RATE: `symmetric-0.4`,
 `instance-dependent-0.4` or any other of its models, `asymmetric` with CIFAR-10's usual map. A *method* is a
-corrector, run by `relabel fit` as a user would type it; `apply`, which is `relabel apply` with the corrector
-of `--pretrained` and no verified row; or one of three baselines that do without relabel
-(`baselines.py`). All have the same backbone, image size, augmentation and schedule; METHOD@EPOCHS, such as
-`cleanlab@20`, has a budget of its own. Verified rows are drawn at random for each seed, given to every method
-but `apply` and left out of every figure. The options listed below go to every method; options that are not
-this script's go to `relabel` alone. `--rows N` takes the first N rows of the data.
+corrector, run by `relabel fit` as a user would type it; `apply`, which is `relabel apply` without any
+verified row, with the corrector that comes with relabel or that of `--pretrained`; or one of three baselines
+that do without relabel (`baselines.py`). All have the same backbone, image size, augmentation and schedule;
+METHOD@EPOCHS, such as `cleanlab@20`, has a budget of its own. Verified rows are drawn at random for each
+seed, given to every method but `apply` and left out of every figure. The options listed below go to every
+method; options that are not this script's go to `relabel` alone. `--rows N` takes the first N rows of the
+data.
 
 Finished runs are kept in `--output` at once, and a run that is there already is not repeated: a long table
 can be made in several goes. The tables show every run of that file made under the same conditions, also of
@@ -174,9 +175,9 @@ def parse() -> tuple[argparse.Namespace, argparse.ArgumentParser]:
         "--settings", nargs="+", help="default: all six for cifar10n, symmetric-0.3 for trashnet"
     )
     parser.add_argument(
-        "--methods", nargs="*", help="default: the five of fit, the three baselines, and apply where it can"
+        "--methods", nargs="*", help="default: all: none, the four correctors, apply and three baselines"
     )
-    parser.add_argument("--pretrained", type=Path, help="the corrector file of apply")
+    parser.add_argument("--pretrained", type=Path, help="another corrector file for apply")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--rows", type=int, help="the first so many rows of the data (not trashnet)")
     parser.add_argument("--trusted", type=int, help="verified rows (default: 1,000; trashnet 300)")
@@ -218,7 +219,7 @@ def _methods(arguments: argparse.Namespace, parser: argparse.ArgumentParser) -> 
     """Methods and their epochs."""
     names = arguments.methods
     if names is None:
-        names = [method for method in METHODS if method != "apply" or arguments.pretrained]
+        names = METHODS
     methods = []
     for name in names:
         method, _, epochs = name.partition("@")
@@ -227,9 +228,8 @@ def _methods(arguments: argparse.Namespace, parser: argparse.ArgumentParser) -> 
         if epochs and not epochs.isdecimal():
             parser.error(f"--methods {name}: {epochs} is not a number of epochs")
         methods.append((method, int(epochs) if epochs else arguments.epochs))
-    corrector = arguments.pretrained
-    if any(method == "apply" for method, _ in methods) and not (corrector and corrector.is_file()):
-        parser.error("apply needs a corrector file: --pretrained FILE")
+    if arguments.pretrained and not arguments.pretrained.is_file():
+        parser.error(f"--pretrained {arguments.pretrained}: no such file")
     return methods
 
 
@@ -267,7 +267,7 @@ def conditions(arguments: argparse.Namespace) -> dict[str, Any]:
 
 def options_of(method: str, arguments: argparse.Namespace) -> str:
     """The flags of a method; the baselines do not take those that are `fit`'s own."""
-    if method == "apply":
+    if method == "apply" and arguments.pretrained:
         return shlex.join([*shlex.split(arguments.fit_options), "--corrector", str(arguments.pretrained)])
     options: str = arguments.shared if method in BASELINES else arguments.fit_options
     return options

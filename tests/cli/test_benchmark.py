@@ -214,7 +214,7 @@ def test_runs_accumulate_and_the_tables_show_those_of_one_kind(benchmark, tmp_pa
         (("--settings", "human", "sideways-0.2"), "--settings sideways-0.2: not a setting of cifar10n"),
         (("--methods", "guessing"), "--methods guessing: not one of"),
         (("--methods", "none@few"), "--methods none@few: few is not a number of epochs"),
-        (("--methods", "apply"), "apply needs a corrector file: --pretrained FILE"),
+        (("--methods", "apply", "--pretrained", "nosuch.pt"), "--pretrained nosuch.pt: no such file"),
         (("--markdown", "nowhere/table.md"), "nowhere/table.md has no folder"),
     ],
 )
