@@ -668,7 +668,7 @@ def our_epoch(
         weight_decay=5e-4, meta_learning_rate=1e-3, meta_batch_size=64, meta_gradient=meta_gradient,
     )  # fmt: skip
     given, order = torch.from_numpy(labels), torch.arange(len(labels))
-    rows = Rows(order, given, order[:0], order[:500], given[:500])
+    rows = Rows(order, given, order[:0], order[:500], given[:500], order[500:670], given[500:670])
     training = Training(backbone, corrector, ImageInputs(pixels, "flip"), rows, schedule, compute, seed=0)
     for _ in range(warmup):
         training.run_epoch()
