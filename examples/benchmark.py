@@ -52,7 +52,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from relabel.cli import SHIPPED_CORRECTOR
+from relabel.config import SHIPPED_CORRECTOR
 from relabel.errors import RelabelError
 from relabel.files import atomic_path, check_output
 from relabel.noise import NOISE_MODELS

@@ -28,7 +28,7 @@ import typer
 from rich.console import Console
 
 from relabel import __version__, correctors, demo, hub, noise, summary
-from relabel.config import DEFAULT_CORRECTOR, PRESETS, FitConfig, PredictConfig
+from relabel.config import DEFAULT_CORRECTOR, PRESETS, SHIPPED_CORRECTOR, FitConfig, PredictConfig
 from relabel.correctors import REGISTRY
 from relabel.errors import RelabelError, RunError
 from relabel.files import check_output
@@ -43,7 +43,6 @@ _OPTIONS = ", ".join(
     for corrector, entry in REGISTRY.items()
     for name, values in entry.options.items()
 )
-SHIPPED_CORRECTOR = Path(__file__).parent / "pretrained" / "tmlc.pt"
 _PATIENCE = 2.0  # seconds in which a repeated signal is taken for the same one
 
 app = typer.Typer(

@@ -72,6 +72,7 @@ PRESETS = {
 META_GRADIENTS = ("last-layer", "exact")
 DEFAULT_CORRECTOR = "tmlc"
 DEFAULT_AUGMENTATION = "flip"
+SHIPPED_CORRECTOR = Path(__file__).parent / "pretrained" / "tmlc.pt"
 CORRECTOR_FOR_OTHER_IMAGES = "mslc"
 """The default where the verified images are not those of SOURCE."""
 

@@ -20,6 +20,7 @@ from relabel.config import (
     CORRECTOR_FOR_OTHER_IMAGES,
     DEFAULT_AUGMENTATION,
     DEFAULT_CORRECTOR,
+    SHIPPED_CORRECTOR,
     FitConfig,
 )
 from relabel.correctors.base import Corrector
@@ -409,7 +410,9 @@ def _labelled(
         **training.corrector.describe(),
     }
     if pretrained is not None:
-        run["pretrained"] = {"file": str(config.pretrained), **pretrained.trained}
+        shipped = config.pretrained == SHIPPED_CORRECTOR  # whose place says nothing to others
+        file = SHIPPED_CORRECTOR.name if shipped else str(config.pretrained)
+        run["pretrained"] = {"file": file, **pretrained.trained}
     return label_rows(source, errors, evidence, fitted, trusted, config.precision, run), fitted
 
 

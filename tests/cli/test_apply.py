@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from relabel.cli import SHIPPED_CORRECTOR
+from relabel.config import SHIPPED_CORRECTOR
 
 SMALL = ("--image-size", "8", "--device", "cpu", "--batch-size", "16")
 TINY = ("--epochs", "2", *SMALL)
