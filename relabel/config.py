@@ -76,6 +76,27 @@ CORRECTOR_FOR_OTHER_IMAGES = "mslc"
 
 
 @dataclass(frozen=True)
+class SourceOptions:
+    """How SOURCE is to be read, beside its place; None means the default, or what is found there.
+
+    classes: a file with one name a line, or names with commas between them; streaming: keep only decoded
+    images of a Hub data set.
+    """
+
+    classes: str | None = None
+    image_column: str | None = None
+    label_column: str | None = None
+    trusted_column: str | None = None
+    split: str | None = None
+    revision: str | None = None
+    streaming: bool = False
+
+    def given(self) -> list[str]:
+        """The flags that were given."""
+        return ["--" + name.replace("_", "-") for name, value in vars(self).items() if value]
+
+
+@dataclass(frozen=True)
 class FitConfig:
     """`relabel fit` and `relabel apply`; None means the recipe's, or decided from the data.
 
@@ -89,6 +110,7 @@ class FitConfig:
     trusted: Path | None = None
     pretrained: Path | None = None
     labels: Path | None = None
+    reading: SourceOptions = field(default_factory=SourceOptions)
     corrector: str | None = None
     preset: str | None = None
     options: Mapping[str, str] = field(default_factory=dict)
@@ -121,6 +143,8 @@ class FitConfig:
         ):
             if name is not None and name not in names:
                 raise RelabelError(f"{flag} {name}: there is no such one.", f"Use {' or '.join(names)}.")
+        if self.trusted is not None and self.reading.trusted_column is not None:
+            raise RelabelError("--trusted and --trusted-column both name verified rows.", "Keep one of them.")
         if self.preset is not None and self.corrector not in (None, PRESETS[self.preset].corrector):
             raise RelabelError(
                 f"--preset {self.preset} is for {PRESETS[self.preset].corrector}, not {self.corrector}.",
@@ -150,6 +174,11 @@ class FitConfig:
             )
 
     @property
+    def has_trusted(self) -> bool:
+        """Whether verified rows were named."""
+        return self.trusted is not None or self.reading.trusted_column is not None
+
+    @property
     def recipe(self) -> Recipe:
         """The preset's recipe, or the corrector's own."""
         if self.preset is not None:
@@ -164,6 +193,7 @@ class PredictConfig:
     source: str
     model: Path
     labels: Path | None = None
+    reading: SourceOptions = field(default_factory=SourceOptions)
     precision: float = 0.95
     device: str = "auto"
     amp: str = "auto"

@@ -7,7 +7,7 @@ that those commands answer at once.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from relabel import __version__, noise
+from relabel.config import SourceOptions
 from relabel.data.images import probe_sizes
 from relabel.data.sources import Source, open_source
 from relabel.errors import RelabelError
@@ -37,6 +38,7 @@ class CorruptConfig:
     rate: float
     mapping: Path | None = None
     labels: Path | None = None
+    reading: SourceOptions = field(default_factory=SourceOptions)
     seed: int = 0
     epochs: int | None = None
     device: str = "auto"
@@ -63,7 +65,7 @@ def corrupt(config: CorruptConfig, watcher: Watcher) -> Corruption:
 
     Raises RelabelError for anything wrong with flags or input, before any image is decoded.
     """
-    source = open_source(config.source, config.labels)
+    source = open_source(config.source, config.labels, config.reading, largest=IMAGE_SIZE, watcher=watcher)
     for warning in source.warnings:
         watcher.warn(warning)
     names = source.class_names
@@ -189,7 +191,7 @@ class SourceImages:
         source, watcher = self._source, self._watcher
         skip = set(source.errors) | set(np.flatnonzero(source.given < 0).tolist())
         wanted = [row for row in range(len(source)) if row not in skip]
-        size = max(8, min(IMAGE_SIZE, probe_sizes([source.references[row] for row in wanted])))
+        size = max(8, min(IMAGE_SIZE, probe_sizes(source.references, skip)))
         watcher.stage("Decoding", len(wanted))
         images, unreadable = decode_all(source.references, size, skip, watcher.advance)
         rows = np.array([row for row in wanted if row not in unreadable], dtype=np.int64)

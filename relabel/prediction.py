@@ -26,7 +26,15 @@ def predict(config: PredictConfig, watcher: Watcher | None = None) -> Labelling:
     watcher = watcher or Silent()
     compute = resolve(config.device, config.amp)
     model = read_model(config.model)
-    source = _in_classes_of(model, open_source(config.source, config.labels, need_classes=False), config)
+    source = open_source(
+        config.source,
+        config.labels,
+        config.reading,
+        need_classes=False,
+        largest=model.image_size,
+        watcher=watcher,
+    )
+    source = _in_classes_of(model, source, config)
     for warning in source.warnings:
         watcher.warn(warning)
 

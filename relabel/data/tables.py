@@ -64,8 +64,7 @@ def read_table(
             f"{path}, row {_undecodable_line(path)}: the text is not UTF-8.", "Save the file as UTF-8."
         ) from None
     except (OSError, pa.ArrowException) as error:
-        reason = " ".join(str(getattr(error, "strerror", None) or error).split()).rstrip(".")
-        raise RelabelError(f"{path} cannot be read: {reason}.", "Write the file again.") from None
+        raise RelabelError(f"{path} cannot be read: {brief(error)}.", "Write the file again.") from None
 
     name_column = next((column for column in name_columns if column in cells.columns), None)
     label_column = next((column for column in label_columns if column in cells.columns), None)
@@ -75,7 +74,7 @@ def read_table(
             f"Rename the columns; for file_name, also accepted: {', '.join(name_columns[1:])}.",
         )
     names = [
-        _text(value, path, row, name_column)
+        cell_text(value, path, row, name_column)
         for value, row in zip(cells.columns[name_column], cells.rows, strict=True)
     ]
     for name, row in zip(names, cells.rows, strict=True):
@@ -86,7 +85,7 @@ def read_table(
     labels: list[str | None] = [None] * len(names)
     if label_column is not None:
         labels = [
-            printable(_text(value, path, row, label_column).strip()) or None
+            printable(cell_text(value, path, row, label_column).strip()) or None
             for value, row in zip(cells.columns[label_column], cells.rows, strict=True)
         ]
     return Table(name_column, names, labels, cells.rows)
@@ -96,6 +95,11 @@ def first_few(items: Sequence[str], limit: int = 5) -> str:
     """List `items` for a sentence: the first `limit`, then how many more there are."""
     more = [f"and {len(items) - limit} more"] if len(items) > limit else []
     return ", ".join([*items[:limit], *more])
+
+
+def brief(error: Exception) -> str:
+    """What an error of the system or of a library says, as part of a sentence."""
+    return " ".join(str(getattr(error, "strerror", None) or error).split())[:200].rstrip(".")
 
 
 def printable(text: str) -> str:
@@ -181,7 +185,8 @@ def _read_parquet(path: Path, wanted: Sequence[str]) -> _Cells:
     return _Cells(found, columns, range(1, table.num_rows + 1))
 
 
-def _text(value: object, path: Path, row: int, column: str) -> str:
+def cell_text(value: object, path: Path, row: int, column: str) -> str:
+    """A cell as text, empty where there is nothing; RelabelError for anything but text and numbers."""
     match value:
         case str():
             return value
