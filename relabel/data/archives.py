@@ -241,7 +241,6 @@ def _read_label(
         return  # it was not asked for
     file = tar.extractfile(member)
     assert file is not None
-    listing.others -= 1
     try:
         text: object = file.read().decode("utf-8-sig").strip()
         if part == "json" and rank >= 0:
@@ -269,7 +268,8 @@ def _one_image_a_row(listing: _Listing) -> _Listing:
 
     A label whose image is not there becomes a row too, with an error.
     """
-    kept = _Listing(listing.path, labels=listing.labels, others=listing.others, damage=listing.damage)
+    kept = _Listing(listing.path, labels=listing.labels, damage=listing.damage)
+    kept.others = listing.others - len(listing.labels)
     seen = set()
     for image, name in enumerate(listing.names):
         key, part = _key(name)

@@ -133,13 +133,15 @@ def _explained(error: Exception, location: str, repo: str, revision: str | None)
     what = location if location.startswith("hf://") else f"{location} (no file or folder here)"
     link: BaseException | None = error
     while link is not None:
-        if isinstance(link, Exception) and not type(link).__module__.startswith("datasets."):
+        # What datasets and pyarrow raise of their own is not about the Hub, whatever built-in type it has.
+        foreign = type(link).__module__.split(".")[0] in ("datasets", "pyarrow")
+        if isinstance(link, OSError) and not foreign and type(link) is not FileNotFoundError:
             told = hub.explained(link, what, repo, revision or "main", "")
             if told is not None:
                 return told
         link = link.__cause__ or link.__context__
     return RunError(
-        f"{location}: datasets cannot read it ({brief(error)}).",
+        f"{location}: datasets cannot read it ({brief(error.__cause__ or error)}).",
         "Check that the repository holds images in a form that datasets knows.",
     )
 
@@ -200,7 +202,6 @@ def _streamed(
     expect_labels: bool,
 ) -> Rows:
     """The rows of an `IterableDataset`, gone through once."""
-    library = _library()
     where = str(rows.root)
     if stream.features is None:
         raise RelabelError(f"{where} does not say what its columns hold.", "Leave out --streaming.")
@@ -208,13 +209,11 @@ def _streamed(
     column = needed_image_column(schema, where, options.image_column)
     labels = LabelColumns(options, expect_labels=expect_labels)
     wanted = labels.present(schema.names, where)
-    if isinstance(stream.features[column], library.Image):
-        stream = stream.cast_column(column, library.Image(decode=False))
     cells: list[str | None] = []
     values: dict[str, list[object]] = {name: [] for name in wanted}
     places: list[tuple[int, int]] = []
     with Spool(largest) as spool:
-        for example in stream.select_columns([column, *wanted]):
+        for example in stream.decode(False).select_columns([column, *wanted]):
             cell = example[column]
             cells.append(cell.get("path") if isinstance(cell, dict) else None)
             for name, found in values.items():

@@ -97,7 +97,7 @@ def first_few(items: Sequence[str], limit: int = 5) -> str:
     return ", ".join([*items[:limit], *more])
 
 
-def brief(error: Exception) -> str:
+def brief(error: BaseException) -> str:
     """What an error of the system or of a library says, as part of a sentence."""
     return " ".join(str(getattr(error, "strerror", None) or error).split())[:200].rstrip(".")
 
