@@ -42,7 +42,14 @@ def image_column(schema: pa.Schema, where: str, wanted: str | None) -> str | Non
                 f"--image-column {wanted}: {where} has no such column.",
                 f"Its columns are {first_few(schema.names, 10)}.",
             )
-        return wanted if _holds_bytes(kind) or _is_binary(kind) else None
+        if _is_text(kind):
+            return None
+        if not (_holds_bytes(kind) or _is_binary(kind)):
+            raise RelabelError(
+                f"--image-column {wanted}: in {where} that column holds {kind}, not images.",
+                f"Its columns are {first_few(schema.names, 10)}.",
+            )
+        return wanted
     columns = [field.name for field in schema if _holds_bytes(field.type)]
     if IMAGE_COLUMN in columns:
         return IMAGE_COLUMN
@@ -59,13 +66,9 @@ def needed_image_column(schema: pa.Schema, where: str, wanted: str | None) -> st
     column = image_column(schema, where, wanted)
     if column is not None:
         return column
-    if wanted is not None:
-        raise RelabelError(
-            f"--image-column {wanted}: in {where} that column holds {schema.field(wanted).type}, not images.",
-            f"Its columns are {first_few(schema.names, 10)}.",
-        )
+    named = repr(wanted or IMAGE_COLUMN)
     raise RelabelError(
-        f"{where} has no column {IMAGE_COLUMN!r} that holds images; it has {first_few(schema.names, 10)}.",
+        f"{where} has no column {named} that holds images; it has {first_few(schema.names, 10)}.",
         "Name the right one with --image-column.",
     )
 
@@ -307,9 +310,11 @@ def _is_binary(kind: pa.DataType) -> bool:
     )
 
 
+def _is_text(kind: pa.DataType) -> bool:
+    kind = kind.value_type if pa.types.is_dictionary(kind) else kind
+    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind))
+
+
 def _is_plain(kind: pa.DataType) -> bool:
-    tests = (
-        pa.types.is_integer, pa.types.is_floating, pa.types.is_boolean, pa.types.is_null, pa.types.is_string,
-        pa.types.is_large_string, pa.types.is_string_view,
-    )  # fmt: skip
+    tests = (pa.types.is_integer, pa.types.is_floating, pa.types.is_boolean, pa.types.is_null, _is_text)
     return any(test(kind) for test in tests)
