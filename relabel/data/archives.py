@@ -16,10 +16,9 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import IO, Literal
 
-from relabel.config import SourceOptions
 from relabel.data.images import IMAGE_SUFFIXES
 from relabel.data.references import Embedded, Joined, Reference, Slices
-from relabel.data.rows import METADATA_NAMES, Rows
+from relabel.data.rows import METADATA_NAMES, Request, Rows
 from relabel.data.shards import is_junk, suffix_of
 from relabel.data.spool import Spool
 from relabel.data.tables import brief, printable
@@ -77,36 +76,30 @@ class _Listing:
         self.sizes.append(size)
 
 
-def open_archives(
-    paths: Sequence[Path],
-    location: str,
-    options: SourceOptions,
-    largest: int | None,
-    *,
-    expect_labels: bool,
-) -> Rows:
-    """Rows of archives, one after the other; compressed ones go through a `Spool` of `largest` pixels.
+def open_archives(paths: Sequence[Path], request: Request) -> Rows:
+    """Rows of archives, one after the other; compressed ones go through a `Spool`.
 
     An archive that ends early keeps the rows before its end. Raises RelabelError, naming the file, for what
     is no archive.
     """
-    with Spool(largest) as spool:
-        listings = [
-            _list_zip(path)
-            if suffix_of(path.name) == ".zip"
-            else _list_tar(path, options.label_column, spool)
-            for path in paths
-        ]
+    label_column = request.options.label_column
+    listings = []
+    request.watcher.stage("Reading archives", len(paths))
+    with Spool(request.largest) as spool:
+        for path in paths:
+            is_zip = suffix_of(path.name) == ".zip"
+            listings.append(_list_zip(path) if is_zip else _list_tar(path, label_column, spool))
+            request.watcher.advance()
         kept = spool.mapped()
     grouped = any(_key(name)[0] in listing.labels for listing in listings for name in listing.names)
-    if options.label_column is not None and not grouped:
+    if label_column is not None and not grouped:
         raise RelabelError(
-            f"--label-column {options.label_column}: no image of {location} has such a label beside it.",
+            f"--label-column {label_column}: no image of {request.location} has such a label beside it.",
             "In a WebDataset shard the label of a.jpg is a.cls, a.txt or a field of a.json.",
         )
     if grouped:
         listings = [_one_image_a_row(listing) for listing in listings]
-    rows = Rows(Path(location), "archive")
+    rows = Rows(Path(request.location), "archive")
     for listing in listings:
         rows.errors |= {len(rows.names) + image: reason for image, reason in listing.errors.items()}
         rows.names += listing.names
@@ -131,7 +124,7 @@ def open_archives(
             listing.labels.get(_key(name)[0], (0, None))[1] for listing in listings for name in listing.names
         ]
     else:
-        rows.classify_by_folder(_empty_folders(listings), location, expect_labels=expect_labels)
+        rows.classify_by_folder(_empty_folders(listings), request)
     rows.names = _distinct(rows.names, listings)
     return rows
 

@@ -18,9 +18,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from relabel.config import SourceOptions
 from relabel.data.references import Embedded, Reference
-from relabel.data.rows import Rows
+from relabel.data.rows import Request, Rows
 from relabel.data.tables import NAME_COLUMNS, brief, cell_text, first_few, printable
 from relabel.errors import ImageError, RelabelError
 
@@ -79,20 +78,20 @@ def has_path(schema: pa.Schema, column: str) -> bool:
     return bool(pa.types.is_struct(kind) and kind.get_field_index("path") >= 0)
 
 
-def open_tables(paths: Sequence[Path], location: str, options: SourceOptions, *, expect_labels: bool) -> Rows:
+def open_tables(paths: Sequence[Path], request: Request) -> Rows:
     """Rows of Parquet files that hold images, in the order of the files.
 
     Raises RelabelError, naming the file, for one that is damaged or lacks a column.
     """
     images = ParquetImages()
-    rows = Rows(Path(location), "table", references=images)
-    labels = LabelColumns(options, expect_labels=expect_labels)
+    rows = Rows(Path(request.location), "table", references=images)
+    labels = LabelColumns(request)
     cells: list[str | None] = []
     for path in paths:
         try:
             with pq.ParquetFile(path) as file:
                 schema, metadata = file.schema_arrow, file.metadata
-                column = needed_image_column(schema, str(path), options.image_column)
+                column = needed_image_column(schema, str(path), request.options.image_column)
                 names = [f"{column}.path"] if has_path(schema, column) else []
                 table = file.read(columns=names + labels.present(schema.names, str(path)))
         except (OSError, pa.ArrowException) as error:
@@ -130,9 +129,10 @@ def row_names(cells: Sequence[str | None]) -> list[str]:
 class LabelColumns:
     """Collects the label column, and that of `--trusted-column`, of one table after the other."""
 
-    def __init__(self, options: SourceOptions, *, expect_labels: bool) -> None:
+    def __init__(self, request: Request) -> None:
+        options = request.options
         self._label = options.label_column or LABEL_COLUMN
-        self._required = expect_labels or options.label_column is not None
+        self._required = request.expect_labels or options.label_column is not None
         self._verified = options.trusted_column
         self._names: list[str] | None = None
         self.labels: list[str | None] = []

@@ -16,14 +16,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from relabel import hub
-from relabel.config import SourceOptions
 from relabel.data.embedded import LabelColumns, class_names, has_path, needed_image_column, row_names
 from relabel.data.references import Embedded, Reference, Slices
-from relabel.data.rows import Rows
+from relabel.data.rows import Request, Rows
 from relabel.data.spool import Spool
 from relabel.data.tables import brief
 from relabel.errors import ImageError, RelabelError, RunError
-from relabel.progress import Watcher
 
 if TYPE_CHECKING:
     import datasets
@@ -38,12 +36,12 @@ def is_saved(folder: Path) -> bool:
     )
 
 
-def open_saved(folder: Path, options: SourceOptions, *, expect_labels: bool) -> Rows:
+def open_saved(request: Request) -> Rows:
     """Rows of a folder that `save_to_disk` wrote; the images stay in it.
 
     Raises RelabelError when it is damaged, when the split is to be named, or a column is missing.
     """
-    library = _library()
+    library, folder, split = _library(), Path(request.location), request.options.split
     try:
         data = library.load_from_disk(str(folder))
     except (OSError, ValueError, KeyError, TypeError, pa.ArrowException) as error:
@@ -51,21 +49,20 @@ def open_saved(folder: Path, options: SourceOptions, *, expect_labels: bool) -> 
             f"The saved data set {folder} cannot be read: {brief(error)}.", "Save it again."
         ) from error
     if isinstance(data, library.DatasetDict):
-        data = data[_split(list(data), options.split, str(folder))]
-    elif options.split is not None:
-        raise RelabelError(f"--split {options.split}: {folder} has no splits.", "Leave it out.")
-    return _rows(data, Rows(folder, "saved"), options, expect_labels=expect_labels)
+        data = data[_split(list(data), split, str(folder))]
+    elif split is not None:
+        raise RelabelError(f"--split {split}: {folder} has no splits.", "Leave it out.")
+    return _rows(data, Rows(folder, "saved"), request)
 
 
-def open_hub(
-    location: str, options: SourceOptions, largest: int | None, watcher: Watcher, *, expect_labels: bool
-) -> Rows:
+def open_hub(request: Request) -> Rows:
     """Rows of one split of a Hub data set, from the cache of `datasets` or, with `--streaming`, a `Spool`.
 
     huggingface_hub's settings apply: `HF_HOME`, `HF_TOKEN` or a log-in, `HF_ENDPOINT`, `HF_HUB_OFFLINE`.
     Raises RelabelError for a repository, revision or split that is not there, and for columns that are not;
     RunError when the download fails.
     """
+    location, options, watcher = request.location, request.options, request.watcher
     parsed = hub.parse_dataset(location)
     assert parsed is not None
     repo, revision = parsed
@@ -83,7 +80,7 @@ def open_hub(
             known = splits[split].num_examples if split in splits else None
             watcher.stage("Streaming", known)
             stream = builder.as_streaming_dataset(split=split)
-            return _streamed(stream, rows, options, largest, watcher, expect_labels=expect_labels)
+            return _streamed(stream, rows, request)
         watcher.say(f"Taking {location}, {split}, from the Hub or its cache.")
         builder.download_and_prepare()
         data = builder.as_dataset(split=split)
@@ -91,7 +88,7 @@ def open_hub(
         raise
     except Exception as error:  # datasets wraps what goes wrong in types of its own, and not always
         raise _explained(error, location, repo, revision) from error
-    return _rows(data, rows, options, expect_labels=expect_labels)
+    return _rows(data, rows, request)
 
 
 def _library() -> ModuleType:
@@ -155,12 +152,12 @@ def _split(splits: Sequence[str], wanted: str | None, location: str) -> str:
     return wanted or splits[0]
 
 
-def _rows(data: datasets.Dataset, rows: Rows, options: SourceOptions, *, expect_labels: bool) -> Rows:
+def _rows(data: datasets.Dataset, rows: Rows, request: Request) -> Rows:
     """The rows of a `Dataset`, whose Arrow files are mapped to memory."""
-    where = str(rows.root)
+    where = request.location
     schema = data.features.arrow_schema
-    column = needed_image_column(schema, where, options.image_column)
-    labels = LabelColumns(options, expect_labels=expect_labels)
+    column = needed_image_column(schema, where, request.options.image_column)
+    labels = LabelColumns(request)
     wanted = labels.present(schema.names, where)
     table = data.select_columns(wanted).with_format("arrow")[:] if wanted else pa.table({})
     labels.add(table, len(data), class_names(schema.metadata), where)
@@ -192,27 +189,19 @@ class _ArrowImages:
         return self._data[row].column(0)[0].as_py()
 
 
-def _streamed(
-    stream: datasets.IterableDataset,
-    rows: Rows,
-    options: SourceOptions,
-    largest: int | None,
-    watcher: Watcher,
-    *,
-    expect_labels: bool,
-) -> Rows:
+def _streamed(stream: datasets.IterableDataset, rows: Rows, request: Request) -> Rows:
     """The rows of an `IterableDataset`, gone through once."""
-    where = str(rows.root)
+    where = request.location
     if stream.features is None:
         raise RelabelError(f"{where} does not say what its columns hold.", "Leave out --streaming.")
     schema = stream.features.arrow_schema
-    column = needed_image_column(schema, where, options.image_column)
-    labels = LabelColumns(options, expect_labels=expect_labels)
+    column = needed_image_column(schema, where, request.options.image_column)
+    labels = LabelColumns(request)
     wanted = labels.present(schema.names, where)
     cells: list[str | None] = []
     values: dict[str, list[object]] = {name: [] for name in wanted}
     places: list[tuple[int, int]] = []
-    with Spool(largest) as spool:
+    with Spool(request.largest) as spool:
         for example in stream.decode(False).select_columns([column, *wanted]):
             cell = example[column]
             cells.append(cell.get("path") if isinstance(cell, dict) else None)
@@ -223,7 +212,7 @@ def _streamed(
             except ImageError as error:
                 rows.errors[len(places)] = error.message
                 places.append((0, 0))
-            watcher.advance()
+            request.watcher.advance()
         kept = spool.mapped()
     table = pa.table({name: pa.array(found, schema.field(name).type) for name, found in values.items()})
     labels.add(table, len(cells), class_names(schema.metadata), where)

@@ -8,13 +8,30 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from relabel.config import SourceOptions
 from relabel.data.references import References
 from relabel.data.tables import first_few, printable
 from relabel.errors import RelabelError
+from relabel.progress import Watcher
 
 CLASSES_FILE = "classes.txt"
 METADATA_NAMES = ("metadata.csv", "metadata.jsonl", "metadata.parquet")
 _NUMBER = re.compile(r"[0-9]+")
+
+
+@dataclass(frozen=True)
+class Request:
+    """What is asked of a form: SOURCE as the user typed it, and how it is to be read.
+
+    expect_labels: a source without labels is a mistake; largest: the most pixels a side that will be asked
+    of an image, None for no limit.
+    """
+
+    location: str
+    options: SourceOptions
+    watcher: Watcher
+    expect_labels: bool
+    largest: int | None
 
 
 @dataclass
@@ -38,7 +55,7 @@ class Rows:
     ignored: int = 0
     warnings: list[str] = field(default_factory=list)
 
-    def classify_by_folder(self, empty: Iterable[str], where: str, *, expect_labels: bool) -> None:
+    def classify_by_folder(self, empty: Iterable[str], request: Request) -> None:
         """Take each image's parent folder for its class; `empty` are folders without anything in them."""
         self.labels = [parent_folder(name) for name in self.names]
         self.classes = {label for label in self.labels if label}
@@ -50,8 +67,10 @@ class Rows:
             names = first_few([repr(name) for name in sorted(bare, key=natural_key)])
             self.warnings.append(f"No image in the class folder(s) {names}: kept as classes all the same.")
             self.classes |= bare
-        if loose and expect_labels:
-            self.warnings.append(f"{loose} image(s) directly in {where} have no class folder: unlabelled.")
+        if loose and request.expect_labels:
+            self.warnings.append(
+                f"{loose} image(s) directly in {request.location} have no class folder: unlabelled."
+            )
 
     def class_names(self) -> list[str]:
         """Those with a fixed order first, the others in natural order."""

@@ -53,19 +53,13 @@ def expand(location: str) -> list[Path]:
 
 
 def check_one_split(paths: Sequence[Path], folder: Path) -> None:
-    """Refuse shards that are of several splits by their names, or of several kinds."""
-    kinds = sorted({suffix_of(path.name) for path in paths})
-    if len(kinds) > 1:
-        raise RelabelError(
-            f"{folder} holds shards of several kinds: {', '.join(kinds)}.",
-            f"Name one kind, as in '{folder}/*{kinds[0]}'.",
-        )
+    """Refuse shards that are of several splits by their names."""
     splits = sorted({found[1] for path in paths if (found := _SPLIT.search(path.name))})
     if len(splits) > 1:
         example = next(path for path in paths if splits[0] in path.name)
         raise RelabelError(
             f"{folder} holds shards of several splits: {', '.join(splits)}.",
-            f"Name one of them, as in '{example.parent}/{splits[0]}*{kinds[0]}'.",
+            f"Name one of them, as in '{example.parent}/{splits[0]}*{example.suffix}'.",
         )
 
 

@@ -23,6 +23,7 @@ from relabel.data.references import References
 from relabel.data.rows import (
     CLASSES_FILE,
     METADATA_NAMES,
+    Request,
     Rows,
     class_ids,
     natural_key,
@@ -103,12 +104,12 @@ def open_source(
 
     `need_classes=False` accepts a source with fewer than two classes or no label at all, for commands that
     bring their own classes. largest: the most pixels a side that will be asked of an image; what is streamed
-    is not kept larger. watcher: told of downloads. Raises RelabelError when the source cannot be used as a
-    whole; a row whose file is missing is kept and noted in `errors`.
+    is not kept larger. watcher: told of what takes long. Raises RelabelError when the source cannot be used
+    as a whole; a row whose file is missing is kept and noted in `errors`.
     """
     options = options or SourceOptions()
     expect_labels = need_classes and labels is None
-    rows = _open(location, options, largest, watcher or Silent(), expect_labels=expect_labels)
+    rows = _open(Request(location, options, watcher or Silent(), expect_labels, largest))
     flags, form = _FLAGS[rows.kind]
     if idle := [flag for flag in options.given() if flag not in flags]:
         raise RelabelError(f"{idle[0]} has no meaning for {location}, which is {form}.", "Leave it out.")
@@ -151,19 +152,16 @@ def check_there(location: str) -> None:
     raise RelabelError(f"There is no file or folder {location!r}.", "Check the spelling of the path.")
 
 
-def _open(
-    location: str, options: SourceOptions, largest: int | None, watcher: Watcher, *, expect_labels: bool
-) -> Rows:
+def _open(request: Request) -> Rows:
+    location = request.location
     check_there(location)
     if os.path.isdir(location):
-        if hf.is_saved(Path(location)):
-            return hf.open_saved(Path(location), options, expect_labels=expect_labels)
-        return _from_folder(Path(location), options, largest, expect_labels=expect_labels)
+        return hf.open_saved(request) if hf.is_saved(Path(location)) else _from_folder(request)
     if os.path.isfile(location):
-        return _from_file(Path(location), options, largest, expect_labels=expect_labels)
+        return _from_file(request)
     if shards := expand(location):
-        return _from_shards(shards, location, options, largest, expect_labels=expect_labels)
-    return hf.open_hub(location, options, largest, watcher, expect_labels=expect_labels)
+        return _from_shards(shards, request)
+    return hf.open_hub(request)
 
 
 def _fix_classes(rows: Rows, location: str, given: str | None) -> None:
@@ -250,82 +248,73 @@ def _scan(root: Path) -> _Scan:
     return scan
 
 
-def _from_folder(root: Path, options: SourceOptions, largest: int | None, *, expect_labels: bool) -> Rows:
+def _from_folder(request: Request) -> Rows:
+    root = Path(request.location)
     scan = _scan(root)
     if scan.metadata:
-        return _from_metadata(root, scan, options, expect_labels=expect_labels)
+        return _from_metadata(root, scan, request)
     shards = [root / path for path in scan.others if suffix_of(path) in SHARD_SUFFIXES]
     if shards and not scan.images:
         check_one_split(shards, root)
-        return _from_shards(shards, str(root), options, largest, expect_labels=expect_labels)
+        return _from_shards(shards, request)
     rows = _Files(root, "folder", ignored=len(scan.others))
     for path in scan.images:
         rows.add(path, None, found=path not in scan.broken_links)
-    rows.classify_by_folder(scan.empty, str(root), expect_labels=expect_labels)
+    rows.classify_by_folder(scan.empty, request)
     return rows
 
 
-def _from_metadata(root: Path, scan: _Scan, options: SourceOptions, *, expect_labels: bool) -> Rows:
+def _from_metadata(root: Path, scan: _Scan, request: Request) -> Rows:
     rows = _Files(root, "metadata")
     seen: dict[str, str] = {}
     for path in scan.metadata:
-        _add_table(rows, root / path, path.rpartition("/")[0], seen, options, expect_labels=expect_labels)
+        _add_table(rows, root / path, path.rpartition("/")[0], seen, request)
     unlisted = [path for path in scan.images if path not in seen]
     for path in unlisted:
         rows.add(path, None, found=path not in scan.broken_links)
     if rows.verified is not None:
         rows.verified += [None] * len(unlisted)
-    if unlisted and expect_labels:
+    if unlisted and request.expect_labels:
         rows.warnings.append(f"{len(unlisted)} image(s) in {root} are in no metadata file: unlabelled.")
     rows.ignored = sum(path not in seen for path in scan.others)
     return rows
 
 
-def _from_file(path: Path, options: SourceOptions, largest: int | None, *, expect_labels: bool) -> Rows:
+def _from_file(request: Request) -> Rows:
+    path = Path(request.location)
     suffix = suffix_of(path.name)
     if suffix in ARCHIVE_SUFFIXES:
-        return archives.open_archives([path], str(path), options, largest, expect_labels=expect_labels)
+        return archives.open_archives([path], request)
     if suffix not in TABLE_SUFFIXES:
         raise RelabelError(f"{path} is not a kind of file that can be a SOURCE.", _FORMS)
-    if suffix == ".parquet" and _holds_images(path, options):
-        return embedded.open_tables([path], str(path), options, expect_labels=expect_labels)
+    if suffix == ".parquet" and _holds_images(path, request.options):
+        return embedded.open_tables([path], request)
     rows = _Files(path.parent, "manifest")
-    _add_table(rows, path, "", {}, options, expect_labels=expect_labels)
+    _add_table(rows, path, "", {}, request)
     return rows
 
 
-def _from_shards(
-    paths: Sequence[Path],
-    location: str,
-    options: SourceOptions,
-    largest: int | None,
-    *,
-    expect_labels: bool,
-) -> Rows:
-    suffixes = {suffix_of(path.name) for path in paths}
-    if suffixes <= ARCHIVE_SUFFIXES:
-        return archives.open_archives(paths, location, options, largest, expect_labels=expect_labels)
-    if suffixes != {".parquet"}:
-        stranger = next(path for path in paths if suffix_of(path.name) not in SHARD_SUFFIXES)
+def _from_shards(paths: Sequence[Path], request: Request) -> Rows:
+    for path in paths:
+        if suffix_of(path.name) not in ARCHIVE_SUFFIXES | SHARD_SUFFIXES:
+            raise RelabelError(
+                f"{request.location} takes in {path}, which is no shard.",
+                "Shards are .parquet or .tar files.",
+            )
+    tables = [path for path in paths if suffix_of(path.name) == ".parquet"]
+    if tables and len(tables) < len(paths):
         raise RelabelError(
-            f"{location} takes in {stranger}, which is no shard.", "Shards are .parquet or .tar files."
+            f"{request.location} takes in both Parquet files and archives.", "Name one kind of shard."
         )
-    return embedded.open_tables(paths, location, options, expect_labels=expect_labels)
+    return embedded.open_tables(paths, request) if tables else archives.open_archives(paths, request)
 
 
-def _add_table(
-    rows: _Files,
-    path: Path,
-    folder: str,
-    seen: dict[str, str],
-    options: SourceOptions,
-    *,
-    expect_labels: bool,
-) -> None:
+def _add_table(rows: _Files, path: Path, folder: str, seen: dict[str, str], request: Request) -> None:
     """Add the files that the table at `path` lists, with their given and their verified labels."""
+    options = request.options
     names = (options.image_column,) if options.image_column else NAME_COLUMNS
     label = options.label_column or "label"
-    required = expect_labels or options.label_column is not None
+    required = request.expect_labels or options.label_column is not None
     table = read_table(path, names, label_columns=(label,), label_required=required)
     _add_listed(rows, table, path, folder, seen)
     if options.trusted_column is not None:

@@ -217,6 +217,9 @@ def test_a_pattern_that_takes_in_a_table_of_another_kind(tmp_path: Path, write: 
     assert "b.parquet cannot be read" in refusal(f"{tmp_path}/*.parquet").message
     (tmp_path / "notes.txt").touch()
     assert "notes.txt, which is no shard" in refusal(f"{tmp_path}/*").message
+    (tmp_path / "notes.txt").rename(tmp_path / "c.tar")
+    for location in (tmp_path, f"{tmp_path}/*"):
+        assert "takes in both Parquet files and archives" in refusal(location).message
 
 
 def test_a_damaged_row_group_loses_its_own_rows_only(

@@ -49,5 +49,3 @@ def test_shards_of_one_split_only() -> None:
     check_one_split([Path("d/train-1.tar"), Path("d/train-2.tar"), Path("d/extra.tar")], Path("d"))
     with pytest.raises(RelabelError, match=r"several splits: test, train\. .*'d/test\*\.parquet'"):
         check_one_split([Path("d/train-1.parquet"), Path("d/test-1.parquet")], Path("d"))
-    with pytest.raises(RelabelError, match=r"several kinds: \.parquet, \.tar"):
-        check_one_split([Path("d/1.parquet"), Path("d/1.tar")], Path("d"))
