@@ -101,7 +101,7 @@ class FitConfig:
     """`relabel fit` and `relabel apply`; None means the recipe's, or decided from the data.
 
     trusted: None for no verified row, which takes a corrector that learns nothing from any; pretrained: a
-    corrector file whose corrector is used as it is (`apply`).
+    corrector file whose corrector is used as it is (`apply`); reading: what else SOURCE needs to be read.
     keep_model: whether `FitResult.model` is wanted, for whose calibration a share of the verified rows stays
     out of the training.
     """

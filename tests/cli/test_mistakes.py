@@ -121,7 +121,7 @@ def test_a_traceback_comes_under_relabel_debug_only_with_the_same_exit_code(run,
 
 
 def test_a_defect_of_ours_is_one_line_and_exit_1(fit, monkeypatch, files):
-    def broken(*_):
+    def broken(*_, **__):
         raise ValueError("several\nlines")
 
     monkeypatch.setattr("relabel.pipeline.open_source", broken)
