@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import partial
 from importlib import import_module
+from itertools import islice
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     import datasets
 
 _BATCH = 1000  # rows looked at together for their names
+_STREAMED = 128  # images fetched and decoded at a time
 
 
 def is_saved(folder: Path) -> bool:
@@ -202,17 +204,19 @@ def _streamed(stream: datasets.IterableDataset, rows: Rows, request: Request) ->
     values: dict[str, list[object]] = {name: [] for name in wanted}
     places: list[tuple[int, int]] = []
     with Spool(request.largest) as spool:
-        for example in stream.decode(False).select_columns([column, *wanted]):
-            cell = example[column]
-            cells.append(cell.get("path") if isinstance(cell, dict) else None)
-            for name, found in values.items():
-                found.append(example[name])
-            try:
-                places.append(spool.add(Embedded("", partial(example.get, column), Path(where))))
-            except ImageError as error:
-                rows.errors[len(places)] = error.message
-                places.append((0, 0))
-            request.watcher.advance()
+        examples = iter(stream.decode(False).select_columns([column, *wanted]))
+        while batch := list(islice(examples, _STREAMED)):
+            for example in batch:
+                cell = example[column]
+                cells.append(cell.get("path") if isinstance(cell, dict) else None)
+                for name, found in values.items():
+                    found.append(example[name])
+            references = [Embedded("", partial(example.get, column), Path(where)) for example in batch]
+            for place in spool.add_all(references):
+                if isinstance(place, ImageError):
+                    rows.errors[len(places)] = place.message
+                places.append((0, 0) if isinstance(place, ImageError) else place)
+            request.watcher.advance(len(batch))
         kept = spool.mapped()
     table = pa.table({name: pa.array(found, schema.field(name).type) for name, found in values.items()})
     labels.add(table, len(cells), class_names(schema.metadata), where)

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import os
 import tempfile
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from relabel.data.images import decode
-from relabel.data.references import Reference
-from relabel.errors import RunError
+from relabel.data.references import Embedded, Reference
+from relabel.errors import ImageError, RunError
 
 
 class Spool:
@@ -23,20 +27,42 @@ class Spool:
         self._largest = largest
         self._file = tempfile.TemporaryFile(prefix="relabel-")  # noqa: SIM115
         self._size = 0
+        # More than there are cores: a streamed image is waited for most of the time.
+        self._pool = ThreadPoolExecutor(max(8, os.cpu_count() or 1))
 
     def __enter__(self) -> Spool:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self._pool.shutdown(cancel_futures=True)
         self._file.close()
 
     def add(self, reference: Reference) -> tuple[int, int]:
         """Keep an image; returns its offset and size. Raises OSError and ImageError where there is none."""
+        return self._keep(self._reduced(reference))
+
+    def add_all(self, references: Iterable[Reference]) -> list[tuple[int, int] | ImageError]:
+        """As `add` for some images at a time, which are fetched and decoded by several threads."""
+        return [
+            found if isinstance(found, ImageError) else self._keep(found)
+            for found in self._pool.map(self._attempt, references)
+        ]
+
+    def _attempt(self, reference: Reference) -> bytes | ImageError:
+        try:
+            return self._reduced(reference)
+        except ImageError as error:
+            return error
+
+    def _reduced(self, reference: Reference) -> bytes:
         with reference.open("rb") as file:
             data = file.read()
-        if self._largest is not None and len(data) > 3 * self._largest**2:
-            header = f"P6 {self._largest} {self._largest} 255\n".encode()  # PPM: no loss, no time to decode
-            data = header + decode(reference, self._largest).tobytes()
+        if self._largest is None or len(data) <= 3 * self._largest**2:
+            return data
+        header = f"P6 {self._largest} {self._largest} 255\n".encode()  # PPM: no loss, no time to decode
+        return header + decode(Embedded(reference.name, lambda: data, Path()), self._largest).tobytes()
+
+    def _keep(self, data: bytes) -> tuple[int, int]:
         try:
             self._file.write(data)
         except OSError as error:

@@ -215,3 +215,12 @@ def test_archives_that_hold_something_else(tmp_path: Path, picture: Picture) -> 
     assert "--split has no meaning" in refusal(
         pack(tmp_path / "c.zip", [("a/1.png", picture(9))]), split="train"
     ).message  # fmt: skip
+
+
+def test_images_of_a_compressed_archive_are_kept_no_larger_than_they_are_needed(
+    tmp_path: Path, picture: Picture, greys: Greys
+) -> None:
+    members = [(f"{label}/1.png", picture(10, (90, 70))) for label in "ab"]
+    source = open_source(str(pack(tmp_path / "t.tar.gz", members)), largest=4)
+    assert source.references[0].open("rb").read(11) == b"P6 4 4 255\n"
+    assert greys(source) == [10, 10]

@@ -21,7 +21,7 @@ def photograph(side: int) -> Embedded:
 def test_large_images_are_kept_decoded_and_small_ones_as_they_are() -> None:
     images = [photograph(8), photograph(100), photograph(16)]
     with Spool(16) as spool:
-        places = [spool.add(image) for image in images]
+        places = [spool.add(images[0]), *spool.add_all(images[1:])]
         kept = Slices(spool.mapped(), *zip(*places, strict=True), "spool")
     assert places[1][1] < 3 * 16**2 + 20
     assert kept[0].open("rb").read() == images[0].fetch()
@@ -42,4 +42,6 @@ def test_what_is_no_image_takes_no_place() -> None:
         for broken in (None, b"no image " * 100):
             with pytest.raises(ImageError):
                 spool.add(Embedded("x", lambda broken=broken: broken, Path()))
+            (error,) = spool.add_all([Embedded("x", lambda broken=broken: broken, Path())])
+            assert isinstance(error, ImageError)
         assert spool.mapped().size == 1
