@@ -8,7 +8,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from relabel.data.rows import natural_key
 from relabel.data.sources import UNLABELLED, Source, open_source
 from relabel.errors import RelabelError
 
@@ -303,11 +302,6 @@ def test_bad_labels(tree: Tree, write_table: WriteTable, rows: list[list[str]], 
 
 def test_missing_labels_file(tree: Tree) -> None:
     assert "no-such.csv" in refusal(tree("cat/1.png", "dog/1.png"), Path("no-such.csv")).message
-
-
-def test_natural_order() -> None:
-    ordered = ["", "02", "2", "9", "10", "9" * 5000, "a.b", "a0", "a2c", "a10b", "ab"]
-    assert sorted(set(ordered), key=natural_key) == ordered
 
 
 def test_sources_are_read_without_torch() -> None:
