@@ -5,6 +5,8 @@ torch is imported inside the commands, so that `--help` and every mistake in the
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 import hashlib
 import io
 import json
@@ -20,15 +22,23 @@ import traceback
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from enum import StrEnum
+from inspect import Parameter, signature
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, Annotated, Any, BinaryIO, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, BinaryIO, NoReturn, get_type_hints
 
 import typer
 from rich.console import Console
 
 from relabel import __version__, correctors, demo, hub, noise, summary
-from relabel.config import DEFAULT_CORRECTOR, PRESETS, SHIPPED_CORRECTOR, FitConfig, PredictConfig
+from relabel.config import (
+    DEFAULT_CORRECTOR,
+    PRESETS,
+    SHIPPED_CORRECTOR,
+    FitConfig,
+    PredictConfig,
+    SourceOptions,
+)
 from relabel.correctors import REGISTRY
 from relabel.errors import RelabelError, RunError
 from relabel.files import check_output
@@ -89,21 +99,19 @@ SourceArgument = Annotated[
     str,
     typer.Argument(
         metavar="SOURCE",
-        help="A folder of class folders, a folder with metadata.csv, or a manifest; or vectors (--features).",
+        help="A folder, a manifest, Parquet with images, a .zip or .tar, a pattern of shards, or a data set "
+        "that datasets saved or that is on the Hub; or vectors (--features).",
     ),
+]
+TrustedColumnOption = Annotated[
+    str | None,
+    typer.Option(help="Instead of --trusted: SOURCE's column of verified labels, empty elsewhere."),
 ]
 OutputOption = Annotated[
     str, typer.Option("--output", "-o", help="The Parquet file to write; - is standard output.")
 ]
 LabelsOption = Annotated[
     Path | None, typer.Option(help="CSV or Parquet (file_name,label) that replaces or adds given labels.")
-]
-FeaturesOption = Annotated[
-    str | None,
-    typer.Option(
-        metavar="COLUMN",
-        help="SOURCE is a Parquet file of vectors: their column of lists, or numeric columns, such as 'f_*'.",
-    ),
 ]
 PrecisionOption = Annotated[float, typer.Option(help="Share of the rows marked fix that must be right.")]
 DeviceOption = Annotated[DeviceName, typer.Option(help="Where to compute.")]
@@ -146,15 +154,64 @@ OverwriteOption = Annotated[bool, typer.Option("--overwrite", help="Replace an e
 QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="Only warnings and errors.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print the summary as JSON on standard output.")]
 
+_READING = {
+    "classes": "A file with one class a line, or names with commas: the classes in their order, to which "
+    "numbers as labels are indices. Default: classes.txt in SOURCE or beside it.",
+    "image_column": "The column of images, or of a manifest's file names. Default: image, file_name.",
+    "label_column": "The column of labels; in WebDataset shards, the part or the JSON field. Default: label.",
+    "features": "SOURCE is a Parquet file of vectors: their column of lists, or numeric columns, such as "
+    "'f_*'.",
+    "split": "Of a data set of Hugging Face that has several.",
+    "revision": "Branch, tag or commit of a data set of the Hub.",
+    "streaming": "Keep only decoded images of a data set of the Hub.",
+}
+"""Help by field of `SourceOptions`, for the flags that every command with a SOURCE takes."""
+
+
+def reads_source(command: Callable[..., None], *, without: Sequence[str] = ()) -> Callable[..., None]:
+    """Give a command the flags of `_READING`, which it gets as one `SourceOptions` named `reading`.
+
+    without: fields whose flags are left out.
+    """
+    help_of = {name: text for name, text in _READING.items() if name not in without}
+    taken = signature(command, eval_str=True)
+    fields = {field.name: field for field in dataclasses.fields(SourceOptions)}
+    hints = get_type_hints(SourceOptions)
+    flags = [
+        Parameter(
+            name,
+            Parameter.KEYWORD_ONLY,
+            default=fields[name].default,
+            annotation=Annotated[hints[name], typer.Option("--" + name.replace("_", "-"), help=text)],
+        )
+        for name, text in help_of.items()
+    ]
+
+    @functools.wraps(command)
+    def wrapped(**values: Any) -> None:  # noqa: ANN401
+        reading = SourceOptions(**{name: values.pop(name) for name in help_of})
+        command(**values, reading=reading)
+
+    own = [
+        parameter.replace(kind=Parameter.KEYWORD_ONLY)
+        for parameter in taken.parameters.values()
+        if parameter.name != "reading"
+    ]
+    wrapped.__signature__ = taken.replace(parameters=[*own, *flags])  # type: ignore[attr-defined]
+    return wrapped
+
 
 @app.command(short_help="Correct the labels of SOURCE, guided by verified rows.")
+@reads_source
 def fit(
     context: typer.Context,
     source: SourceArgument,
+    reading: SourceOptions,
     trusted: Annotated[
-        Path,
+        Path | None,
         typer.Option(help="Verified rows: CSV or Parquet (file_name,label), or a folder of class folders."),
-    ],
+    ] = None,
+    trusted_column: TrustedColumnOption = None,
     corrector: Annotated[
         str | None,
         typer.Option(
@@ -170,7 +227,6 @@ def fit(
     ] = None,
     output: OutputOption = "labels.parquet",
     labels: LabelsOption = None,
-    features: FeaturesOption = None,
     backbone: BackboneOption = None,
     weights: WeightsOption = "none",
     freeze: FreezeOption = False,
@@ -214,6 +270,11 @@ def fit(
     """Train a backbone with a label corrector and write one Parquet row per image."""
     console = _console(stderr=True)
     arguments: list[str] = context.obj
+    if trusted is None and trusted_column is None:
+        raise RelabelError(
+            "fit needs verified rows: there is neither --trusted nor --trusted-column.",
+            "Name a table or a folder with --trusted; relabel apply does without.",
+        )
     to_stdout = output == "-"
     if to_stdout:
         _check_stdout(as_json)
@@ -225,14 +286,14 @@ def fit(
             "--save-model": save_model,
             "--checkpoint": state,
         },
-        {"SOURCE": Path(source), "--trusted": trusted, "--labels": labels, "--weights": Path(weights)},
+        {**_files_of(source), "--trusted": trusted, "--labels": labels, "--weights": Path(weights)},
         overwrite,
     )
     config = FitConfig(
         source=source,
         trusted=trusted,
         labels=labels,
-        features=features,
+        reading=replace(reading, trusted_column=trusted_column),
         corrector=corrector,
         preset=preset,
         options=_parse_options(option or []),
@@ -270,9 +331,11 @@ def fit(
 
 
 @app.command(short_help="Correct the labels of SOURCE without any verified row.")
+@reads_source
 def apply(
     context: typer.Context,
     source: SourceArgument,
+    reading: SourceOptions,
     corrector: Annotated[
         str | None,
         typer.Option(
@@ -285,9 +348,9 @@ def apply(
         Path | None,
         typer.Option(help="Verified rows, where there are any: as in fit. They calibrate the result."),
     ] = None,
+    trusted_column: TrustedColumnOption = None,
     output: OutputOption = "labels.parquet",
     labels: LabelsOption = None,
-    features: FeaturesOption = None,
     backbone: BackboneOption = None,
     weights: WeightsOption = "none",
     freeze: FreezeOption = False,
@@ -323,7 +386,7 @@ def apply(
     _check_outputs(
         {"--output": None if to_stdout else Path(output), "--checkpoint": state},
         {
-            "SOURCE": Path(source), "--corrector": local, "--trusted": trusted, "--labels": labels,
+            **_files_of(source), "--corrector": local, "--trusted": trusted, "--labels": labels,
             "--weights": Path(weights),
         },
         overwrite,
@@ -338,7 +401,7 @@ def apply(
         trusted=trusted,
         pretrained=Path(corrector),
         labels=labels,
-        features=features,
+        reading=replace(reading, trusted_column=trusted_column),
         backbone=backbone,
         weights=weights,
         freeze=freeze,
@@ -404,11 +467,13 @@ def _fit(
 
 
 @app.command(short_help="Meta-train a corrector for apply on data whose labels are true.")
+@functools.partial(reads_source, without=["features"])  # it learns from images alone
 def pretrain(
     context: typer.Context,
     sources: Annotated[
         list[str], typer.Argument(metavar="SOURCE...", help="As in fit; the labels are true.")
     ],
+    reading: SourceOptions,
     output: Annotated[Path, typer.Option("--output", "-o", help="The corrector file to write.")],
     episodes: Annotated[
         int,
@@ -435,7 +500,11 @@ def pretrain(
     if str(output) == "-":
         raise RelabelError("--output -: a corrector file goes to a file.", "Name one, such as tmlc.pt.")
     folder = recordings or _hidden_beside(output, "recordings")
-    read = {f"SOURCE {number}": Path(source) for number, source in enumerate(sources, 1)}
+    read = {
+        name: path
+        for number, source in enumerate(sources, 1)
+        for name, path in _files_of(source, f"SOURCE {number}").items()
+    }
     _check_outputs({"--output": output}, read, overwrite)
     if folder.exists() and not folder.is_dir():
         raise RelabelError(f"--recordings {folder} is not a folder.", "Name another one.")
@@ -449,6 +518,7 @@ def pretrain(
     config = PretrainConfig(
         sources=tuple(sources),
         folder=folder,
+        reading=reading,
         episodes=episodes,
         steps=steps,
         seed=seed,
@@ -483,13 +553,14 @@ def pretrain(
 
 
 @app.command(short_help="Label images that were not in the fit.")
+@reads_source
 def predict(
     context: typer.Context,
     source: SourceArgument,
+    reading: SourceOptions,
     model: Annotated[Path, typer.Option(help="A file written with fit --save-model.")],
     output: OutputOption = "labels.parquet",
     labels: LabelsOption = None,
-    features: FeaturesOption = None,
     precision: PrecisionOption = 0.95,
     device: DeviceOption = DeviceName.AUTO,
     amp: AmpOption = Amp.AUTO,
@@ -508,14 +579,14 @@ def predict(
         _check_stdout(as_json)
     _check_outputs(
         {"--output": None if output == "-" else Path(output)},
-        {"SOURCE": Path(source), "--model": model, "--labels": labels},
+        {**_files_of(source), "--model": model, "--labels": labels},
         overwrite,
     )
     config = PredictConfig(
         source=source,
         model=model,
         labels=labels,
-        features=features,
+        reading=reading,
         precision=precision,
         device=device.value,
         amp=amp.value,
@@ -558,9 +629,11 @@ def evaluate(
 
 
 @app.command(short_help="Make a benchmark: put wrong labels on clean data.")
+@reads_source
 def corrupt(
     context: typer.Context,
     source: SourceArgument,
+    reading: SourceOptions,
     noise_name: Annotated[str, typer.Option("--noise", help=f"One of {', '.join(noise.NOISE_MODELS)}.")],
     rate: Annotated[float, typer.Option(help="Share of the labels to make wrong, 0 to 1.")],
     output: Annotated[
@@ -575,7 +648,6 @@ def corrupt(
         ),
     ] = None,
     labels: LabelsOption = None,
-    features: FeaturesOption = None,
     seed: Annotated[int, typer.Option(min=0, help="The same seed makes the same noise.")] = 0,
     epochs: Annotated[
         int | None, typer.Option(help="For feature-dependent. Default: 10 to 20, fewer for larger data.")
@@ -601,7 +673,7 @@ def corrupt(
     from relabel.output import noisy_labels
 
     if output != "-":
-        read = {"SOURCE": Path(source), "--labels": labels, "--map": mapping}
+        read = {**_files_of(source), "--labels": labels, "--map": mapping}
         _check_outputs({"--output": Path(output)}, read, overwrite)
         noisy_labels.check_suffix(Path(output))
     config = corruption.CorruptConfig(
@@ -610,7 +682,7 @@ def corrupt(
         rate=rate,
         mapping=mapping,
         labels=labels,
-        features=features,
+        reading=reading,
         seed=seed,
         epochs=epochs,
         device=device.value,
@@ -838,9 +910,18 @@ def _parse_options(pairs: Sequence[str]) -> dict[str, str]:
 def _check_source(source: str) -> None:
     """A SOURCE that is not there is told without waiting for torch."""
     if not os.path.exists(source):
-        from relabel.data.sources import open_source
+        from relabel.data.sources import check_there
 
-        open_source(source)
+        check_there(source)
+
+
+def _files_of(source: str, name: str = "SOURCE") -> dict[str, Path]:
+    """The files of SOURCE, which no output may replace, by what a message calls them."""
+    from relabel.data.shards import expand
+
+    if os.path.exists(source):
+        return {name: Path(source)}
+    return {f"{name} ({path})": path for path in expand(source)}
 
 
 def _write_labels(output: str, result: Labelling, arguments: Sequence[str], overwrite: bool) -> None:

@@ -78,12 +78,33 @@ CORRECTOR_FOR_OTHER_IMAGES = "mslc"
 
 
 @dataclass(frozen=True)
+class SourceOptions:
+    """How SOURCE is to be read, beside its place; None means the default, or what is found there.
+
+    classes: a file with one name a line, or names with commas between them; features: the columns of vectors,
+    None where SOURCE holds images; streaming: keep only decoded images of a Hub data set.
+    """
+
+    classes: str | None = None
+    image_column: str | None = None
+    label_column: str | None = None
+    trusted_column: str | None = None
+    features: str | None = None
+    split: str | None = None
+    revision: str | None = None
+    streaming: bool = False
+
+    def given(self) -> list[str]:
+        """The flags that were given."""
+        return ["--" + name.replace("_", "-") for name, value in vars(self).items() if value]
+
+
+@dataclass(frozen=True)
 class FitConfig:
     """`relabel fit` and `relabel apply`; None means the recipe's, or decided from the data.
 
     trusted: None for no verified row, which takes a corrector that learns nothing from any; pretrained: a
-    corrector file whose corrector is used as it is (`apply`).
-    features: the columns of SOURCE's vectors, None where it holds images.
+    corrector file whose corrector is used as it is (`apply`); reading: what else SOURCE needs to be read.
     keep_model: whether `FitResult.model` is wanted, for whose calibration a share of the verified rows stays
     out of the training.
     """
@@ -92,7 +113,7 @@ class FitConfig:
     trusted: Path | None = None
     pretrained: Path | None = None
     labels: Path | None = None
-    features: str | None = None
+    reading: SourceOptions = field(default_factory=SourceOptions)
     corrector: str | None = None
     preset: str | None = None
     options: Mapping[str, str] = field(default_factory=dict)
@@ -125,6 +146,8 @@ class FitConfig:
         ):
             if name is not None and name not in names:
                 raise RelabelError(f"{flag} {name}: there is no such one.", f"Use {' or '.join(names)}.")
+        if self.trusted is not None and self.reading.trusted_column is not None:
+            raise RelabelError("--trusted and --trusted-column both name verified rows.", "Keep one of them.")
         if self.preset is not None and self.corrector not in (None, PRESETS[self.preset].corrector):
             raise RelabelError(
                 f"--preset {self.preset} is for {PRESETS[self.preset].corrector}, not {self.corrector}.",
@@ -155,6 +178,11 @@ class FitConfig:
             )
 
     @property
+    def has_trusted(self) -> bool:
+        """Whether verified rows were named."""
+        return self.trusted is not None or self.reading.trusted_column is not None
+
+    @property
     def recipe(self) -> Recipe:
         """The preset's recipe, or the corrector's own."""
         if self.preset is not None:
@@ -169,7 +197,7 @@ class PredictConfig:
     source: str
     model: Path
     labels: Path | None = None
-    features: str | None = None
+    reading: SourceOptions = field(default_factory=SourceOptions)
     precision: float = 0.95
     device: str = "auto"
     amp: str = "auto"
@@ -181,7 +209,8 @@ class PredictConfig:
 
 def _check_backbone(config: FitConfig) -> None:
     """Vectors take the MLP and no flag that is about images; images take any other backbone."""
-    if config.features is None:
+    features = config.reading.features
+    if features is None:
         if config.backbone == "mlp":
             raise RelabelError("--backbone mlp takes vectors.", "Name their column with --features.")
         return
@@ -194,7 +223,7 @@ def _check_backbone(config: FitConfig) -> None:
     ):
         if given:
             raise RelabelError(
-                f"{flag} is for images, and --features {config.features} names vectors.",
+                f"{flag} is for images, and --features {features} names vectors.",
                 "Leave out one of the two.",
             )
 

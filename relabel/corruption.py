@@ -7,7 +7,7 @@ that those commands answer at once.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from relabel import __version__, noise
+from relabel.config import SourceOptions
 from relabel.data.images import probe_sizes
 from relabel.data.sources import Source, open_source, too_few_classes
 from relabel.data.vectors import standardisation
@@ -42,7 +43,7 @@ class CorruptConfig:
     rate: float
     mapping: Path | None = None
     labels: Path | None = None
-    features: str | None = None
+    reading: SourceOptions = field(default_factory=SourceOptions)
     seed: int = 0
     epochs: int | None = None
     device: str = "auto"
@@ -69,7 +70,7 @@ def corrupt(config: CorruptConfig, watcher: Watcher) -> Corruption:
 
     Raises RelabelError for anything wrong with flags or input, before any image is decoded.
     """
-    source = open_source(config.source, config.labels, features=config.features)
+    source = open_source(config.source, config.labels, config.reading, largest=IMAGE_SIZE, watcher=watcher)
     for warning in source.warnings:
         watcher.warn(warning)
     names = source.class_names
@@ -100,8 +101,8 @@ def corrupt(config: CorruptConfig, watcher: Watcher) -> Corruption:
         "noise_matrix": matrix.round(6).tolist(),
         "versions": versions,
     }
-    if config.features is not None:
-        metadata["features"] = config.features
+    if config.reading.features is not None:
+        metadata["features"] = config.reading.features
     if mapping:
         metadata["map"] = {names[true]: names[given] for true, given in mapping.items()}
     return Corruption(source, corrupted, metadata)
@@ -213,9 +214,8 @@ class SourceValues:
 
         source, watcher = self._source, self._watcher
         skip = set(source.errors) | set(np.flatnonzero(source.given < 0).tolist())
-        wanted = [path for row, path in enumerate(source.references) if row not in skip]
-        size = max(8, min(IMAGE_SIZE, probe_sizes(wanted)))
-        watcher.stage("Decoding", len(wanted))
+        size = max(8, min(IMAGE_SIZE, probe_sizes(source.references, skip)))
+        watcher.stage("Decoding", len(source) - len(skip))
         images, unreadable = decode_all(source.references, size, skip, watcher.advance)
         return images, {**source.errors, **unreadable}
 

@@ -1,4 +1,7 @@
-"""Files on the Hugging Face Hub: `hf://user/repo@revision/file` becomes a file in the local Hub cache."""
+"""The Hugging Face Hub: `hf://user/repo@revision/file` becomes a file in the local Hub cache.
+
+Names of data sets are told apart here too, and what goes wrong with either is put into a sentence.
+"""
 
 from __future__ import annotations
 
@@ -20,6 +23,17 @@ _HUB_FILE = re.compile(
     r"(?:@(?P<revision>refs/(?:pr/\d+|convert/[\w.-]+)|[^/]+))?"
     r"(?:/(?P<file>[^/]+(?:/[^/]+)*))?"
 )
+_DATASET = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+
+
+def parse_dataset(name: str) -> tuple[str, str | None] | None:
+    """Repository and revision of `user/name` or `hf://datasets/user/name@revision`, else None."""
+    if not name.startswith("hf://"):
+        return (name, None) if _DATASET.fullmatch(name) else None
+    parts = _HUB_FILE.fullmatch(name)
+    if parts is None or parts["kind"] != "dataset" or parts["file"] or not _DATASET.fullmatch(parts["repo"]):
+        return None
+    return parts["repo"], parts["revision"] and unquote(parts["revision"])
 
 
 def resolve(name: str, flag: str, default_file: str) -> Path:
@@ -56,14 +70,17 @@ def resolve(name: str, flag: str, default_file: str) -> Path:
     except HFValidationError as error:
         raise malformed from error
     except Exception as error:
-        explained = _explain(error, f"{flag} {name}", repo, revision, file)
-        if explained is None:
+        told = explained(error, f"{flag} {name}", repo, revision, file)
+        if told is None:
             raise
-        raise explained from error
+        raise told from error
 
 
-def _explain(error: Exception, what: str, repo: str, revision: str, file: str) -> RelabelError | None:
-    """The sentence for what `hf_hub_download` raised; None for what nobody foresaw."""
+def explained(error: Exception, what: str, repo: str, revision: str, file: str) -> RelabelError | None:
+    """The sentence for what huggingface_hub raised for a file or, where that is empty, for a repository.
+
+    what: begins the sentence; None for what nobody foresaw.
+    """
     from huggingface_hub import errors
 
     # Says only that the cache, the last resort, has no such file; its cause says why the Hub was no help.
@@ -72,36 +89,36 @@ def _explain(error: Exception, what: str, repo: str, revision: str, file: str) -
     # The HTTP library is requests, httpx or httpx2, by the version of huggingface_hub: the bases of its own
     # error, and OSError, cover all three. The Xet client raises built-in errors, for a full disk too.
     foreseen = (OSError, RuntimeError, ValueError, *errors.HfHubHTTPError.__bases__)
-    explained: RelabelError | None = None
+    told: RelabelError | None = None
     match error:
         case errors.LocalEntryNotFoundError() | errors.OfflineModeIsEnabled():
-            explained = RelabelError(
+            told = RelabelError(
                 f"{what} is not in the Hub cache, and offline mode (HF_HUB_OFFLINE) forbids the download.",
                 "Run the command once without it, or name a local file.",
             )
         case errors.HfHubHTTPError():
-            explained = _refusal(error, what, repo, revision, file)
+            told = _refusal(error, what, repo, revision, file)
         case errors.FileMetadataError():
-            explained = RunError(
+            told = RunError(
                 f"{what}: what answered is not a Hub.",
                 "Check HF_ENDPOINT and the proxy, and that the network asks for no log-in of its own.",
             )
         case UnicodeEncodeError():  # of a header, and there only the token is the user's
-            explained = RelabelError(
+            told = RelabelError(
                 f"{what}: the Hugging Face token has a character that no token has.",
                 "Set HF_TOKEN again, or log in with hf auth login.",
             )
         case OSError(errno=int()) if not isinstance(error, (ConnectionError, TimeoutError)):
-            explained = RunError(
+            told = RunError(
                 f"{what}: the Hub cache could not be written to: {error.strerror}.",
                 "Free some space, or set HF_HOME to another folder.",
             )
         case _ if isinstance(error, foreseen):
-            explained = RunError(
-                f"{what}: the download failed ({_reason(error)}).",
+            told = RunError(
+                f"{what}: the download failed ({reason(error)}).",
                 "Check the connection, the proxy, HF_ENDPOINT and the free space, and run the command again.",
             )
-    return explained
+    return told
 
 
 def _refusal(error: HfHubHTTPError, what: str, repo: str, revision: str, file: str) -> RelabelError:
@@ -135,7 +152,7 @@ def _refusal(error: HfHubHTTPError, what: str, repo: str, revision: str, file: s
     return RelabelError(f"{what}: {message}", hint)
 
 
-def _reason(error: Exception) -> str:
+def reason(error: Exception) -> str:
     """What the system said, else what a built-in error says, else the error's kind.
 
     An HTTP library's own words can quote the request, and the token in it.

@@ -27,8 +27,9 @@ from relabel.correctors.base import Corrector
 from relabel.correctors.files import CorrectorFile, read_corrector
 from relabel.data.images import probe_sizes
 from relabel.data.loading import ImageInputs, Inputs, VectorInputs, decode_all
+from relabel.data.references import Joined
 from relabel.data.sources import UNLABELLED, Source, open_source, too_few_classes
-from relabel.data.trusted import TrustedSet, read_trusted
+from relabel.data.trusted import TrustedSet, trusted_of
 from relabel.data.vectors import standardisation
 from relabel.device import Compute, resolve
 from relabel.errors import RelabelError
@@ -97,8 +98,14 @@ def fit(config: FitConfig, watcher: Watcher | None = None) -> FitResult:
     if pretrained is not None:
         config = replace(config, corrector=pretrained.name, options=pretrained.options)
     correctors.check(config.recipe.corrector, config.options)
-    source = open_source(config.source, config.labels, features=config.features)
-    trusted = read_trusted(config.trusted, source) if config.trusted else TrustedSet.empty()
+    source = open_source(
+        config.source,
+        config.labels,
+        config.reading,
+        largest=config.image_size or _largest_size(config),
+        watcher=watcher,
+    )
+    trusted = trusted_of(source, config.trusted)
     for warning in (*source.warnings, *trusted.warnings):
         watcher.warn(warning)
     if pretrained is not None and trusted.external:
@@ -119,7 +126,7 @@ def fit(config: FitConfig, watcher: Watcher | None = None) -> FitResult:
     inputs, unreadable = _inputs(source, trusted, built, config, watcher)
     errors = {**source.errors, **{row: text for row, text in unreadable.items() if row < len(source)}}
     split = _split(trusted, source.given, unreadable, corrector, config)
-    _check_usable(source, errors, split, config.trusted is not None, watcher)
+    _check_usable(source, errors, split, config.has_trusted, watcher)
 
     frozen: _Frozen | None = None
     if config.freeze:
@@ -172,7 +179,7 @@ def _backbone(source: Source, config: FitConfig) -> tuple[Backbone, dict[str, An
     if source.vectors is not None:
         mean, scale = standardisation(source.vectors, usable_rows(source, source.errors))
         backbone = backbones.mlp(len(source.class_names), torch.from_numpy(mean), torch.from_numpy(scale))
-        return backbone, {"backbone": "mlp", "features": config.features, "dimension": len(mean)}
+        return backbone, {"backbone": "mlp", "features": config.reading.features, "dimension": len(mean)}
     size = config.image_size or default_image_size(source, config)
     name = config.backbone or ("cnn8" if config.weights == "none" else "resnet18")
     backbone = backbones.build(name, len(source.class_names), size, config.weights)
@@ -185,7 +192,7 @@ def _inputs(
     """What the backbone is shown, external images last, and why which rows could not be decoded."""
     if source.vectors is not None:
         return VectorInputs(torch.from_numpy(source.vectors)), {}
-    references = [*source.references, *trusted.external]
+    references = Joined([source.references, trusted.external])
     watcher.stage("Decoding", len(references) - len(source.errors))
     images, unreadable = decode_all(references, built["image_size"], set(source.errors), watcher.advance)
     return ImageInputs(images, config.augment or DEFAULT_AUGMENTATION), unreadable
@@ -193,9 +200,11 @@ def _inputs(
 
 def default_image_size(source: Source, config: FitConfig) -> int:
     """Native size for small images; 64 px from scratch and 224 px with pretrained weights for larger ones."""
-    usable = [path for row, path in enumerate(source.references) if row not in source.errors]
-    largest = backbones.SMALL_IMAGE if config.weights == "none" else 224
-    return max(8, min(probe_sizes(usable), largest))
+    return max(8, min(probe_sizes(source.references, source.errors), _largest_size(config)))
+
+
+def _largest_size(config: FitConfig) -> int:
+    return backbones.SMALL_IMAGE if config.weights == "none" else 224
 
 
 def _split(
@@ -233,7 +242,7 @@ def _split(
         meta = np.concatenate([meta, external])
     elif corrector.trains_on_meta_rows:
         meta = meta[given[rows[meta]] >= 0]
-    if learns and len(meta) == 0 and (len(rows) or config.trusted is None):
+    if learns and len(meta) == 0 and (len(rows) or not config.has_trusted):
         raise RelabelError(
             "--trusted: too few verified rows for this corrector to learn from.",
             "Verify more labelled images of SOURCE, or use --corrector none.",

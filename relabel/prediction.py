@@ -28,7 +28,14 @@ def predict(config: PredictConfig, watcher: Watcher | None = None) -> Labelling:
     compute = resolve(config.device, config.amp)
     model = read_model(config.model)
     _check_features(model, config)
-    opened = open_source(config.source, config.labels, features=config.features, need_classes=False)
+    opened = open_source(
+        config.source,
+        config.labels,
+        config.reading,
+        need_classes=False,
+        largest=model.image_size,
+        watcher=watcher,
+    )
     source = _in_classes_of(model, opened, config)
     for warning in source.warnings:
         watcher.warn(warning)
@@ -61,14 +68,14 @@ def predict(config: PredictConfig, watcher: Watcher | None = None) -> Labelling:
 
 def _check_features(model: Model, config: PredictConfig) -> None:
     """Refuse images for a model of vectors, and the other way round."""
-    if model.image_size is None and config.features is None:
+    if model.image_size is None and config.reading.features is None:
         raise RelabelError(
             f"--model {config.model} was trained on vectors and labels no images.",
             f"Name the vectors' columns; in its fit it was --features {model.trained.get('features')}.",
         )
-    if model.image_size is not None and config.features is not None:
+    if model.image_size is not None and config.reading.features is not None:
         raise RelabelError(
-            f"--features {config.features}: the model {config.model} was trained on images.",
+            f"--features {config.reading.features}: the model {config.model} was trained on images.",
             "Leave it out, or name another --model.",
         )
 
@@ -80,8 +87,8 @@ def _inputs(
     if source.vectors is not None:
         if source.vectors.shape[1] != model.dimension:
             raise RelabelError(
-                f"--features {config.features}: the vectors have {source.vectors.shape[1]} dimensions and "
-                f"the model {config.model} takes {model.dimension}.",
+                f"--features {config.reading.features}: the vectors have {source.vectors.shape[1]} "
+                f"dimensions and the model {config.model} takes {model.dimension}.",
                 "Make them as those of its fit were made, or name other columns.",
             )
         return VectorInputs(torch.from_numpy(source.vectors)), {}

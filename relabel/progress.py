@@ -12,8 +12,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 class Watcher(Protocol):
     """What a run tells: one stage at a time with a number of steps, and lines of text."""
 
-    def stage(self, name: str, total: int) -> None:
-        """A new stage of `total` steps begins."""
+    def stage(self, name: str, total: int | None) -> None:
+        """A new stage of `total` steps begins; None where nobody knows how many."""
 
     def advance(self, steps: int = 1) -> None:
         """So many steps of the stage are done."""
@@ -28,7 +28,7 @@ class Watcher(Protocol):
 class Silent:
     """A watcher that shows nothing."""
 
-    def stage(self, name: str, total: int) -> None:
+    def stage(self, name: str, total: int | None) -> None:
         """Ignore."""
 
     def advance(self, steps: int = 1) -> None:
@@ -70,7 +70,7 @@ class Terminal:
         if self._bar:
             self._bar.stop()
 
-    def stage(self, name: str, total: int) -> None:
+    def stage(self, name: str, total: int | None) -> None:
         """A new bar in place of the last one."""
         if self._bar:
             if self._task is not None:

@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 
 from relabel import correctors
-from relabel.config import DEFAULT_CORRECTOR, PRESETS, RECIPES, FitConfig
+from relabel.config import DEFAULT_CORRECTOR, PRESETS, RECIPES, FitConfig, SourceOptions
 from relabel.correctors import REGISTRY
 from relabel.errors import RelabelError
 
@@ -47,11 +47,11 @@ def test_a_value_no_run_can_have_is_refused_by_its_flag(flag, values):
 )
 def test_what_is_about_images_does_not_go_with_vectors(flag, value):
     with pytest.raises(RelabelError, match=f"^{flag} is for images, and --features f_\\* names vectors"):
-        config(features="f_*", **value)
+        config(reading=SourceOptions(features="f_*"), **value)
 
 
 def test_the_mlp_goes_with_vectors_alone():
-    config(features="f_*", backbone="mlp")
+    config(reading=SourceOptions(features="f_*"), backbone="mlp")
     with pytest.raises(RelabelError, match=r"^--backbone mlp takes vectors"):
         config(backbone="mlp")
 

@@ -9,18 +9,16 @@ import os
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from hashlib import sha1, sha256
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from importlib.util import find_spec
 from pathlib import Path
-from threading import Thread
 
 import pytest
 
 from relabel.errors import RelabelError
-from relabel.hub import resolve
+from relabel.hub import parse_dataset, resolve
 
 TOKEN = "hf_secret"
 COMMIT = "0123456789" * 4
@@ -144,35 +142,17 @@ class Hub:
 
 
 @pytest.fixture
-def hub() -> Iterator[Hub]:
+def hub(serve: Callable[..., str]) -> Hub:
     played = Hub()
 
-    class Handler(BaseHTTPRequestHandler):
-        def do_HEAD(self) -> None:
-            self.send_head()
+    def answer(
+        method: str, path: str, headers: Mapping[str, str], _: bytes
+    ) -> tuple[int, dict[str, str], bytes]:
+        played.requests.append((method, path, headers["Authorization"]))
+        return played.answer(path)
 
-        def do_GET(self) -> None:
-            self.wfile.write(self.send_head())
-
-        def send_head(self) -> bytes:
-            played.requests.append((self.command, self.path, self.headers["Authorization"]))
-            status, headers, body = played.answer(self.path)
-            self.send_response(status)
-            for name, value in ({"Content-Length": str(len(body))} | headers).items():
-                self.send_header(name, value)
-            self.end_headers()
-            return body
-
-        def log_message(self, *words: object) -> None:
-            """Not among the output of the tests."""
-
-    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-        played.url = f"http://127.0.0.1:{server.server_port}"
-        thread = Thread(target=server.serve_forever, args=(0.01,))  # seconds to notice the shutdown
-        thread.start()
-        yield played
-        server.shutdown()
-        thread.join()
+    played.url = serve(answer)
+    return played
 
 
 def ask(names: list[str], home: Path, url: str, **settings: str) -> list[tuple[str, str]]:
@@ -237,6 +217,27 @@ def test_a_malformed_name_is_refused(name: str) -> None:
         caught.value.hint
         == "Write hf://user/repo, hf://user/repo/tmlc.pt or hf://user/repo@revision/tmlc.pt."
     )
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("user/name", ("user/name", None)),
+        ("hf://datasets/user/na.me-1", ("user/na.me-1", None)),
+        ("hf://datasets/user/name@v1", ("user/name", "v1")),
+        ("hf://datasets/user/name@a%2Fb", ("user/name", "a/b")),
+        ("hf://user/name", None),
+        ("hf://datasets/name", None),
+        ("hf://datasets/user/name/file.zip", None),
+        ("user/name@v1", None),
+        ("./user", None),
+        ("../name", None),
+        ("user/name/", None),
+        ("name", None),
+    ],
+)
+def test_names_of_data_sets(name: str, expected: tuple[str, str | None] | None) -> None:
+    assert parse_dataset(name) == expected
 
 
 def test_a_file_is_downloaded_once_and_then_needs_no_hub(hub: Hub, tmp_path: Path) -> None:

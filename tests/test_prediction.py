@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from relabel import backbones, pipeline
-from relabel.config import FitConfig, PredictConfig
+from relabel.config import FitConfig, PredictConfig, SourceOptions
 from relabel.data.sources import open_source
 from relabel.errors import RelabelError
 from relabel.model import EVIDENCE, read_model
@@ -111,12 +111,13 @@ def test_a_model_of_vectors_brings_their_standardisation(folder, tmp_path, monke
     (tmp_path / "trusted.csv").write_text(
         "index,label\n" + "".join(f"{row},{columns['label'][row]}\n" for row in range(24))
     )
-    settings = {"source": str(tmp_path / "v.parquet"), "features": "vector", "augment": None}
+    reading = SourceOptions(features="vector")
+    settings = {"source": str(tmp_path / "v.parquet"), "reading": reading, "augment": None}
     result, training = fit(folder, monkeypatch, trusted=tmp_path / "trusted.csv", **settings)
     result.model().save(tmp_path / "model.pt")
     pq.write_table(pa.table(columns).slice(40), tmp_path / "new.parquet")
     found = predict(
-        PredictConfig(str(tmp_path / "new.parquet"), tmp_path / "model.pt", features="vector", amp="off")
+        PredictConfig(str(tmp_path / "new.parquet"), tmp_path / "model.pt", reading=reading, amp="off")
     )
     evidence = {EVIDENCE: last_predictions(training)[40:]}
     expected = read_model(tmp_path / "model.pt").calibration.soft_labels(evidence, result.source.given[40:])

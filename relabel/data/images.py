@@ -1,4 +1,4 @@
-"""Turns one image file into pixels, or says in a short sentence why it cannot.
+"""Turns one encoded image into pixels, or says in a short sentence why it cannot.
 
 Nothing here trusts the file: its extension, its header, its metadata and its length may all be wrong.
 """
@@ -7,15 +7,15 @@ import re
 import statistics
 import threading
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from functools import cache
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
+from relabel.data.references import Reference, References
 from relabel.errors import ImageError, RelabelError
 
 # Pillow's other formats are left out on purpose: EPS runs Ghostscript, TGA has no signature to tell it
@@ -45,7 +45,7 @@ _UPRIGHT = {
 }
 
 
-def decode(reference: Path, size: int) -> NDArray[np.uint8]:
+def decode(reference: Reference, size: int) -> NDArray[np.uint8]:
     """Read one image as upright RGB: shorter side resized to `size` pixels, then centre-cropped.
 
     Returns uint8 [size, size, 3]. The first frame of an animation is taken and transparency is laid over
@@ -64,19 +64,21 @@ def decode(reference: Path, size: int) -> NDArray[np.uint8]:
         return np.array(square if method is None else square.transpose(method))
 
 
-def probe_sizes(references: Sequence[Path], sample: int = 64) -> int:
+def probe_sizes(references: References, skip: Collection[int] = (), sample: int = 64) -> int:
     """Median of the shorter side, in pixels, over an evenly spaced sample; reads headers only.
 
-    Raises RelabelError when no image of the sample can be read.
+    skip: rows that are left out. Raises RelabelError when no image of the sample can be read.
     """
     reason = "there are no images"
     sides = []
-    for index in np.linspace(0, len(references) - 1, min(len(references), sample)).astype(int):
+    rows = np.setdiff1d(np.arange(len(references)), np.fromiter(skip, dtype=np.int64, count=len(skip)))
+    for place in np.linspace(0, len(rows) - 1, min(len(rows), sample)).astype(int):
+        reference = references[int(rows[place])]
         try:
-            with _opened(references[index]) as image:
+            with _opened(reference) as image:
                 sides.append(min(image.size))
         except ImageError as error:
-            reason = f"{references[index].name}: {error.message}"
+            reason = f"{reference.name}: {error.message}"
     if not sides:
         raise RelabelError(
             f"None of the images sampled from the data set can be read ({reason}).",
@@ -86,10 +88,10 @@ def probe_sizes(references: Sequence[Path], sample: int = 64) -> int:
 
 
 @contextmanager
-def _opened(reference: Path) -> Iterator[Image.Image]:
+def _opened(reference: Reference) -> Iterator[Image.Image]:
     """Open an image whose header is sound; whatever Pillow throws inside the block becomes ImageError."""
     try:
-        with open(reference, "rb") as file, _quiet_pillow:
+        with reference.open("rb") as file, _quiet_pillow:
             if not file.read(1):
                 raise ImageError("file is empty")
             file.seek(0)

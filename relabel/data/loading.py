@@ -9,10 +9,9 @@ from __future__ import annotations
 
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -20,6 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from relabel.data.images import decode
+from relabel.data.references import References
 from relabel.errors import ImageError
 from relabel.files import scratch_array
 
@@ -96,7 +96,7 @@ class VectorInputs(Inputs):
 
 
 def decode_all(
-    references: Sequence[Path],
+    references: References,
     size: int,
     skip: set[int],
     progress: Callable[[int], None],

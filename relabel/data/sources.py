@@ -1,13 +1,12 @@
 """Opens SOURCE, the images and the labels they came with, without decoding any of them.
 
-A source is a folder of class folders, a folder with Hugging Face `metadata.*` files, a manifest, or a Parquet
-file of vectors. It is held in columns, with no object per row beyond the path, so that a million rows stay
-cheap.
+This module tells the forms apart and reads those whose images are files: a folder of class folders, a folder
+with Hugging Face `metadata.*` files, a manifest. `embedded`, `archives` and `hf` read the others, and
+`vectors` what takes the place of images. Every form is held in columns, with no object per row beyond the
+name, and the path of a file, so that a million rows stay cheap.
 """
 
 import os
-import re
-import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,18 +16,45 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from relabel.config import SourceOptions
+from relabel.data import archives, embedded, hf
 from relabel.data.images import IMAGE_SUFFIXES
-from relabel.data.tables import ROW_COLUMNS, TABLE_SUFFIXES, Table, first_few, printable, read_table
+from relabel.data.references import References
+from relabel.data.rows import (
+    CLASSES_FILE,
+    METADATA_NAMES,
+    Request,
+    Rows,
+    class_ids,
+    natural_key,
+    read_classes,
+    read_classes_file,
+)
+from relabel.data.shards import ARCHIVE_SUFFIXES, SHARD_SUFFIXES, check_one_split, expand, is_junk, suffix_of
+from relabel.data.tables import NAME_COLUMNS, ROW_COLUMNS, TABLE_SUFFIXES, Table, printable, read_table
 from relabel.data.vectors import read_vectors
 from relabel.errors import RelabelError
+from relabel.hub import parse_dataset
+from relabel.progress import Silent, Watcher
 
 UNLABELLED = -1
 
-_METADATA_NAMES = ("metadata.csv", "metadata.jsonl", "metadata.parquet")
-_JUNK = ("Thumbs.db", "desktop.ini")  # what file managers leave behind, beside dot-files
-_ARCHIVES = (".tar", ".zip", ".tgz", ".gz", ".bz2", ".xz", ".7z", ".rar", ".zst")
-_NUMBER = re.compile(r"[0-9]+")
-_FORMS = "SOURCE is a folder of images, or a .csv, .parquet or .jsonl file with file_name and label."
+_FORMS = (
+    "SOURCE is a folder of images, a .csv, .parquet or .jsonl file, a .zip or .tar archive, or a data set of "
+    "the Hugging Face Hub."
+)
+_TABLE_FLAGS = {"--classes", "--image-column", "--label-column", "--trusted-column"}
+_FLAGS = {
+    "folder": ({"--classes"}, "a folder of class folders"),
+    "metadata": (_TABLE_FLAGS, "a folder with a metadata file"),
+    "manifest": (_TABLE_FLAGS, "a list of files"),
+    "table": (_TABLE_FLAGS, "a table of images"),
+    "vectors": ({"--classes", "--features", "--label-column", "--trusted-column"}, "a table of vectors"),
+    "archive": ({"--classes", "--label-column"}, "an archive"),
+    "saved": (_TABLE_FLAGS | {"--split"}, "a saved data set"),
+    "hub": (_TABLE_FLAGS | {"--split", "--revision", "--streaming"}, "a data set of the Hub"),
+}
+"""The flags each form has a use for, and what a message calls it."""
 
 
 @dataclass
@@ -37,11 +63,13 @@ class Source:
 
     location: str  # as the user typed it
     root: Path  # file names are relative to it
-    kind: str  # "folder" | "metadata" | "manifest" | "vectors"
-    file_names: list[str]  # POSIX, as written to the output
-    references: list[Path]  # what images.decode() reads; empty where rows are vectors
+    kind: str  # "folder" | "metadata" | "manifest" | "table" | "vectors" | "archive" | ...
+    file_names: list[str]  # POSIX, or the rows' own names; as written to the output
+    references: References  # what images.decode() reads; empty where rows are vectors
     given: NDArray[np.int64]  # [N] class id or UNLABELLED
-    class_names: list[str]  # [C], natural order
+    class_names: list[str]  # [C], in the order the source or the user fixed, else natural
+    numbered: bool  # whether a number as a label stands for the class of that position
+    verified: list[str | None] | None  # labels of --trusted-column, None where nobody verified; None without
     errors: dict[int, str]  # row -> why it cannot be used, known before decoding
     ignored_files: int  # files left alone because they are not images
     warnings: list[str]
@@ -79,29 +107,33 @@ class FileIndex:
 
 
 def open_source(
-    location: str, labels: Path | None = None, *, features: str | None = None, need_classes: bool = True
+    location: str,
+    labels: Path | None = None,
+    options: SourceOptions | None = None,
+    *,
+    need_classes: bool = True,
+    largest: int | None = None,
+    watcher: Watcher | None = None,
 ) -> Source:
     """Open what the user named as SOURCE; `labels` (`--labels`) replaces or adds given labels.
 
-    `features` (`--features`) names the columns of its vectors; without, it is a source of images.
     `need_classes=False` accepts a source with fewer than two classes or no label at all, for commands that
-    bring their own classes. Raises RelabelError when the source cannot be used as a whole; a row whose file
-    is missing, or whose vector cannot be used, is kept and noted in `errors`.
+    bring their own classes. largest: the most pixels a side that will be asked of an image; what is streamed
+    is not kept larger. watcher: told of what takes long. Raises RelabelError when the source cannot be used
+    as a whole; a row whose file is missing, or whose vector cannot be used, is kept and noted in `errors`.
     """
+    options = options or SourceOptions()
     expect_labels = need_classes and labels is None
-    if features is not None and os.path.exists(location):
-        rows = _from_vectors(Path(location), features)
-    elif os.path.isdir(location):
-        rows = _from_folder(Path(location), expect_labels=expect_labels)
-    elif os.path.isfile(location):
-        rows = _from_manifest(Path(location), expect_labels=expect_labels)
-    else:
-        raise _not_there(location)
+    rows = _open(Request(location, options, watcher or Silent(), expect_labels, largest))
+    flags, form = _FLAGS[rows.kind]
+    if idle := [flag for flag in options.given() if flag not in flags]:
+        raise RelabelError(f"{idle[0]} has no meaning for {location}, which is {form}.", "Leave it out.")
     if len(rows.errors) == len(rows.names):
         raise _no_image(location, rows)
     if labels is not None:
         _override(rows, labels, location)
-    class_names = sorted(rows.classes.union(label for label in rows.labels if label), key=natural_key)
+    _fix_classes(rows, location, options.classes)
+    class_names = rows.class_names()
     ids: dict[str | None, int] = {name: position for position, name in enumerate(class_names)}
     ids[None] = UNLABELLED
     source = Source(
@@ -112,6 +144,8 @@ def open_source(
         references=rows.references,
         given=np.fromiter((ids[label] for label in rows.labels), dtype=np.int64, count=len(rows.labels)),
         class_names=class_names,
+        numbered=bool(rows.order),
+        verified=rows.verified,
         errors=rows.errors,
         ignored_files=rows.ignored,
         warnings=rows.warnings + _lookalikes(class_names),
@@ -122,31 +156,55 @@ def open_source(
     return source
 
 
-def natural_key(name: str) -> tuple[str, str]:
-    """Sort key that puts 2 before 10; the name itself settles ties such as 01 and 1."""
-    return _NUMBER.sub(_ranked, name), name
+def check_there(location: str) -> None:
+    """Refuse what is neither a file, a folder, a pattern that matches some, nor could be on the Hub."""
+    if os.path.exists(location) or expand(location) or parse_dataset(location):
+        return
+    if "://" in location:
+        raise RelabelError(
+            f"{location} is an address that cannot be read.",
+            "Download it first, or name a data set as hf://datasets/user/name.",
+        )
+    raise RelabelError(f"There is no file or folder {location!r}.", "Check the spelling of the path.")
 
 
-def _ranked(number: re.Match[str]) -> str:
-    # The length written before the digits makes text compare as the numbers would, however long.
-    digits = number[0].lstrip("0")
-    return f"0{chr(min(len(digits), sys.maxunicode))}{digits}"
+def _open(request: Request) -> Rows:
+    location = request.location
+    check_there(location)
+    if request.options.features is not None:
+        return _from_vectors(request, request.options.features)
+    if os.path.isdir(location):
+        return hf.open_saved(request) if hf.is_saved(Path(location)) else _from_folder(request)
+    if os.path.isfile(location):
+        return _from_file(request)
+    if shards := expand(location):
+        return _from_shards(shards, request)
+    return hf.open_hub(request)
+
+
+def _fix_classes(rows: Rows, location: str, given: str | None) -> None:
+    """Let `--classes`, or else a file `classes.txt` in the source or beside it, order the classes."""
+    if given is not None:
+        rows.fix_classes(read_classes(given), location, "--classes")
+        return
+    inside, beside = Path(location, CLASSES_FILE), Path(location).parent / CLASSES_FILE
+    found = next((path for path in (inside, beside) if path.is_file()), None)
+    if found is None or rows.kind == "hub":
+        return
+    try:
+        rows.fix_classes(read_classes_file(found), location, str(found))
+    except RelabelError as error:
+        # Nobody named it: it may belong to something else.
+        rows.warnings.append(f"{found} is left alone: {error.message}")
+    else:
+        rows.ignored -= found == inside and rows.kind in ("folder", "metadata")
 
 
 @dataclass
-class _Rows:
-    """A source being put together, its labels still text."""
+class _Files(Rows):
+    """Rows that are files, one after the other."""
 
-    root: Path
-    kind: str
-    names: list[str] = field(default_factory=list)
     references: list[Path] = field(default_factory=list)
-    labels: list[str | None] = field(default_factory=list)
-    classes: set[str] = field(default_factory=set)  # known even where no row has them
-    errors: dict[int, str] = field(default_factory=dict)
-    ignored: int = 0
-    warnings: list[str] = field(default_factory=list)
-    vectors: NDArray[np.float32] | None = None
 
     def add(self, name: str, label: str | None, *, found: bool) -> None:
         if not found:
@@ -189,16 +247,16 @@ def _scan(root: Path) -> _Scan:
         for entry in entries:
             name, path = entry.name, prefix + entry.name
             if entry.is_dir():
-                if not name.startswith(".") and name != "__MACOSX":
+                if not is_junk(name):
                     subfolders.append(path)
                 continue
-            junk = name.startswith(".") or name in _JUNK
+            junk = is_junk(name)
             leaf_is_empty = leaf_is_empty and junk
             if not junk and os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES:
                 if entry.is_symlink() and not os.path.exists(entry.path):
                     scan.broken_links.add(path)
                 scan.images.append(path)
-            elif name in _METADATA_NAMES:
+            elif name in METADATA_NAMES:
                 scan.metadata.append(path)
             else:
                 scan.others.append(path)
@@ -208,58 +266,65 @@ def _scan(root: Path) -> _Scan:
     return scan
 
 
-def _from_folder(root: Path, *, expect_labels: bool) -> _Rows:
+def _from_folder(request: Request) -> Rows:
+    root = Path(request.location)
     scan = _scan(root)
     if scan.metadata:
-        return _from_metadata(root, scan, expect_labels=expect_labels)
-    rows = _Rows(root, "folder", ignored=len(scan.others))
+        return _from_metadata(root, scan, request)
+    shards = [root / path for path in scan.others if suffix_of(path) in SHARD_SUFFIXES]
+    if shards and not scan.images:
+        check_one_split(shards, root)
+        return _from_shards(shards, request)
+    rows = _Files(root, "folder", ignored=len(scan.others))
     for path in scan.images:
-        folder = path.rpartition("/")[0].rpartition("/")[2]
-        rows.add(path, printable(folder) or None, found=path not in scan.broken_links)
-    rows.classes = {label for label in rows.labels if label}
-    loose = sum(label is None for label in rows.labels)
-    if rows.classes:
-        empty = {printable(folder.rpartition("/")[2]) for folder in scan.empty} - rows.classes
-        if empty:
-            names = first_few([repr(name) for name in sorted(empty, key=natural_key)])
-            rows.warnings.append(f"No image in the class folder(s) {names}: kept as classes all the same.")
-            rows.classes |= empty
-        if loose and expect_labels:
-            rows.warnings.append(f"{loose} image(s) directly in {root} have no class folder: unlabelled.")
+        rows.add(path, None, found=path not in scan.broken_links)
+    rows.classify_by_folder(scan.empty, request)
     return rows
 
 
-def _from_metadata(root: Path, scan: _Scan, *, expect_labels: bool) -> _Rows:
-    rows = _Rows(root, "metadata")
+def _from_metadata(root: Path, scan: _Scan, request: Request) -> Rows:
+    rows = _Files(root, "metadata")
     seen: dict[str, str] = {}
     for path in scan.metadata:
-        table = read_table(root / path, label_required=expect_labels)
-        _add_listed(rows, table, root / path, path.rpartition("/")[0], seen)
+        _add_table(rows, root / path, path.rpartition("/")[0], seen, request)
     unlisted = [path for path in scan.images if path not in seen]
     for path in unlisted:
         rows.add(path, None, found=path not in scan.broken_links)
-    if unlisted and expect_labels:
+    if rows.verified is not None:
+        rows.verified += [None] * len(unlisted)
+    if unlisted and request.expect_labels:
         rows.warnings.append(f"{len(unlisted)} image(s) in {root} are in no metadata file: unlabelled.")
     rows.ignored = sum(path not in seen for path in scan.others)
     return rows
 
 
-def _from_manifest(path: Path, *, expect_labels: bool) -> _Rows:
-    suffix = path.suffix.lower()
-    if suffix in _ARCHIVES:
-        raise RelabelError(f"{path} is an archive, which this version cannot read.", "Unpack it first.")
+def _from_file(request: Request) -> Rows:
+    path = Path(request.location)
+    suffix = suffix_of(path.name)
+    if suffix in ARCHIVE_SUFFIXES:
+        return archives.open_archives([path], request)
     if suffix not in TABLE_SUFFIXES:
         raise RelabelError(f"{path} is not a kind of file that can be a SOURCE.", _FORMS)
-    if suffix == ".parquet":
-        _refuse_embedded(path)
-    rows = _Rows(path.parent, "manifest")
-    _add_listed(rows, read_table(path, label_required=expect_labels), path, "", {})
+    if suffix == ".parquet" and _holds_images(path, request.options):
+        return embedded.open_tables([path], request)
+    rows = _Files(path.parent, "manifest")
+    _add_table(rows, path, "", {}, request)
     return rows
 
 
-def _from_vectors(path: Path, features: str) -> _Rows:
-    table = read_vectors(path, features)
-    rows = _Rows(path.parent, "vectors", labels=table.labels, errors=table.errors, vectors=table.vectors)
+def _from_vectors(request: Request, features: str) -> Rows:
+    location, options = request.location, request.options
+    path = Path(location)
+    if path.suffix.lower() != ".parquet" or not path.is_file():
+        raise RelabelError(
+            f"--features {features}: {location} is not one .parquet file.",
+            "Write the vectors to one, one a row.",
+        )
+    rows = Rows(path.parent, "vectors")
+    embedded.read_labels(path, rows, request)
+    labels = [column for column in (options.label_column, options.trusted_column) if column]
+    table = read_vectors(path, features, labels)
+    rows.vectors, rows.errors = table.vectors, table.errors
     roots = _root_prefixes(rows.root)
     seen: dict[str, int] = {}
     for name, row in zip(table.names, table.rows, strict=True):
@@ -270,7 +335,35 @@ def _from_vectors(path: Path, features: str) -> _Rows:
     return rows
 
 
-def _add_listed(rows: _Rows, table: Table, path: Path, folder: str, seen: dict[str, str]) -> None:
+def _from_shards(paths: Sequence[Path], request: Request) -> Rows:
+    for path in paths:
+        if suffix_of(path.name) not in ARCHIVE_SUFFIXES | SHARD_SUFFIXES:
+            raise RelabelError(
+                f"{request.location} takes in {path}, which is no shard.",
+                "Shards are .parquet or .tar files.",
+            )
+    tables = [path for path in paths if suffix_of(path.name) == ".parquet"]
+    if tables and len(tables) < len(paths):
+        raise RelabelError(
+            f"{request.location} takes in both Parquet files and archives.", "Name one kind of shard."
+        )
+    return embedded.open_tables(paths, request) if tables else archives.open_archives(paths, request)
+
+
+def _add_table(rows: _Files, path: Path, folder: str, seen: dict[str, str], request: Request) -> None:
+    """Add the files that the table at `path` lists, with their given and their verified labels."""
+    options = request.options
+    names = (options.image_column,) if options.image_column else NAME_COLUMNS
+    label = options.label_column or "label"
+    required = request.expect_labels or options.label_column is not None
+    table = read_table(path, names, label_columns=(label,), label_required=required)
+    _add_listed(rows, table, path, folder, seen)
+    if options.trusted_column is not None:
+        verified = read_table(path, names, label_columns=(options.trusted_column,)).labels
+        rows.verified = (rows.verified or []) + verified
+
+
+def _add_listed(rows: _Files, table: Table, path: Path, folder: str, seen: dict[str, str]) -> None:
     """Add the files a table lists relative to `folder`; `seen` holds where each was listed before."""
     roots = _root_prefixes(rows.root)
     for name, label, row in zip(table.names, table.labels, table.rows, strict=True):
@@ -292,10 +385,11 @@ def _listed_twice(path: Path, row: int, name: str, before: str) -> RelabelError:
     )
 
 
-def _override(rows: _Rows, path: Path, location: str) -> None:
+def _override(rows: Rows, path: Path, location: str) -> None:
     rows.classes.update(label for label in rows.labels if label)
     table = read_table(path, ROW_COLUMNS)
     positions = FileIndex(rows.root, rows.names).find_all(table)
+    ids = class_ids(rows.order, numbered=True)
     seen: dict[int, int] = {}
     for name, label, row, position in zip(table.names, table.labels, table.rows, positions, strict=True):
         if position is None:
@@ -309,7 +403,7 @@ def _override(rows: _Rows, path: Path, location: str) -> None:
                 "Remove one of the two.",
             )
         seen[position] = row
-        rows.labels[position] = label
+        rows.labels[position] = rows.order[ids[label]] if label in ids else label
 
 
 def naming_hint(table: Table, names: Sequence[str]) -> str:
@@ -365,33 +459,20 @@ def _lookalikes(class_names: Iterable[str]) -> list[str]:
     ]
 
 
-def _not_there(location: str) -> RelabelError:
-    if "://" in location:
-        return RelabelError(
-            f"{location} is an address, which this version cannot read.", "Download it first."
-        )
-    if re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", location):
-        return RelabelError(
-            f"There is no file or folder {location}, and this version cannot read data sets from a hub.",
-            "Check the spelling of the path, or download the data set first.",
-        )
-    return RelabelError(f"There is no file or folder {location!r}.", "Check the spelling of the path.")
-
-
-def _no_image(location: str, rows: _Rows) -> RelabelError:
-    if rows.names:
+def _no_image(location: str, rows: Rows) -> RelabelError:
+    if rows.names and rows.kind in ("metadata", "manifest"):
         return RelabelError(
             f"None of the {len(rows.names)} file(s) that {location} lists exists"
             f" (the first is {rows.names[0]!r}).",
             f"File names are relative to {rows.root}.",
         )
-    if rows.kind == "manifest":
-        return RelabelError(f"{location} has no rows.", "List one image a row.")
-    if any((rows.root / name).is_file() for name in ("dataset_dict.json", "state.json")):
+    if rows.names:
         return RelabelError(
-            f"{location} is a saved Hugging Face data set, which this version cannot read.",
-            "Export its images to a folder with a metadata.csv.",
+            f"None of the {len(rows.names)} image(s) of {location} can be read ({rows.errors[0]}).",
+            "Check that it was copied completely.",
         )
+    if rows.kind not in ("folder", "archive"):
+        return RelabelError(f"{location} has no rows.", "List one image a row.")
     beside = f", only {rows.ignored} other file(s)" if rows.ignored else ""
     return RelabelError(
         f"There is no image in {location}{beside}.",
@@ -399,23 +480,21 @@ def _no_image(location: str, rows: _Rows) -> RelabelError:
     )
 
 
-def _refuse_embedded(path: Path) -> None:
-    """Say so when a Parquet file holds the images or vectors themselves instead of file names."""
+def _holds_images(path: Path, options: SourceOptions) -> bool:
+    """Whether a Parquet file holds images themselves instead of file names; vectors are refused."""
     try:
         schema = pq.read_schema(path)
     except (OSError, pa.ArrowException):
-        return  # read_table() says what is wrong
+        return False  # read_table() says what is wrong
+    if embedded.image_column(schema, str(path), options.image_column) is not None:
+        return True
     for column in schema:
         if pa.types.is_fixed_size_list(column.type):
             raise RelabelError(
                 f"{path} holds vectors in the column {column.name!r}.",
                 f"fit, apply, predict and corrupt read them with --features {column.name}.",
             )
-        if pa.types.is_struct(column.type) and column.type.get_field_index("bytes") >= 0:
-            raise RelabelError(
-                f"{path} holds images in the column {column.name!r}, which this version cannot read.",
-                "Save the images as files and list them under file_name and label.",
-            )
+    return False
 
 
 def _root_prefixes(root: Path) -> tuple[str, ...]:

@@ -81,7 +81,7 @@ def read_table(
     names = [str(number) for number in range(len(cells.rows))]
     if name_column is not None:
         names = [
-            _text(value, path, row, name_column)
+            cell_text(value, path, row, name_column)
             for value, row in zip(cells.columns[name_column], cells.rows, strict=True)
         ]
     for name, row in zip(names, cells.rows, strict=True):
@@ -92,22 +92,26 @@ def read_table(
     labels: list[str | None] = [None] * len(names)
     if label_column is not None:
         labels = [
-            printable(_text(value, path, row, label_column).strip()) or None
+            printable(cell_text(value, path, row, label_column).strip()) or None
             for value, row in zip(cells.columns[label_column], cells.rows, strict=True)
         ]
     return Table(name_column or "", names, labels, cells.rows)
 
 
 def unreadable(path: Path, error: Exception) -> RelabelError:
-    """What to say of a file that the file system or Arrow gave up on."""
-    reason = " ".join(str(getattr(error, "strerror", None) or error).split()).rstrip(".")
-    return RelabelError(f"{path} cannot be read: {reason}.", "Write the file again.")
+    """What to say of a table that the file system or Arrow gave up on."""
+    return RelabelError(f"{path} cannot be read: {brief(error)}.", "Write the file again.")
 
 
 def first_few(items: Sequence[str], limit: int = 5) -> str:
     """List `items` for a sentence: the first `limit`, then how many more there are."""
     more = [f"and {len(items) - limit} more"] if len(items) > limit else []
     return ", ".join([*items[:limit], *more])
+
+
+def brief(error: BaseException) -> str:
+    """What an error of the system or of a library says, as part of a sentence."""
+    return " ".join(str(getattr(error, "strerror", None) or error).split())[:200].rstrip(".")
 
 
 def printable(text: str) -> str:
@@ -193,7 +197,8 @@ def _read_parquet(path: Path, wanted: Sequence[str]) -> _Cells:
         return _Cells(found, columns, range(1, file.metadata.num_rows + 1))
 
 
-def _text(value: object, path: Path, row: int, column: str) -> str:
+def cell_text(value: object, path: Path, row: int, column: str) -> str:
+    """A cell as text, empty where there is nothing; RelabelError for anything but text and numbers."""
     match value:
         case str():
             return value

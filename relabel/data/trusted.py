@@ -1,4 +1,4 @@
-"""Reads `--trusted`: the rows of SOURCE, or separate images, whose labels a person has verified.
+"""Reads the rows of SOURCE, or the separate images, whose labels a person has verified.
 
 Everything wrong with it is reported by row number here, before any training starts.
 """
@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from relabel.data.rows import class_ids
 from relabel.data.sources import FileIndex, Source, naming_hint, open_source
 from relabel.data.tables import ROW_COLUMNS, first_few, read_table
 from relabel.errors import RelabelError
@@ -24,7 +25,7 @@ class TrustedSet:
 
     rows: NDArray[np.int64]  # [M] positions in the Source
     labels: NDArray[np.int64]  # [M] verified class ids
-    external: list[Path]  # verified images that are not in SOURCE
+    external: list[Path]  # files of verified images that are not in SOURCE
     external_labels: NDArray[np.int64]  # [len(external)] verified class ids
     warnings: list[str]
 
@@ -33,6 +34,15 @@ class TrustedSet:
         """Nobody has verified anything."""
         nothing = np.zeros(0, dtype=np.int64)
         return cls(nothing, nothing, [], nothing, [])
+
+
+def trusted_of(source: Source, path: Path | None) -> TrustedSet:
+    """What `--trusted` names, or `--trusted-column` in the source, or nothing."""
+    if path is not None:
+        return read_trusted(path, source)
+    if source.verified is not None:
+        return _trusted_set("--trusted-column", _column_entries(source.verified), source)
+    return TrustedSet.empty()
 
 
 def read_trusted(path: Path, source: Source) -> TrustedSet:
@@ -51,30 +61,32 @@ def read_trusted(path: Path, source: Source) -> TrustedSet:
             "List its verified rows in a CSV: file_name (or index, which counts from 0) and label.",
         )
     entries = _folder_entries(path, source) if path.is_dir() else _table_entries(path, source)
-    class_ids = {name: position for position, name in enumerate(source.class_names)}
+    return _trusted_set(f"--trusted {path}", entries, source)
+
+
+def _trusted_set(flag: str, entries: _Entries, source: Source) -> TrustedSet:
+    ids = class_ids(source.class_names, numbered=source.numbered)
     strangers = [
-        (where, label)
-        for where, label in zip(entries.where, entries.labels, strict=True)
-        if label not in class_ids
+        (where, label) for where, label in zip(entries.where, entries.labels, strict=True) if label not in ids
     ]
     if strangers:
         unknown = [f"{where} ({label!r})" for where, label in strangers]
         hint = _suggestion(strangers[0][1], source.class_names)
-        _refuse(path, "the class is not one of SOURCE's", unknown, hint)
+        _refuse(flag, "the class is not one of SOURCE's", unknown, hint)
 
     seen: dict[int, str] = {}
     twice = []
     labels, external_labels = [], []
     for position, label, where in zip(entries.positions, entries.labels, entries.where, strict=True):
         if position is None:
-            external_labels.append(class_ids[label])
+            external_labels.append(ids[label])
         elif position in seen:
             twice.append(f"{where} (same image as {seen[position]})")
         elif position not in source.errors:
-            labels.append(class_ids[label])
+            labels.append(ids[label])
         if position is not None:
             seen.setdefault(position, where)
-    _refuse(path, f"{source.noun} are listed twice", twice, "Keep one row for each.")
+    _refuse(flag, f"{source.noun} are listed twice", twice, "Keep one row for each.")
 
     unusable = [position for position in seen if position in source.errors]
     warnings = []
@@ -83,7 +95,7 @@ def read_trusted(path: Path, source: Source) -> TrustedSet:
         warnings.append(f"{len(unusable)} trusted row(s) cannot be used: {names}.")
     if not labels and not external_labels:
         raise RelabelError(
-            f"--trusted {path} holds no usable row.", "Verify the labels of at least a few images a class."
+            f"{flag} holds no usable row.", "Verify the labels of at least a few images a class."
         )
     covered = {*labels, *external_labels}
     bare = [repr(name) for position, name in enumerate(source.class_names) if position not in covered]
@@ -113,7 +125,7 @@ def _table_entries(path: Path, source: Source) -> _Entries:
     if len(table.names) > len(source):
         raise RelabelError(
             f"--trusted {path} has {len(table.names)} rows, more than the {len(source)} of SOURCE.",
-            "Every trusted row must be an image of SOURCE, listed once.",
+            "Every trusted row must be a row of SOURCE, listed once.",
         )
     where = [f"row {row}" for row in table.rows]
     positions = FileIndex(source.root, source.file_names).find_all(table)
@@ -122,41 +134,58 @@ def _table_entries(path: Path, source: Source) -> _Entries:
         for at, name, position in zip(where, table.names, positions, strict=True)
         if position is None
     ]
-    _refuse(path, "not in SOURCE", unknown, naming_hint(table, source.file_names))
+    _refuse(f"--trusted {path}", "not in SOURCE", unknown, naming_hint(table, source.file_names))
     empty = [at for at, label in zip(where, table.labels, strict=True) if label is None]
-    _refuse(path, "the label is empty", empty, "Fill in the verified class, or remove the row.")
+    _refuse(
+        f"--trusted {path}", "the label is empty", empty, "Fill in the verified class, or remove the row."
+    )
     return _Entries(where, [label for label in table.labels if label], positions)
 
 
 def _folder_entries(path: Path, source: Source) -> _Entries:
     verified = open_source(str(path), need_classes=False)
     missing = [f"{verified.file_names[row]!r} ({reason})" for row, reason in verified.errors.items()]
-    _refuse(path, "images cannot be read", missing, "Restore the files, or remove them from the folder.")
+    _refuse(
+        f"--trusted {path}",
+        "images cannot be read",
+        missing,
+        "Restore the files, or remove them from the folder.",
+    )
     where = [repr(name) for name in verified.file_names]
     loose = [at for at, label in zip(where, verified.given, strict=True) if label < 0]
-    _refuse(path, "images have no class", loose, "Put each one in a folder named after its class.")
+    _refuse(
+        f"--trusted {path}", "images have no class", loose, "Put each one in a folder named after its class."
+    )
+    files = [verified.references[row] for row in range(len(verified))]
+    paths = [file for file in files if isinstance(file, Path)]
+    if len(paths) < len(files):
+        raise RelabelError(
+            f"--trusted {path}: the folder does not hold its images as files.",
+            "Name a folder of class folders, or a table with file_name and label.",
+        )
     index = FileIndex(source.root, source.file_names)
     positions = []
-    for reference in verified.references:
-        position = index.find(str(reference.absolute()))
+    for file in paths:
+        position = index.find(str(file.absolute()))
         if position is None:  # the folder may be made of links into SOURCE
-            position = index.find(str(reference.resolve()))
+            position = index.find(str(file.resolve()))
         positions.append(position)
     return _Entries(
         where,
         [verified.class_names[label] for label in verified.given],
         positions,
-        [
-            reference
-            for reference, position in zip(verified.references, positions, strict=True)
-            if position is None
-        ],
+        [file for file, position in zip(paths, positions, strict=True) if position is None],
     )
 
 
-def _refuse(path: Path, problem: str, offenders: Sequence[str], hint: str) -> None:
+def _column_entries(verified: Sequence[str | None]) -> _Entries:
+    rows = [row for row, label in enumerate(verified) if label is not None]
+    return _Entries([f"row {row + 1}" for row in rows], [label for label in verified if label], list(rows))
+
+
+def _refuse(flag: str, problem: str, offenders: Sequence[str], hint: str) -> None:
     if offenders:
-        raise RelabelError(f"--trusted {path}: {problem}: {first_few(offenders)}.", hint)
+        raise RelabelError(f"{flag}: {problem}: {first_few(offenders)}.", hint)
 
 
 def _suggestion(label: str, class_names: Sequence[str]) -> str:

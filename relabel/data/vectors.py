@@ -20,8 +20,8 @@ from relabel.errors import RelabelError
 from relabel.files import scratch_array
 
 _LABELS = ("label", "clean_label")
-# What a glob does not stand for, `__index_level_0__` being pandas' own row numbers.
-_NO_FEATURES = (*_LABELS, *ROW_COLUMNS, "__index_level_0__")
+# What a glob does not stand for, beside labels; `__index_level_0__` holds pandas' own row numbers.
+_NO_FEATURES = (*ROW_COLUMNS, "__index_level_0__")
 _BATCH = 8192  # rows held as Arrow arrays at a time
 
 
@@ -29,33 +29,31 @@ _BATCH = 8192  # rows held as Arrow arrays at a time
 class VectorTable:
     """The rows of a Parquet file, in order.
 
-    names: the name column's, or else row numbers from 0; labels: None where there is none; rows: the row
-    numbers to show; vectors: [N, D], zeros in the rows that `errors` says are unusable, and why.
+    names: the name column's, or else row numbers from 0; rows: the row numbers to show; vectors: [N, D],
+    zeros in the rows that `errors` says are unusable, and why.
     """
 
     names: list[str]
-    labels: list[str | None]
     rows: Sequence[int]
     vectors: NDArray[np.float32]
     errors: dict[int, str]
 
 
-def read_vectors(path: Path, features: str) -> VectorTable:
-    """Read the vectors that `features` names, and the names and labels that lie beside them.
+def read_vectors(path: Path, features: str, labels: Sequence[str] = ()) -> VectorTable:
+    """Read the vectors that `features` names, and the names that lie beside them.
 
-    Raises RelabelError, naming the file and column, for what holds no vectors at all; a row whose list is
-    missing, of another length than most, or not finite in float32 is noted in `errors`.
+    labels: columns that hold labels, beside those that always do. Raises RelabelError, naming the file and
+    column, for what holds no vectors at all; a row whose list is missing, of another length than most, or not
+    finite in float32 is noted in `errors`.
     """
-    if path.suffix.lower() != ".parquet" or path.is_dir():
-        raise RelabelError(
-            f"--features {features}: {path} is not a .parquet file.", "Write the vectors to one, one a row."
-        )
-    table = read_table(path, (*NAME_COLUMNS, "id"), name_required=False, label_required=False)
+    table = read_table(
+        path, (*NAME_COLUMNS, "id"), label_columns=(), name_required=False, label_required=False
+    )
     if not table.names:
         raise RelabelError(f"{path} has no rows.", "Write one vector a row.")
     try:
         with pq.ParquetFile(path) as file:
-            columns = _columns(file.schema_arrow, features, path)
+            columns = _columns(file.schema_arrow, features, path, (*_LABELS, *labels))
             kind = _storage(file.schema_arrow.field(columns[0]).type)
             if _is_list(kind):
                 vectors, errors = _read_lists(file, columns[0], kind)
@@ -68,7 +66,7 @@ def read_vectors(path: Path, features: str) -> VectorTable:
             f"--features {features}: no row of {path} can be used (the first: {errors[0]}).",
             "Name another column, or write the file again.",
         )
-    return VectorTable(table.names, table.labels, table.rows, vectors, errors)
+    return VectorTable(table.names, table.rows, vectors, errors)
 
 
 def standardisation(
@@ -89,12 +87,12 @@ def standardisation(
     return mean.astype(np.float32), scale.astype(np.float32)
 
 
-def _columns(schema: pa.Schema, features: str, path: Path) -> list[str]:
+def _columns(schema: pa.Schema, features: str, path: Path, labels: Sequence[str]) -> list[str]:
     """The columns that `features` stands for, all of numbers or one of lists."""
     names = schema.names
-    chosen = [features] if features in names else _matching(names, features, path)
+    chosen = [features] if features in names else _matching(names, features, path, labels)
     for name in chosen:
-        if name in _LABELS:
+        if name in labels:
             raise RelabelError(
                 f"--features {features}: the column {name!r} of {path} holds the labels.", "Name another."
             )
@@ -115,11 +113,12 @@ def _columns(schema: pa.Schema, features: str, path: Path) -> list[str]:
     return chosen
 
 
-def _matching(names: Sequence[str], features: str, path: Path) -> list[str]:
+def _matching(names: Sequence[str], features: str, path: Path, labels: Sequence[str]) -> list[str]:
+    apart = {*labels, *_NO_FEATURES}
     chosen: dict[str, None] = {}
     for pattern in (part.strip() for part in features.split(",")):
         # Sorted, so that a file to predict may have its columns in another order than the one of the fit.
-        found = sorted(name for name in names if fnmatchcase(name, pattern) and name not in _NO_FEATURES)
+        found = sorted(name for name in names if fnmatchcase(name, pattern) and name not in apart)
         found = [pattern] if pattern in names else found
         if not found:
             raise RelabelError(

@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from relabel.data.sources import natural_key
+from relabel.data.rows import natural_key
 from relabel.data.tables import first_few, read_table
 from relabel.errors import RelabelError
 from relabel.files import atomic_path

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from relabel import __version__, checkpoint
+from relabel.config import SourceOptions
 from relabel.correctors import create
 from relabel.correctors.base import Memory
 from relabel.correctors.files import CorrectorFile
@@ -43,12 +44,13 @@ _LARGEST = 32  # px
 class PretrainConfig:
     """`relabel pretrain`.
 
-    sources: with true labels; episodes: of the first generation; folder: keeps the recordings, and those that
-    are there already are not made again.
+    sources: with true labels, read as `reading` says; episodes: of the first generation; folder: keeps the
+    recordings, and those that are there already are not made again.
     """
 
     sources: tuple[str, ...]
     folder: Path
+    reading: SourceOptions = field(default_factory=SourceOptions)
     episodes: int = 24
     steps: int = _STEPS
     seed: int = 0
@@ -189,10 +191,10 @@ def experienced(recordings: Sequence[Recording], seed: int) -> Experience:
 def _pools(config: PretrainConfig, compute: Compute, watcher: Watcher) -> list[Pool]:
     pools = []
     for name in config.sources:
-        source = open_source(name)
+        source = open_source(name, options=config.reading, largest=_LARGEST, watcher=watcher)
         for warning in source.warnings:
             watcher.warn(warning)
-        size = max(8, min(_LARGEST, probe_sizes(source.references)))
+        size = max(8, min(_LARGEST, probe_sizes(source.references, source.errors)))
         watcher.stage("Decoding", len(source))
         images, unreadable = decode_all(source.references, size, set(source.errors), watcher.advance)
         errors = {**source.errors, **unreadable}

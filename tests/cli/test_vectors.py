@@ -3,6 +3,7 @@
 import csv
 import json
 import signal
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -162,6 +163,36 @@ def test_a_checkpoint_of_other_vectors_is_not_continued(fit_vectors, monkeypatch
     assert "checkpoint" in done.err
 
 
+def test_classes_and_verified_rows_come_from_the_source_as_with_images(run, vectors):
+    kinds = np.arange(ROWS) % 2
+    checked = pa.array([int(kind) if row < 12 else None for row, kind in enumerate(kinds)])
+    write_vectors("numbered.parquet", kind=pa.array(kinds), checked=checked)
+    Path("classes.txt").write_text("warm\ncold\n")
+    flags = ("--features", "embedding", "--label-column", "kind", "--trusted-column", "checked")
+    done = run(
+        "fit", "numbered.parquet", *flags, "--save-corrector", "tmlc.pt", "--save-model", "m.pt", *QUICK
+    )
+    assert done.code == 0, done.err
+    found = columns()
+    assert metadata()["class_names"] == ["warm", "cold"]
+    assert found["original_label"] == ["cold" if kind else "warm" for kind in kinds]
+    assert [row for row in range(ROWS) if found["trusted"][row]] == list(range(12))
+
+    done = run("apply", "numbered.parquet", *flags, "--corrector", "tmlc.pt", "-o", "applied.parquet", *QUICK)
+    assert done.code == 0, done.err
+    assert sum(columns("applied.parquet")["trusted"]) == 12
+    names = (*flags[:4], "--classes", "warm,cold")
+    done = run("predict", "numbered.parquet", *names, "--model", "m.pt", "-o", "predicted.parquet", "-q")
+    assert done.code == 0, done.err
+    assert columns("predicted.parquet")["original_label"] == found["original_label"]
+    done = run(
+        "corrupt", "numbered.parquet", *names, "--noise", "symmetric", "--rate", "0.2", "-o", "-", "-q"
+    )
+    assert done.code == 0, done.err
+    clean = [row["clean_label"] for row in csv.DictReader(done.out.decode().splitlines())]
+    assert clean == found["original_label"]
+
+
 @pytest.mark.parametrize("noise", ["symmetric", "feature-dependent", "instance-dependent"])
 def test_a_benchmark_is_made_of_clean_vectors(run, vectors, noise):
     flags = ("--features", "embedding", "--noise", noise, "--rate", "0.5", "-q")
@@ -197,12 +228,18 @@ IMAGES = ("fit", "images", "--trusted", "trusted.csv")
         ((*FIT, "--freeze"), "--freeze is for images"),
         ((*FIT, "--backbone", "resnet18"), "--backbone resnet18 is for images"),
         ((*IMAGES, "--backbone", "mlp"), "--backbone mlp takes vectors. Name their column with --features."),
-        ((*IMAGES, "--features", "embedding"), "--features embedding: images is not a .parquet file."),
+        ((*IMAGES, "--features", "embedding"), "--features embedding: images is not one .parquet file."),
         ((*FIT, "--trusted", "images"), "--trusted images is a folder of images"),
         ((*FIT, "--features", "embeding"), "vectors.parquet has no column 'embeding', but"),
         ((*FIT, "--features", "file_name"), "the column 'file_name' of vectors.parquet holds string"),
         (("fit", "vectors.parquet", "--trusted", "verified.csv"), "holds vectors in the column 'embedding'"),
         (("pretrain", "vectors.parquet", "-o", "p.pt"), "holds vectors in the column 'embedding'"),
+        (("pretrain", "vectors.parquet", "--features", "embedding", "-o", "p.pt"), "--features"),
+        (
+            (*FIT, "--split", "train"),
+            "--split has no meaning for vectors.parquet, which is a table of vectors.",
+        ),
+        ((*FIT, "--classes", "c0,c2"), "the label 'c1' is none of the classes of --classes."),
         (("fit", "nosuch.parquet", *FIT[2:]), "There is no file or folder 'nosuch.parquet'."),
     ],
     ids=lambda value: " ".join(value[1:]) if isinstance(value, tuple) else "",

@@ -1,4 +1,5 @@
 import csv
+import io
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -8,7 +9,11 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from relabel.data.loading import decode_all
+from relabel.data.sources import Source
+
 Tree = Callable[..., Path]
+Picture = Callable[..., bytes]
 WriteTable = Callable[..., Path]
 
 
@@ -51,3 +56,29 @@ def write_table() -> WriteTable:
         return path
 
     return write
+
+
+@pytest.fixture
+def picture() -> Picture:
+    """The bytes of a PNG of one grey, so that a row can be told by its image."""
+
+    def make(grey: int, size: tuple[int, int] = (8, 6)) -> bytes:
+        buffer = io.BytesIO()
+        Image.new("RGB", size, (grey, grey, grey)).save(buffer, "PNG")
+        return buffer.getvalue()
+
+    return make
+
+
+@pytest.fixture
+def greys() -> Callable[..., list[int | str]]:
+    """What the images of a source decode to, row by row: their grey, or why there is none."""
+
+    def look(source: Source) -> list[int | str]:
+        images, errors = decode_all(source.references, 8, set(source.errors), lambda _: None, 4)
+        found: list[int | str] = images[:, 4, 4, 0].tolist()
+        for row, reason in {**source.errors, **errors}.items():
+            found[row] = reason
+        return found
+
+    return look

@@ -275,6 +275,7 @@ def test_probe_takes_the_median_shorter_side_of_what_can_be_read(tmp_path: Path)
         Image.new("RGB", (100, 10 + index)).save(paths[-1])
     assert probe_sizes(paths) == 14
     assert probe_sizes(paths, sample=3) == 14  # rows 0, 4 and 8
+    assert probe_sizes(paths, {7, 8}) == 13
     paths[0].write_bytes(b"")
     paths[1].unlink()
     assert probe_sizes(paths) == 15

@@ -1,5 +1,6 @@
 """Vectors as people keep them: lists or columns, any number format, with rows that are broken."""
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -7,14 +8,16 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from relabel.config import SourceOptions
 from relabel.data import vectors
 from relabel.data.sources import UNLABELLED, open_source
-from relabel.data.trusted import read_trusted
+from relabel.data.trusted import read_trusted, trusted_of
 from relabel.data.vectors import read_vectors, standardisation
 from relabel.errors import RelabelError
 
 VALUES = np.arange(12).reshape(4, 3)
 LABELS = ["cat", "dog", "cat", None]
+V = SourceOptions(features="v")
 
 
 @pytest.fixture
@@ -143,10 +146,6 @@ def test_files_that_are_no_whole_parquet_file_are_refused(write, tmp_path):
     path = write(v=lists())
     with pytest.raises(RelabelError, match="has no rows"):
         read_vectors(write(v=pa.array([], pa.list_(pa.float32()))), "v")
-    for name in ("v.csv", "folder.parquet"):
-        (tmp_path / "folder.parquet").mkdir(exist_ok=True)
-        with pytest.raises(RelabelError, match=r"--features v: .* is not a \.parquet file"):
-            read_vectors(tmp_path / name, "v")
     path.write_bytes(b"PAR1 and no more")
     with pytest.raises(RelabelError, match=r"v\.parquet cannot be read"):
         read_vectors(path, "v")
@@ -185,7 +184,7 @@ def test_standardisation_is_over_usable_rows_and_safe_where_nothing_varies(monke
 
 def test_a_source_of_vectors_has_names_labels_and_errors_in_order(write):
     path = write(id=[10, 11, 12, 13], v=lists(values=[[1, 2], None, [3, 4], [5, 6]]), label=[2, 10, 10, None])
-    source = open_source(str(path), features="v")
+    source = open_source(str(path), options=V)
     assert (source.kind, source.noun, source.references) == ("vectors", "vectors", [])
     assert source.file_names == ["10", "11", "12", "13"]
     assert source.class_names == ["2", "10"]
@@ -200,18 +199,18 @@ def test_labels_and_verified_rows_are_named_as_the_source_does_or_by_index(write
     names = ["1", "3"] if column == "index" else ["t/b", "t/d"]
     table = tmp_path / "t.csv"
     table.write_text(f"{column},label\n{names[0]},dog\n{names[1]},cat\n")
-    labelled = open_source(str(path), table, features="v")
+    labelled = open_source(str(path), table, V)
     assert labelled.given.tolist() == [0, 1, 0, 0]
-    trusted = read_trusted(table, open_source(str(path), features="v"))
+    trusted = read_trusted(table, open_source(str(path), options=V))
     assert (trusted.rows.tolist(), trusted.labels.tolist()) == ([1, 3], [1, 0])
     table.write_text(f"{column},label\n9,dog\n")
-    for read in (lambda: open_source(str(path), table, features="v"), lambda: read_trusted(table, labelled)):
+    for read in (lambda: open_source(str(path), table, V), lambda: read_trusted(table, labelled)):
         with pytest.raises(RelabelError, match="index counts from 0 to 3" if column == "index" else "'t/a'"):
             read()
 
 
 def test_rows_without_names_are_named_by_number(write, tmp_path):
-    source = open_source(str(write(v=lists(), label=LABELS)), features="v")
+    source = open_source(str(write(v=lists(), label=LABELS)), options=V)
     (tmp_path / "t.csv").write_text("file_name,label\n0,cat\n1,dog\n")
     assert read_trusted(tmp_path / "t.csv", source).rows.tolist() == [0, 1]
 
@@ -219,14 +218,85 @@ def test_rows_without_names_are_named_by_number(write, tmp_path):
 def test_what_cannot_be_a_source_of_vectors_is_refused(write, tmp_path):
     path = write(id=["a", "b", "./a", "c"], v=lists(), label=LABELS)
     with pytest.raises(RelabelError, match=r"row 3: '\./a' is listed before, in row 1"):
-        open_source(str(path), features="v")
+        open_source(str(path), options=V)
     source = str(write(v=lists()))
-    with pytest.raises(RelabelError, match=r"No row of .* has a label. Write a column label"):
-        open_source(source, features="v")
+    with pytest.raises(RelabelError, match=r"v\.parquet has no column 'label'; it has v\."):
+        open_source(source, options=V)
     with pytest.raises(RelabelError, match="There is no file or folder 'nosuch'"):
-        open_source("nosuch", features="v")
+        open_source("nosuch", options=V)
     with pytest.raises(RelabelError, match=r"is a folder of images, and .* holds vectors"):
-        read_trusted(tmp_path, open_source(source, features="v", need_classes=False))
+        read_trusted(tmp_path, open_source(source, options=V, need_classes=False))
+
+
+def test_rows_none_of_which_has_a_label_are_refused(write):
+    path = str(write(v=lists(), label=pa.nulls(4)))
+    with pytest.raises(RelabelError, match=r"No row of .* has a label. Write a column label"):
+        open_source(path, options=V)
+    assert open_source(path, options=V, need_classes=False).class_names == []
+
+
+@pytest.mark.parametrize("form", ["v.csv", "v.zip", "folder.parquet", "part-*.parquet", "user/name"])
+def test_a_form_that_has_no_vectors_is_refused(tmp_path, monkeypatch, form):
+    monkeypatch.chdir(tmp_path)
+    Path("folder.parquet").mkdir()
+    for name in ("v.csv", "v.zip", "part-1.parquet"):
+        Path(name).touch()
+    with pytest.raises(RelabelError) as refusal:
+        open_source(form, options=V)
+    assert refusal.value.message == f"--features v: {form} is not one .parquet file."
+    assert refusal.value.hint
+
+
+@pytest.mark.parametrize(
+    ("option", "flag"),
+    [
+        ({"image_column": "x"}, "--image-column"),
+        ({"split": "x"}, "--split"),
+        ({"streaming": True}, "--streaming"),
+    ],
+)
+def test_flags_that_vectors_have_no_use_for_are_refused(write, option, flag):
+    path = write(v=lists(), label=LABELS)
+    with pytest.raises(RelabelError, match=f"^{flag} has no meaning for .*, which is a table of vectors"):
+        open_source(str(path), options=SourceOptions(features="v", **option))
+
+
+def test_labels_and_verified_labels_lie_in_columns_of_any_name_that_no_glob_takes(write):
+    path = write(f_0=[1.0, 2, 3, 4], f_kind=[7, 5, None, 5], f_checked=[None, None, 7, 5])
+    options = SourceOptions(features="f_*", label_column="f_kind", trusted_column="f_checked")
+    source = open_source(str(path), options=options)
+    np.testing.assert_array_equal(source.vectors, [[1], [2], [3], [4]])
+    assert (source.class_names, source.given.tolist()) == (["5", "7"], [1, 0, UNLABELLED, 0])
+    trusted = trusted_of(source, None)
+    assert (trusted.rows.tolist(), trusted.labels.tolist()) == ([2, 3], [1, 0])
+    with pytest.raises(RelabelError, match=r"the column 'f_kind' of .* holds the labels"):
+        open_source(str(path), options=SourceOptions(features="f_kind", label_column="f_kind"))
+    with pytest.raises(RelabelError, match=r"no column 'nosuch'.*--trusted-column"):
+        open_source(
+            str(path), options=SourceOptions(features="f_0", label_column="f_kind", trusted_column="nosuch")
+        )
+
+
+def test_classes_order_the_labels_of_vectors_and_numbers_are_indices(write, tmp_path):
+    path = write(v=lists(), label=[0, 2, 1, None])
+    named = open_source(str(path), options=SourceOptions(features="v", classes="dog,cat,emu"))
+    assert (named.class_names, named.given.tolist()) == (["dog", "cat", "emu"], [0, 2, 1, UNLABELLED])
+    assert named.numbered
+    (tmp_path / "t.csv").write_text("index,label\n3,1\n")
+    assert read_trusted(tmp_path / "t.csv", named).labels.tolist() == [1]
+    (tmp_path / "classes.txt").write_text("emu\ncat\ndog\n")
+    labelled = open_source(str(path), tmp_path / "t.csv", V)
+    assert (labelled.class_names, labelled.given.tolist()) == (["emu", "cat", "dog"], [0, 2, 1, 1])
+
+
+def test_the_class_names_that_datasets_stores_name_the_labels_of_vectors(write):
+    table = pa.table({"v": lists(), "label": [1, 0, -1, 1]})
+    features = {"label": {"_type": "ClassLabel", "names": ["dog", "cat"]}}
+    metadata = {"huggingface": json.dumps({"info": {"features": features}})}
+    path = write(v=lists())
+    pq.write_table(table.replace_schema_metadata(metadata), path)
+    source = open_source(str(path), options=V)
+    assert (source.class_names, source.given.tolist()) == (["dog", "cat"], [1, 0, UNLABELLED, 1])
 
 
 def test_vectors_without_the_flag_are_recognised_and_the_flag_is_named(write):
