@@ -51,7 +51,11 @@ def main() -> None:
     arguments = parse()
     arguments.recordings.mkdir(parents=True, exist_ok=True)
     config = PretrainConfig(
-        tuple(arguments.sources), arguments.recordings, arguments.episodes, arguments.steps, arguments.seed
+        tuple(arguments.sources),
+        arguments.recordings,
+        episodes=arguments.episodes,
+        steps=arguments.steps,
+        seed=arguments.seed,
     )
     episodes = first_generation(config, Silent())
     print(", ".join(f"{name}: {len(own)} episodes" for name, own in episodes.items()), flush=True)
