@@ -259,7 +259,7 @@ def fit(
     save_model: Annotated[
         Path | None,
         typer.Option(
-            help="Also write the trained model, for relabel predict: a quarter of the verified rows, "
+            help="Also write the trained model, for relabel predict: a share of the verified rows, "
             "for its calibration, are then not trained on."
         ),
     ] = None,

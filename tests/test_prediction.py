@@ -126,7 +126,7 @@ def test_a_model_of_vectors_brings_their_standardisation(folder, tmp_path, monke
 
 
 @pytest.mark.parametrize(
-    ("corrector", "unseen", "probes"), [("mslc", 8, 16), ("mlc", 8, 16), ("tmlc", 6, 12), ("none", 6, 18)]
+    ("corrector", "unseen", "probes"), [("mslc", 4, 16), ("mlc", 8, 16), ("tmlc", 6, 12), ("none", 6, 18)]
 )
 def test_the_calibration_for_unseen_images_lives_off_rows_the_backbone_never_saw(
     folder, monkeypatch, corrector, unseen, probes
