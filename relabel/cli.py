@@ -418,7 +418,7 @@ def apply(
         checkpoint=state,
         resume=resume,
     )
-    config = replace(config, pretrained=hub.resolve(corrector, "--corrector", "tmlc.pt"))
+    config = replace(config, pretrained=hub.resolve(corrector, "--corrector", SHIPPED_CORRECTOR.name))
     _fit(
         console, arguments, config, state, checkpoint is not None, lambda result: None, output, overwrite,
         as_json, quiet,

@@ -236,8 +236,9 @@ def _split(
     probe, meta = _deal(inside, PROBE_SHARE if learns else 1.0)
     witness = np.empty(0, dtype=np.int64)
     if learns and corrector.has_witnesses:
-        witness, meta = _deal(meta, WITNESS_SHARE)
-        witness = witness[given[rows[witness]] >= 0]
+        labelled = given[rows[meta]] >= 0
+        witness, rest = _deal(meta[labelled], WITNESS_SHARE)
+        meta = np.concatenate([rest, meta[~labelled]])
     if looks_ahead:
         meta = np.concatenate([meta, external])
     elif corrector.trains_on_meta_rows:

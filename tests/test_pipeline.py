@@ -13,6 +13,7 @@ from relabel import correctors, noise, pipeline
 from relabel.config import FitConfig
 from relabel.correctors.files import CorrectorFile, read_corrector
 from relabel.data.sources import open_source
+from relabel.data.trusted import TrustedSet
 from relabel.demo import write_dataset
 from relabel.errors import RelabelError
 from relabel.metrics import Evaluation, evaluate
@@ -74,6 +75,24 @@ def test_trusted_rows_come_back_as_verified_and_are_split_for_meta_and_probes(di
     assert (result.action[rows] == np.where(wrong, "fix", "keep")).all()
     assert result.metadata["calibration"]["probes"] == 100
     np.testing.assert_allclose(result.soft_label.sum(axis=1), 1, atol=1e-5)
+
+
+@pytest.mark.parametrize("start", ["trusted", "random"])
+def test_half_of_mslc_s_labelled_meta_rows_are_witnesses_and_no_trusted_row_is_lost(start):
+    given = np.tile(np.arange(3), 40)
+    given[::4] = -1
+    rows = np.arange(60)
+    trusted = replace(TrustedSet.empty(), rows=rows, labels=rows % 3)
+    corrector = correctors.create("mslc", 3, 4, {"start": start})
+    split = pipeline._split(trusted, given, {}, corrector, FitConfig("images", corrector="mslc"))
+    parts = [split.meta, split.witness, split.probe]
+    assert np.sort(np.concatenate(parts)).tolist() == rows.tolist(), "each in one part"
+    assert (split.witness_labels == split.witness % 3).all()
+    assert (given[split.witness] >= 0).all()
+    assert (given[split.meta] < 0).any()
+    labelled = np.count_nonzero(given[split.meta] >= 0)
+    assert len(split.witness) == (0 if start == "random" else pytest.approx(labelled, abs=1))
+    assert split.unseen.tolist() == split.meta.tolist(), "the backbone trains on witnesses"
 
 
 def test_a_frozen_backbone_trains_only_its_head_on_features_computed_once(digits, tmp_path):

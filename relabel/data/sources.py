@@ -170,8 +170,8 @@ def check_there(location: str) -> None:
 
 def _open(request: Request) -> Rows:
     location = request.location
-    check_there(location)
     if request.options.features is not None:
+        check_there(location)
         return _from_vectors(request, request.options.features)
     if os.path.isdir(location):
         return hf.open_saved(request) if hf.is_saved(Path(location)) else _from_folder(request)
@@ -179,6 +179,7 @@ def _open(request: Request) -> Rows:
         return _from_file(request)
     if shards := expand(location):
         return _from_shards(shards, request)
+    check_there(location)
     return hf.open_hub(request)
 
 

@@ -108,3 +108,23 @@ def files(folder: Path) -> Callable[[], dict[str, bytes]]:
     return lambda: {
         str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()
     }
+
+
+@pytest.fixture
+def stopped(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[], Done]], Done]:
+    """Run a command that is stopped after its first epoch, without the cost of a process."""
+
+    def go(command: Callable[[], Done]) -> Done:
+        from relabel import checkpoint
+
+        plain = checkpoint.save
+
+        def save_and_stop(*arguments: object) -> None:
+            plain(*arguments)
+            raise cli.Stopped(signal.SIGINT)
+
+        with monkeypatch.context() as patch:
+            patch.setattr("relabel.checkpoint.save", save_and_stop)
+            return command()
+
+    return go

@@ -5,7 +5,6 @@ import json
 import os
 import pickle
 import shlex
-import signal
 
 import pyarrow.parquet as pq
 import pytest
@@ -269,20 +268,9 @@ def test_real_processes_apply_and_inspect_through_a_pipe(start, made, files):
 
 
 @pytest.fixture
-def interrupted(run, made, monkeypatch):
-    """A run that was stopped after its first epoch, without the cost of a process."""
-    from relabel import checkpoint
-    from relabel.cli import Stopped
-
-    plain = checkpoint.save
-
-    def save_and_stop(*arguments):
-        plain(*arguments)
-        raise Stopped(signal.SIGINT)
-
-    with monkeypatch.context() as patch:
-        patch.setattr("relabel.checkpoint.save", save_and_stop)
-        return run(*APPLY, "--epochs", "4", *SMALL)
+def interrupted(run, made, stopped):
+    """A run that was stopped after its first epoch."""
+    return stopped(lambda: run(*APPLY, "--epochs", "4", *SMALL))
 
 
 def test_an_interrupted_run_is_continued_to_the_same_result(run, interrupted, files):

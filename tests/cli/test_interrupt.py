@@ -133,19 +133,9 @@ def test_ctrl_c_in_the_demo_shows_the_line_of_its_fit(run, folder, monkeypatch):
 
 
 @pytest.fixture
-def interrupted(run, folder, monkeypatch):
-    """A run that was stopped after its first epoch, without the cost of a process."""
-    from relabel import checkpoint
-
-    plain = checkpoint.save
-
-    def save_and_stop(*arguments):
-        plain(*arguments)
-        raise Stopped(signal.SIGINT)
-
-    with monkeypatch.context() as patch:
-        patch.setattr("relabel.checkpoint.save", save_and_stop)
-        assert run(*FIT).code == 130
+def interrupted(run, folder, stopped):
+    """The checkpoint of a run that was stopped after its first epoch."""
+    assert stopped(lambda: run(*FIT)).code == 130
     return folder / ".labels.parquet.checkpoint"
 
 
