@@ -13,7 +13,7 @@ import torch
 from relabel.errors import RelabelError
 from relabel.files import atomic_path
 
-_FORMAT = 1
+_FORMAT = 2
 
 
 def fingerprint(parts: Mapping[str, Any]) -> str:
@@ -43,7 +43,7 @@ def load(path: Path, digest: str) -> dict[str, Any]:
     Raises RelabelError when the file is damaged or belongs to another run.
     """
     try:
-        saved = torch.load(path, map_location="cpu", weights_only=True)
+        saved = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
         belongs = saved["format"] == _FORMAT and saved["fingerprint"] == digest
         state: dict[str, Any] = saved["state"]
     except Exception as error:

@@ -1,14 +1,119 @@
-"""What is remembered per sample from one epoch to the next, keyed by row index."""
+"""What is remembered per sample from one epoch to the next, keyed by row index.
+
+What there is of a row is stated in bytes where it is kept, for that is what a large collection costs:
+arrays of 32 MB and more lie in mapped temporary files, on disk and not in memory.
+"""
 
 from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from relabel.files import scratch_array
+
+_MAPPED_FROM = 2**25  # bytes
+_DENSE_CLASSES = 64
+_LIKELIEST = 32  # classes of a row, where there are more
+_BLOCK = 2**21  # values of one block of rows
+
+
+def per_sample(num_rows: int, *shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+    """Zeros [num_rows, *shape], in a mapped temporary file when they are large."""
+    values = torch.zeros((), dtype=dtype)
+    size = (num_rows, *shape)
+    if values.element_size() * torch.Size(size).numel() < _MAPPED_FROM:
+        return torch.zeros(size, dtype=dtype)
+    return torch.from_numpy(scratch_array(size, values.numpy().dtype))
+
+
+def blocks(num_rows: int, width: int) -> Iterator[slice]:
+    """All rows in order, a few million values at a time where a row has `width` of them."""
+    step = max(1, _BLOCK // width)
+    for start in range(0, num_rows, step):
+        yield slice(start, min(start + step, num_rows))
+
+
+class Distributions:
+    """A distribution over C classes for every row, uniform at first.
+
+    Of up to 64 classes all shares are kept, as float32: 4·C bytes a row. Of more, the 32 largest, as
+    float16, and which they are: 128 bytes a row. What they leave is spread evenly over the other classes.
+    """
+
+    def __init__(self, num_rows: int, num_classes: int) -> None:
+        self.shape = (num_rows, num_classes)
+        self._kept: Tensor | None = None
+        if num_classes <= _DENSE_CLASSES:
+            self._shares = per_sample(num_rows, num_classes)
+        else:
+            index_type = torch.int16 if num_classes <= torch.iinfo(torch.int16).max else torch.int32
+            self._shares = per_sample(num_rows, _LIKELIEST, dtype=torch.float16)
+            self._kept = per_sample(num_rows, _LIKELIEST, dtype=index_type)
+            self._kept += torch.arange(_LIKELIEST, dtype=index_type)
+        self._shares += 1 / num_classes
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __getitem__(self, index: slice | Tensor) -> Tensor:
+        """The rows `index`, a slice or [B], as float32 [B, C]."""
+        shares = self._shares[index]
+        if self._kept is None:
+            return shares
+        shares = shares.float()
+        rest = (1 - shares.sum(dim=1, keepdim=True)).clamp(min=0) / (self.shape[1] - _LIKELIEST)
+        whole = rest.expand(-1, self.shape[1]).scatter(1, self._kept[index].long(), shares)
+        return whole / whole.sum(dim=1, keepdim=True)  # halves do not sum to 1 exactly
+
+    def __setitem__(self, index: slice | Tensor, probability: Tensor) -> None:
+        """Replace the rows `index`, a slice or [B], by `probability` [B, C]."""
+        if self._kept is None:
+            self._shares[index] = probability
+        else:
+            largest = probability.topk(_LIKELIEST, dim=1, sorted=False)
+            self._shares[index] = largest.values.to(self._shares.dtype)
+            self._kept[index] = largest.indices.to(self._kept.dtype)
+
+    def clone(self) -> Distributions:
+        """A copy."""
+        copy = Distributions(*self.shape)
+        copy.load_state_dict(self.state_dict())
+        return copy
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Everything `load_state_dict` needs."""
+        return {"shares": self._shares} | ({} if self._kept is None else {"kept": self._kept})
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Take over what `state_dict` of another one of this shape returned."""
+        self._shares.copy_(state["shares"])
+        if self._kept is not None:
+            self._kept.copy_(state["kept"])
+
+
+class History:
+    """What a few epochs left of every row, oldest first: `history[index]` is [B, epochs, ...]."""
+
+    def __init__(self, epochs: Sequence[Tensor]) -> None:
+        self.epochs = list(epochs)
+
+    def __len__(self) -> int:
+        return len(self.epochs[0])
+
+    def __getitem__(self, index: slice | Tensor) -> Tensor:
+        return torch.stack([epoch[index] for epoch in self.epochs], dim=1)
+
+
+PerSample = Tensor | Distributions | History
+"""One entry a row: `values[index]` are the rows `index` [B] of it."""
+
 
 class Ledger:
-    """Named tensors with one row per sample, plus the backbone's predictions: their running average and
-    `latest` [N, C], the newest one, uniform before the first.
+    """Named memories of a corrector with one entry per sample, and the backbone's predictions: `mean`
+    [N, C], their running average, and `latest` [N, C], the newest one; both uniform before the first.
 
     Every training row is visited once per epoch, so a row's memory is read before it is written and the
     result does not depend on the order of the rows within the epoch.
@@ -17,58 +122,74 @@ class Ledger:
     extra pass, each epoch sees the image under another augmentation, and it keeps what the network knew
     before it began to memorise wrong labels (Tanaka et al. 2018, eq. 2, average likewise).
 
-    It lives in host memory, however large the data: on an accelerator each step waits for its copy.
+    It lives in host memory and on disk: on an accelerator each step waits for its copy.
     """
 
     def __init__(self, num_rows: int, num_classes: int) -> None:
-        self.num_classes = num_classes
-        self.probability_sum = torch.zeros(num_rows, num_classes)
+        self.mean = Distributions(num_rows, num_classes)
+        self.latest = Distributions(num_rows, num_classes)
         self.visits = torch.zeros(num_rows)
-        self.latest = torch.full((num_rows, num_classes), 1.0 / num_classes)
-        self.memory: dict[str, Tensor] = {}
+        self.memory: dict[str, PerSample] = {}
 
     def add_prediction(self, index: Tensor, probability: Tensor) -> None:
         """Add one epoch's softmax `probability` [B, C] of rows `index` [B] to their averages."""
         index, probability = index.cpu(), probability.detach().float().cpu()
-        self.probability_sum[index] += probability
         self.visits[index] += 1
+        mean = self.mean[index]
+        self.mean[index] = mean + (probability - mean) / self.visits[index, None]
         self.latest[index] = probability
 
     def forget_predictions(self) -> None:
-        """Start the average anew."""
-        self.probability_sum.zero_()
+        """Start the averages anew: the next prediction of a row will be the whole of its average."""
         self.visits.zero_()
-
-    def mean_probability(self) -> Tensor:
-        """Epoch-averaged softmax [N, C]; uniform for rows never visited."""
-        uniform = torch.full((1, self.num_classes), 1.0 / self.num_classes)
-        return torch.where(
-            self.visits[:, None] > 0, self.probability_sum / self.visits.clamp(min=1)[:, None], uniform
-        )
 
     def read(self, index: Tensor, device: torch.device) -> dict[str, Tensor]:
         """Every memory's rows `index` [B], on `device`."""
         index = index.cpu()
         return {name: values[index].to(device) for name, values in self.memory.items()}
 
-    def write(self, index: Tensor, values: dict[str, Tensor]) -> None:
+    def write(self, index: Tensor, values: Mapping[str, Tensor]) -> None:
         """Replace the memory rows `index` [B] by `values`."""
         index = index.cpu()
         for name, value in values.items():
-            self.memory[name][index] = value.detach().to("cpu", self.memory[name].dtype)
+            memory = self.memory[name]
+            assert not isinstance(memory, History)
+            if isinstance(memory, Distributions):
+                memory[index] = value.detach().float().cpu()
+            else:
+                memory[index] = value.detach().to("cpu", memory.dtype)
 
-    def state_dict(self) -> dict[str, Tensor | dict[str, Tensor]]:
-        """Everything `load_state_dict` needs to go on."""
+    def state_dict(self) -> dict[str, Any]:
+        """Everything `load_state_dict` needs to go on; tensors in plain dictionaries and lists."""
+        memory: dict[str, Any] = {}
+        for name, values in self.memory.items():
+            if isinstance(values, Distributions):
+                memory[name] = values.state_dict()
+            else:
+                memory[name] = values.epochs if isinstance(values, History) else values
         return {
-            "probability_sum": self.probability_sum,
+            "mean": self.mean.state_dict(),
+            "latest": self.latest.state_dict(),
             "visits": self.visits,
-            "latest": self.latest,
-            "memory": self.memory,
+            "memory": memory,
         }
 
-    def load_state_dict(self, state: dict[str, Tensor | dict[str, Tensor]]) -> None:
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore what `state_dict` returned."""
-        self.probability_sum = state["probability_sum"]  # type: ignore[assignment]
-        self.visits = state["visits"]  # type: ignore[assignment]
-        self.latest = state["latest"]  # type: ignore[assignment]
-        self.memory = state["memory"]  # type: ignore[assignment]
+        self.mean.load_state_dict(state["mean"])
+        self.latest.load_state_dict(state["latest"])
+        self.visits.copy_(state["visits"])
+        self.memory = {}
+        for name, values in state["memory"].items():
+            if isinstance(values, list):
+                self.memory[name] = History([_copied(epoch) for epoch in values])
+            elif isinstance(values, Tensor):
+                self.memory[name] = _copied(values)
+            else:
+                restored = Distributions(*self.mean.shape)
+                restored.load_state_dict(values)
+                self.memory[name] = restored
+
+
+def _copied(values: Tensor) -> Tensor:
+    return per_sample(*values.shape, dtype=values.dtype).copy_(values)

@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from relabel import backbones
@@ -23,6 +22,7 @@ from relabel.data.loading import Inputs
 from relabel.device import Compute
 from relabel.errors import RelabelError
 from relabel.files import kind_of, load_tensors, save_tensors
+from relabel.ledger import Distributions
 from relabel.output.calibration import Calibration
 
 _KIND = "model"
@@ -66,11 +66,11 @@ class Model:
 
     def evidence(
         self, inputs: Inputs, compute: Compute, on_batch: Callable[[int], None] = lambda rows: None
-    ) -> dict[str, NDArray[np.float32]]:
+    ) -> dict[str, Distributions]:
         """What the calibration goes by: the backbone's softmax [N, C] by the evidence's name."""
-        probability = np.empty((len(inputs), len(self.class_names)), dtype=np.float32)
+        probability = Distributions(len(inputs), len(self.class_names))
         for index, logits, _ in backbones.evaluate(self.backbone, inputs, compute):
-            probability[index] = torch.softmax(logits, dim=1).cpu().numpy()
+            probability[index] = torch.softmax(logits, dim=1).cpu()
             on_batch(len(index))
         return {EVIDENCE: probability}
 

@@ -33,6 +33,7 @@ from relabel.data.trusted import TrustedSet, trusted_of
 from relabel.data.vectors import standardisation
 from relabel.device import Compute, resolve
 from relabel.errors import RelabelError
+from relabel.ledger import per_sample
 from relabel.metrics import noise_matrix
 from relabel.model import EVIDENCE, Model
 from relabel.output import calibration
@@ -328,7 +329,7 @@ def _frozen_features(
     backbone: Backbone, inputs: Inputs, compute: Compute, watcher: Watcher
 ) -> tuple[Inputs, _Frozen]:
     """Every row's penultimate features, computed once: with `--freeze` they are all that training sees."""
-    features = torch.empty(len(inputs), backbone.head.in_features)
+    features = per_sample(len(inputs), backbone.head.in_features)
     watcher.stage("Features", len(inputs))
     for index, _, penultimate in backbones.evaluate(backbone, inputs, compute):
         features[index] = penultimate.cpu()
@@ -337,22 +338,22 @@ def _frozen_features(
     # lest the first unseen image that has it be multiplied by a million.
     mean, deviation = features.mean(dim=0), features.std(dim=0)
     scale = torch.where(deviation > 1e-6, 1 / deviation, 0.0)
-    return VectorInputs((features - mean) * scale), _Frozen(backbone, mean, scale)
+    return VectorInputs(features.sub_(mean).mul_(scale)), _Frozen(backbone, mean, scale)
 
 
 def _train(training: Training, config: FitConfig, source: Source, split: _Split, watcher: Watcher) -> None:
     """Run the epochs, with a checkpoint after each when the config names one."""
     # What is in the corrector's file counts, not where it lies.
-    pretrained = config.pretrained and hashlib.sha256(config.pretrained.read_bytes()).hexdigest()
+    pretrained = config.pretrained and _digest(config.pretrained.read_bytes())
     settled = {"checkpoint": None, "resume": None, "precision": None, "pretrained": pretrained}
     digest = checkpoint.fingerprint(
         {
             "config": asdict(config) | settled,
-            "files": source.file_names,
-            "given": source.given.tolist(),
+            "files": _digest("\0".join(source.file_names).encode(errors="surrogateescape")),
+            "given": _digest(source.given.tobytes()),
             # Tells whether vectors of the same names were made anew, by another model perhaps.
             "vectors": None if source.vectors is None else source.vectors.mean(axis=0).tolist(),
-            "split": [rows.tolist() for rows in vars(split).values()],
+            "split": [_digest(rows.tobytes()) for rows in vars(split).values()],
             "compute": training.compute.describe(),
             "versions": [__version__, torch.__version__],
         }
@@ -377,6 +378,10 @@ def _train(training: Training, config: FitConfig, source: Source, split: _Split,
     training.run(on_epoch, watcher.advance)
 
 
+def _digest(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
+
+
 def _labelled(
     training: Training,
     pretrained: CorrectorFile | None,
@@ -390,6 +395,7 @@ def _labelled(
     """Calibrate and put every row's labels, probability and action together."""
     evidence = training.evidence()
     scored = split.probe[source.given[split.probe] >= 0]
+    probes = torch.from_numpy(scored)
     fit_to_probes = partial(
         calibration.fit,
         given=source.given[scored],
@@ -398,17 +404,17 @@ def _labelled(
         seed=config.seed,
     )
     if pretrained is None:
-        fitted = fit_to_probes({name: values[scored] for name, values in evidence.items()})
+        fitted = fit_to_probes({name: values[probes].numpy() for name, values in evidence.items()})
     else:
-        soft_label = training.soft_labels().double().numpy()
+        soft_label = training.soft_labels()
         available = {**evidence, calibration.CORRECTOR: soft_label}
         evidence = {name: available[name] for name in pretrained.experience.evidence}
-        usable = usable_rows(source, errors)
-        transition = calibration.estimated_transition(soft_label[usable], source.given[usable])
+        given = np.where(usable_rows(source, errors), source.given, UNLABELLED)
+        transition = calibration.estimated_transition(soft_label, given)
         fitted = calibration.transferred(pretrained.experience, transition)
         if len(scored):
-            probes = {name: values[scored] for name, values in evidence.items()}
-            fitted = fit_to_probes(probes, prior=pretrained.experience.weights, transition=transition)
+            of_probes = {name: values[probes].numpy() for name, values in evidence.items()}
+            fitted = fit_to_probes(of_probes, prior=pretrained.experience.weights, transition=transition)
     run = {
         "corrector": config.recipe.corrector,
         "preset": config.preset,

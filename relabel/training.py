@@ -13,9 +13,7 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from relabel import hypergradient
@@ -25,7 +23,7 @@ from relabel.correctors.plain import Plain
 from relabel.data.loading import Inputs
 from relabel.device import Compute
 from relabel.errors import RunError
-from relabel.ledger import Ledger
+from relabel.ledger import Distributions, Ledger, per_sample
 
 _HEAD_START = 300  # steps of a directly learned φ before its first soft label
 
@@ -266,7 +264,7 @@ class Training:
         given[inside] = self.rows.given[self.rows.meta[inside]]
         device = self.compute.device
         warm_up = WarmUp(
-            mean_probability=self.ledger.mean_probability(),
+            mean_probability=self.ledger.mean,
             probability=self.ledger.latest,
             head=self.backbone.head,
             features=self._frozen_features,
@@ -299,7 +297,7 @@ class Training:
 
     def _frozen_features(self) -> Tensor:
         """Penultimate features [len(inputs), D] as the backbone stands, in host memory."""
-        features = torch.empty(len(self.inputs), self.backbone.head.in_features)
+        features = per_sample(len(self.inputs), self.backbone.head.in_features)
         for index, _, penultimate in evaluate(self.backbone, self.inputs, self.compute):
             features[index] = penultimate.cpu()
         return features
@@ -424,30 +422,30 @@ class Training:
         for index, logits, _ in evaluate(self.backbone, self.inputs, self.compute, rows, batch_size):
             yield index, logits
 
-    def evidence(self) -> dict[str, NDArray[np.floating[Any]]]:
+    def evidence(self) -> dict[str, Distributions]:
         """What training says of every row, as distributions [N, C] by name, for the calibration.
 
         `mean`: the epoch-averaged softmax; `last`: the finished backbone's, without augmentation. The
         corrector's own soft label is not among them: beside the average of a backbone it has taught it
         added nothing on TrashNet and cost 0.3 points on CIFAR-10N.
         """
-        mean = self.ledger.mean_probability()
-        last = torch.empty_like(mean)
+        mean = self.ledger.mean
+        last = Distributions(*mean.shape)
         for index, logits in self.predict(torch.arange(len(mean))):
             last[index] = torch.softmax(logits, dim=1).cpu()
-        return {"mean": mean.numpy(), "last": last.numpy()}
+        return {"mean": mean, "last": last}
 
-    def soft_labels(self) -> Tensor:
+    def soft_labels(self) -> Distributions:
         """The corrector's soft label [N, C] of every row after the epochs so far, for one with a memory."""
-        rows = torch.arange(len(self.rows.given))
-        found = []
+        found = Distributions(*self.ledger.latest.shape)
+        rows = torch.arange(len(found))
         for index in torch.split(rows, self.schedule.batch_size):
             given = self.rows.given[index].to(self.compute.device)
             logits = self.ledger.latest[index].to(self.compute.device).clamp(min=1e-4).log()
             with torch.no_grad():
                 memory = self.ledger.read(index, self.compute.device)
-                found.append(self.corrector.soft_label(logits, given, memory).cpu())
-        return torch.cat(found)
+                found[index] = self.corrector.soft_label(logits, given, memory).cpu()
+        return found
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that `load_state_dict` needs to go on as if never stopped; tensors and plain values."""

@@ -29,10 +29,10 @@ def _evaluate(result: pipeline.FitResult, truth: np.ndarray) -> Evaluation:
     failed[list(result.errors)] = True
     return evaluate(
         given=result.source.given,
-        corrected=result.soft_label.argmax(axis=1),
+        corrected=result.soft_label[:].argmax(axis=1),
         truth=truth,
         noise_probability=result.noise_probability,
-        confidence=result.soft_label.max(axis=1),
+        confidence=result.soft_label[:].max(axis=1),
         action=result.action,
         trusted=result.trusted,
         failed=failed,
@@ -69,12 +69,12 @@ def test_trusted_rows_come_back_as_verified_and_are_split_for_meta_and_probes(di
     truth = _truth(digits, result.source)
     rows = np.flatnonzero(result.trusted)
     assert len(rows) == 150
-    assert (result.soft_label[rows] == np.eye(10, dtype=np.float32)[truth[rows]]).all()
+    assert (result.soft_label[:][rows] == np.eye(10, dtype=np.float32)[truth[rows]]).all()
     wrong = result.source.given[rows] != truth[rows]
     assert (result.noise_probability[rows] == wrong).all()
     assert (result.action[rows] == np.where(wrong, "fix", "keep")).all()
     assert result.metadata["calibration"]["probes"] == 100
-    np.testing.assert_allclose(result.soft_label.sum(axis=1), 1, atol=1e-5)
+    np.testing.assert_allclose(result.soft_label[:].sum(axis=1), 1, atol=1e-5)
 
 
 @pytest.mark.parametrize("start", ["trusted", "random"])
@@ -184,7 +184,7 @@ def test_a_pretrained_corrector_repairs_labels_nobody_has_verified(digits, corre
     assert metadata["calibration"]["weights"] == file.experience.weights
     assert metadata["calibration"]["probe_accuracy_after"] is None
     assert result.summary["promise"].startswith("If these rows are like the data the corrector learned from")
-    np.testing.assert_allclose(result.soft_label.sum(axis=1), 1, atol=1e-5)
+    np.testing.assert_allclose(result.soft_label[:].sum(axis=1), 1, atol=1e-5)
 
 
 def test_verified_rows_calibrate_a_pretrained_corrector_and_teach_it_nothing(digits, corrector_file):
@@ -200,18 +200,18 @@ def test_verified_rows_calibrate_a_pretrained_corrector_and_teach_it_nothing(dig
     rows, truth = np.flatnonzero(result.trusted), _truth(digits, result.source)
     given = result.source.given
     expected = calibration.fit(
-        {name: values[rows] for name, values in training.evidence().items()},
+        {name: values[:].numpy()[rows] for name, values in training.evidence().items()},
         given[rows],
         truth[rows],
         np.zeros((10, 10), dtype=np.int64),
         seed=0,
         prior=file.experience.weights,
-        transition=calibration.estimated_transition(training.soft_labels().double().numpy(), given),
+        transition=calibration.estimated_transition(training.soft_labels(), given),
     )
     assert metadata["calibration"]["weights"] == pytest.approx(expected.weights, abs=1e-4)
     assert "probe rows" in result.summary["promise"]
     assert metadata["verified_noise_rate"] == pytest.approx(0.3, abs=0.1)
-    assert (result.soft_label.argmax(axis=1)[result.trusted] == truth[result.trusted]).all()
+    assert (result.soft_label[:].argmax(axis=1)[result.trusted] == truth[result.trusted]).all()
 
 
 def test_a_pretrained_corrector_s_soft_label_is_evidence_where_its_weight_is_known(
@@ -236,19 +236,19 @@ def test_a_pretrained_corrector_s_soft_label_is_evidence_where_its_weight_is_kno
     assert np.isnan(result.noise_probability[without]).all()
     assert not np.isnan(result.noise_probability[~without]).any()
     assert set(result.action[without]) == {"review"}
-    np.testing.assert_allclose(result.soft_label.sum(axis=1), 1, atol=1e-5)
+    np.testing.assert_allclose(result.soft_label[:].sum(axis=1), 1, atol=1e-5)
     truth = _truth(digits, result.source)
-    assert (result.soft_label.argmax(axis=1) == truth)[without].mean() > 0.4, "one in ten by chance"
+    assert (result.soft_label[:].argmax(axis=1) == truth)[without].mean() > 0.4, "one in ten by chance"
     # By hand, of what training left.
-    soft_label = training.soft_labels().double().numpy()
+    soft_label = training.soft_labels()
     transition = calibration.estimated_transition(soft_label, given)
     logits = np.zeros(soft_label.shape)
     for name, values in {**training.evidence(), "corrector": soft_label}.items():
-        logits += weights[name] * np.log(np.clip(values, 1e-4, None))
+        logits += weights[name] * np.log(np.clip(values[:].double().numpy(), 1e-4, None))
     logits[~without] += 0.4 * np.log(transition[:, given[~without]].T)
     logits[~without, given[~without]] += 0.1
     expected = torch.from_numpy(logits).softmax(dim=1).numpy()
-    np.testing.assert_allclose(result.soft_label, expected, atol=1e-5)
+    np.testing.assert_allclose(result.soft_label[:], expected, atol=1e-5)
 
 
 def test_a_corrector_that_means_nothing_here_is_refused_before_any_image_is_read(

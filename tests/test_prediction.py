@@ -94,7 +94,7 @@ def test_a_saved_model_gives_the_finished_backbone_s_predictions_through_its_cal
     assert found.source.file_names == result.source.file_names
     assert (found.source.given == given).all()
     soft_label = fitted.soft_labels({EVIDENCE: expected}, given)
-    np.testing.assert_allclose(found.soft_label, soft_label, rtol=1e-3, atol=1e-5)
+    np.testing.assert_allclose(found.soft_label[:], soft_label, rtol=1e-3, atol=1e-5)
     np.testing.assert_allclose(found.noise_probability, 1 - soft_label[range(48), given], atol=1e-5)
     assert not found.trusted.any()
     assert found.metadata["model"]["versions"] == result.metadata["versions"]
@@ -121,7 +121,7 @@ def test_a_model_of_vectors_brings_their_standardisation(folder, tmp_path, monke
     )
     evidence = {EVIDENCE: last_predictions(training)[40:]}
     expected = read_model(tmp_path / "model.pt").calibration.soft_labels(evidence, result.source.given[40:])
-    np.testing.assert_allclose(found.soft_label, expected, rtol=1e-3, atol=1e-5)
+    np.testing.assert_allclose(found.soft_label[:], expected, rtol=1e-3, atol=1e-5)
     assert (found.metadata["features"], found.metadata["dimension"]) == ("vector", 5)
 
 
@@ -193,7 +193,9 @@ def test_labels_are_read_as_the_model_s_classes_whatever_the_source_has(model, t
     assert found.source.given.tolist() == [1, 2, 2]
     assert found.soft_label.shape == (3, 3)
     rows = np.arange(3)
-    assert found.noise_probability == pytest.approx(1 - found.soft_label[rows, found.source.given], abs=1e-6)
+    assert found.noise_probability == pytest.approx(
+        1 - found.soft_label[:][rows, found.source.given], abs=1e-6
+    )
     assert len(found.metadata["noise_matrix"]) == 3
 
 

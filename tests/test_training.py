@@ -16,7 +16,7 @@ import relabel.training
 from relabel import backbones, correctors, hypergradient
 from relabel.backbones import Backbone
 from relabel.correctors import REGISTRY
-from relabel.correctors.base import Epoch, Memory, WarmUp
+from relabel.correctors.base import Epoch, Memory, Store, WarmUp
 from relabel.correctors.mlc import MLC
 from relabel.correctors.tmlc_net import TMLCNet
 from relabel.data.loading import ImageInputs
@@ -175,7 +175,7 @@ def test_a_seed_gives_one_result_to_the_last_bit(corrector: str) -> None:
         finished(corrector=corrector, seed=1),
     )
     assert_identical(first.state_dict(), second.state_dict())
-    assert not torch.equal(first.ledger.mean_probability(), other.ledger.mean_probability())
+    assert not torch.equal(first.ledger.mean[:], other.ledger.mean[:])
 
 
 @looking_ahead
@@ -224,7 +224,7 @@ def test_a_stopped_run_goes_on_as_if_never_stopped(corrector: str, stop_after: i
 
 
 def evidence(training: Training) -> dict[str, Tensor]:
-    return {name: torch.from_numpy(values) for name, values in training.evidence().items()}
+    return {name: values[:].clone() for name, values in training.evidence().items()}
 
 
 @every
@@ -382,7 +382,7 @@ def test_verified_labels_teach_the_corrector_and_not_the_warm_up(corrector: str)
 def test_unlabelled_rows_are_predicted_and_not_trained_on(corrector: str) -> None:
     training = plain(corrector)
     assert (training.ledger.visits[UNLABELLED] == AVERAGED).all()
-    mean = training.ledger.mean_probability()[UNLABELLED]
+    mean = training.ledger.mean[:][UNLABELLED]
     torch.testing.assert_close(mean.sum(dim=1), torch.ones(len(UNLABELLED)))
     without = finished(corrector=corrector, rows=replace(ROWS, unlabelled=UNLABELLED[:0]))
     assert_identical(without.backbone.state_dict(), training.backbone.state_dict())
@@ -516,21 +516,22 @@ def test_the_warm_up_hands_over_what_it_knows(rows: Rows) -> None:
     features: list[Tensor] = []
     begin = training.corrector.begin
 
-    def spy(warm_up: WarmUp) -> Memory:
-        handed.append(replace(warm_up, probability=warm_up.probability.clone()))
+    def spy(warm_up: WarmUp) -> Store:
+        mean, probability = warm_up.mean_probability.clone(), warm_up.probability.clone()
+        handed.append(replace(warm_up, mean_probability=mean, probability=probability))
         features.append(warm_up.features())
         return begin(warm_up)
 
     training.corrector.begin = spy  # type: ignore[method-assign]
     run(training)
     (warm_up,) = handed
-    assert torch.equal(warm_up.mean_probability, expected.ledger.mean_probability())
+    assert torch.equal(warm_up.mean_probability[:], expected.ledger.mean[:])
     assert (expected.ledger.visits[TRAIN] == 2).all()
     assert warm_up.meta.tolist() == rows.meta.tolist()
     assert warm_up.meta_true.tolist() == TRUE[rows.meta].tolist()
     outside = len(rows.meta) - len(META)
     assert warm_up.meta_given.tolist() == [*ROWS.given[META].tolist(), *[-1] * outside]
-    assert torch.equal(warm_up.probability, expected.ledger.latest)
+    assert torch.equal(warm_up.probability[:], expected.ledger.latest[:])
     assert warm_up.witness.tolist() == WITNESS.tolist()
     assert warm_up.witness_given.tolist() == ROWS.given[WITNESS].tolist()
     assert warm_up.witness_true.tolist() == TRUE[WITNESS].tolist()
@@ -549,7 +550,7 @@ def test_every_epoch_is_shown_to_the_corrector(corrector: str) -> None:
     seen: list[Epoch] = []
     observe = training.corrector.observe
 
-    def spy(epoch: Epoch) -> Memory:
+    def spy(epoch: Epoch) -> Store:
         seen.append(replace(epoch, probability=epoch.probability.clone()))
         return observe(epoch)
 
@@ -562,10 +563,10 @@ def test_every_epoch_is_shown_to_the_corrector(corrector: str) -> None:
         assert torch.equal(epoch.given, ROWS.given)
         assert torch.equal(epoch.meta, META)
         assert torch.equal(epoch.meta_true, TRUE[META])
-        torch.testing.assert_close(epoch.probability.sum(dim=1), torch.ones(SOURCE))
+        torch.testing.assert_close(epoch.probability[:].sum(dim=1), torch.ones(SOURCE))
         if before is not None:
             assert (epoch.probability[trained] != before.probability[trained]).any(dim=1).all()
-    assert torch.equal(seen[-1].probability, training.ledger.latest)
+    assert torch.equal(seen[-1].probability[:], training.ledger.latest[:])
 
 
 @looking_ahead
@@ -631,7 +632,7 @@ def test_the_average_prediction_is_better_than_the_given_labels(
     monkeypatch.undo()
     schedule = replace(SCHEDULE, epochs=8, warmup_epochs=4, average_from=3, meta_gradient=gradient)
     training = finished(corrector=corrector, amp=amp, schedule=schedule)
-    mean = training.ledger.mean_probability()
+    mean = training.ledger.mean[:]
     assert accuracy(mean, TRAIN) > 1 - WRONG + 0.1
     assert accuracy(mean, UNLABELLED) > 1 - WRONG
     assert accuracy(evidence(training)["last"], META) > 1 - WRONG
@@ -765,14 +766,14 @@ def test_a_run_with_a_frozen_corrector_goes_on_as_if_never_stopped(stop_after: i
     torch.rand(3)
     run(resumed)
     assert_identical(resumed.state_dict(), whole.state_dict())
-    assert_identical(resumed.soft_labels(), whole.soft_labels())
+    assert_identical(resumed.soft_labels()[:], whole.soft_labels()[:])
 
 
 def test_soft_labels_are_the_corrector_s_last_word_on_every_row() -> None:
     training = transferred()
     run(training)
     state = copy.deepcopy(training.state_dict())
-    found = training.soft_labels()
+    found = training.soft_labels()[:]
     assert found.shape == (SOURCE, CLASSES)
     assert not found.requires_grad
     torch.testing.assert_close(found.sum(dim=1), torch.ones(SOURCE))
@@ -785,4 +786,4 @@ def test_soft_labels_are_the_corrector_s_last_word_on_every_row() -> None:
     assert (found[labelled].gather(1, ROWS.given[labelled][:, None]) >= 0.1 - 1e-6).all()
     assert_identical(training.state_dict(), state)
     run(training)  # which is over
-    assert_identical(training.soft_labels(), found)
+    assert_identical(training.soft_labels()[:], found)

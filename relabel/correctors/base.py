@@ -22,7 +22,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from relabel.ledger import Distributions, PerSample
+
 Memory = dict[str, Tensor]
+"""A batch's rows [B, ...] of what is remembered, by name."""
+
+Store = dict[str, PerSample]
+"""All rows of it."""
 
 
 def nobody() -> Tensor:
@@ -41,8 +47,8 @@ class WarmUp:
     rows without one; witness, witness_given, witness_true: [W], trusted rows among those trained on.
     """
 
-    mean_probability: Tensor
-    probability: Tensor
+    mean_probability: Tensor | Distributions
+    probability: Tensor | Distributions
     head: nn.Linear
     features: Callable[[], Tensor]
     meta: Tensor
@@ -58,15 +64,15 @@ class Epoch:
     """One finished epoch over N rows.
 
     number: from 0; probability: [N, C], its softmax; trained: [N] bool, rows trained on under a given label;
-    given: [N], −1 unlabelled; memory: [N, ...] by name; meta, meta_true, witness, witness_given,
+    given: [N], −1 unlabelled; memory: of all rows, by name; meta, meta_true, witness, witness_given,
     witness_true: as in `WarmUp`.
     """
 
     number: int
-    probability: Tensor
+    probability: Tensor | Distributions
     trained: Tensor
     given: Tensor
-    memory: Memory
+    memory: Store
     meta: Tensor
     meta_true: Tensor
     witness: Tensor = field(default_factory=nobody)
@@ -101,12 +107,12 @@ class Corrector(nn.Module, ABC):
     virtual_learning_rate: float | None = None
     """The look-ahead step's learning rate; None is the backbone's current one."""
 
-    def begin(self, warm_up: WarmUp) -> Memory:
-        """Start φ and the per-sample memory when the warm-up ends; returns named tensors [N, ...]."""
+    def begin(self, warm_up: WarmUp) -> Store:
+        """Start φ and the per-sample memory when the warm-up ends; returns it by name."""
         return {}
 
-    def observe(self, epoch: Epoch) -> Memory:
-        """Take note of a finished epoch; returns the named tensors [N, ...] that change."""
+    def observe(self, epoch: Epoch) -> Store:
+        """Take note of a finished epoch; returns, by name, the memory that changes."""
         return {}
 
     @abstractmethod

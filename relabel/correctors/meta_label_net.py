@@ -21,7 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from relabel.correctors.base import Corrector, Epoch, Memory, WarmUp
+from relabel.correctors.base import Corrector, Epoch, Memory, Store, WarmUp
 
 _FLOOR = 1e-4  # of q: without it one confident q would outweigh a batch
 _TOLERANCE = 1.02  # a loss this much above the best is more than the noise of a meta step
@@ -44,7 +44,7 @@ class MetaLabelNet(Corrector):
         self.register_buffer("best_loss", torch.tensor(float("inf")))
         self.best_loss: Tensor
 
-    def begin(self, warm_up: WarmUp) -> Memory:
+    def begin(self, warm_up: WarmUp) -> Store:
         """Freeze the features of every row; start W and b from the classifier layer."""
         features = warm_up.features()
         if self.start == "classifier":
@@ -52,7 +52,7 @@ class MetaLabelNet(Corrector):
         self._guard(features[warm_up.meta], warm_up.meta_true)
         return {"features": features}
 
-    def observe(self, epoch: Epoch) -> Memory:
+    def observe(self, epoch: Epoch) -> Store:
         """Put W and b back to their best when the trusted rows' loss of q has risen."""
         if "features" in epoch.memory:
             self._guard(epoch.memory["features"][epoch.meta], epoch.meta_true)

@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from relabel.correctors.base import Corrector, Memory, WarmUp
+from relabel.correctors.base import Corrector, Memory, Store, WarmUp
 from relabel.metrics import noise_matrix, smoothed_transition
 
 _TINY = 1e-8  # below what any noise rate means; keeps the logarithm finite and a zero entry learnable
@@ -44,7 +44,7 @@ class MLC(Corrector):
         """T [C, C], row = true class; rows sum to 1."""
         return torch.softmax(self.scores, dim=1) if self.parametrization == "softmax" else self.scores
 
-    def begin(self, warm_up: WarmUp) -> Memory:
+    def begin(self, warm_up: WarmUp) -> Store:
         """Start T, by default from how the meta rows were labelled."""
         labelled = warm_up.meta_given >= 0
         if self.start == "trusted" and bool(labelled.any()):

@@ -23,7 +23,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from relabel.correctors.base import Corrector, Epoch, Memory, WarmUp, soft_cross_entropy
+from relabel.correctors.base import Corrector, Epoch, Memory, Store, WarmUp, soft_cross_entropy
 
 _FLOOR = 1e-4  # of a probability: what bf16 logits resolve
 _FIT_STEPS = 300  # from a random start; after an epoch, when little has changed, a sixth of it
@@ -51,18 +51,18 @@ class MSLC(Corrector):
         self.alpha_net = _coefficient_net()
         self.beta_net = _coefficient_net()
 
-    def begin(self, warm_up: WarmUp) -> Memory:
+    def begin(self, warm_up: WarmUp) -> Store:
         """Start the memory at the average warm-up softmax."""
-        memory = {"soft_label": warm_up.mean_probability.clone()}
+        memory: Store = {"soft_label": warm_up.mean_probability.clone()}
         self._fit(warm_up, memory, _FIT_STEPS)
         return memory
 
-    def observe(self, epoch: Epoch) -> Memory:
+    def observe(self, epoch: Epoch) -> Store:
         """Hold φ against the witnesses as the epoch left them."""
         self._fit(epoch, epoch.memory, _FIT_STEPS // 6)
         return {}
 
-    def _fit(self, seen: WarmUp | Epoch, memory: Memory, steps: int) -> None:
+    def _fit(self, seen: WarmUp | Epoch, memory: Store, steps: int) -> None:
         """Fit both nets by maximum likelihood of the witnesses' verified labels under eq. 6.
 
         A few witnesses say little, so ten more say a = b = 1/2.

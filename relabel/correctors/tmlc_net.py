@@ -34,7 +34,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from relabel.correctors.base import Corrector, Epoch, Memory, WarmUp
+from relabel.correctors.base import Corrector, Epoch, Memory, Store, WarmUp
+from relabel.ledger import Distributions, History, blocks, per_sample
 
 _FLOOR = 1e-4  # of p: what bf16 logits resolve
 _SMOOTHING = 0.1  # ε of eq. 10
@@ -48,7 +49,8 @@ _REPLAYED = 8  # of them, the LSTM runs through; on recorded runs more cost time
 
 class TMLCNet(Corrector):
     """Class-wise TMLC-Net with memory `losses` [N, K, C, 2] (CNL, GNL) and `entropy` [N, K] of `kept` epochs,
-    and beyond 20 classes `candidates` [N, 20], the classes that the histories are of.
+    and beyond 20 classes `candidates` [N, 20], the classes that the histories are of: 68·C + 34 bytes a row,
+    1,434 at the most.
 
     target: `verified`, the trusted rows' verified label, or `given`, eq. 10.
     without: the ablations of table V: `nnp` takes raw losses and entropies, `tse` the last epoch alone,
@@ -76,30 +78,40 @@ class TMLCNet(Corrector):
         # No last bias: one that all classes share, a softmax does not see.
         self.decoder = nn.Sequential(nn.Linear(hidden, hidden), nn.ReLU(), nn.Linear(hidden, 1, bias=False))
 
-    def begin(self, warm_up: WarmUp) -> Memory:
+    def begin(self, warm_up: WarmUp) -> Store:
         """Decide how far the few or many meta rows are to be relied upon."""
         self.kept_share.fill_(_PSEUDO_ROWS / (len(warm_up.meta) + _PSEUDO_ROWS))
         return {}
 
-    def observe(self, epoch: Epoch) -> Memory:
+    def observe(self, epoch: Epoch) -> Store:
         """Append the epoch's features to every row's history, which keeps a few epochs of a long run."""
-        losses, entropy = normalized_features(
-            epoch.probability, epoch.given, epoch.trained, raw=self.without == "nnp"
-        )
+        rows, classes = epoch.probability.shape
         memory, passed = dict(epoch.memory), epoch.number
-        if epoch.probability.shape[1] > _CANDIDATES:
+        if classes > _CANDIDATES:
             if "candidates" not in memory or epoch.number in _CHOICES:
                 memory = {"candidates": _likeliest(epoch.probability, epoch.given)}
             passed = epoch.number - max(choice for choice in _CHOICES if choice <= epoch.number)
-            losses = losses.gather(1, memory["candidates"].long()[:, :, None].expand(-1, -1, 2))
+        means = None
+        if self.without != "nnp":
+            means = mean_losses(epoch.probability, epoch.given, epoch.trained)
         # Halves: the history is the largest thing the ledger holds.
-        losses, entropy = losses[:, None].half(), entropy[:, None].half()
-        if "losses" in memory and self.without != "tse":
-            before, after = kept(passed), kept(passed + 1)
-            stay = [place for place, number in enumerate(before) if number in after]
-            losses = torch.cat([memory["losses"][:, stay], losses], dim=1)
-            entropy = torch.cat([memory["entropy"][:, stay], entropy], dim=1)
-        return {**memory, "losses": losses, "entropy": entropy}
+        losses = per_sample(rows, min(classes, _CANDIDATES), 2, dtype=torch.float16)
+        entropy = per_sample(rows, dtype=torch.float16)
+        for block in blocks(rows, classes):
+            found, entropy[block] = normalized_features(epoch.probability[block], means)
+            if "candidates" in memory:
+                found = found.gather(1, memory["candidates"][block].long()[:, :, None].expand(-1, -1, 2))
+            losses[block] = found
+        for name, newest in (("losses", losses), ("entropy", entropy)):
+            history = memory.get(name)
+            earlier: list[Tensor] = []
+            if isinstance(history, History) and self.without != "tse":
+                after = kept(passed + 1)
+                earlier = [
+                    old for old, number in zip(history.epochs, kept(passed), strict=True) if number in after
+                ]
+            memory[name] = History([*earlier, newest])
+        return memory
 
     def encode(
         self, given: Tensor, memory: Memory, state: tuple[Tensor, Tensor] | None = None
@@ -172,33 +184,49 @@ def kept(epochs: int) -> list[int]:
     return sorted({*range(stride - 1, epochs, stride), epochs - 1} - {-1})
 
 
-def _likeliest(probability: Tensor, given: Tensor) -> Tensor:
+def _likeliest(probability: Tensor | Distributions, given: Tensor) -> Tensor:
     """Each row's given label and its likeliest classes [N, 20], in order; probability: [N, C]."""
-    rows = torch.arange(len(given))[given >= 0]
-    preferred = probability.clone()
-    preferred[rows, given[rows]] = 2.0
-    return preferred.topk(_CANDIDATES, dim=1).indices.sort(dim=1).values.to(torch.int32)
+    candidates = per_sample(len(given), _CANDIDATES, dtype=torch.int32)
+    for block in blocks(*probability.shape):
+        labelled = (given[block] >= 0).nonzero().squeeze(1)
+        preferred = probability[block].clone()
+        preferred[labelled, given[block][labelled]] = 2.0
+        candidates[block] = preferred.topk(_CANDIDATES, dim=1).indices.sort(dim=1).values.int()
+    return candidates
 
 
-def normalized_features(
-    probability: Tensor, given: Tensor, trained: Tensor, raw: bool = False
-) -> tuple[Tensor, Tensor]:
-    """One epoch's features: log1p of CNL and GNL [N, C, 2], and PE [N] in 0..1.
+def mean_losses(probability: Tensor | Distributions, given: Tensor, trained: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean loss of the rows labelled with each class [C], and of all rows: what eqs. 1 and 2 divide by.
 
     probability: [N, C]; given: [N]; trained: [N] bool, the rows the means are over. A class that no row is
-    labelled takes the mean over all rows for its own. `raw` leaves out both normalisations (w/o NNP).
+    labelled takes the mean over all rows for its own.
     """
     classes = probability.shape[1]
-    losses = -probability.clamp(min=_FLOOR).log()
-    entropy = (probability * losses).sum(dim=1)
-    if raw:
-        return torch.stack([losses, losses], dim=2), entropy
-    rows, labels = losses[trained], given[trained]
-    own = rows.gather(1, labels[:, None]).squeeze(1)
-    sums = torch.zeros(classes, dtype=losses.dtype).index_add_(0, labels, own)
+    rows = trained.nonzero().squeeze(1)
+    labels = given[rows]
+    own = torch.cat(
+        [
+            probability[rows[block]].gather(1, labels[block, None]).squeeze(1)
+            for block in blocks(len(rows), classes)
+        ]
+    )
+    losses = -own.clamp(min=_FLOOR).log()
+    sums = torch.zeros(classes, dtype=losses.dtype).index_add_(0, labels, losses)
     counts = torch.bincount(labels, minlength=classes)
     # The floor: a class whose every row the network is sure of has mean 0.
-    mean = own.mean().clamp(min=_FLOOR)
-    class_mean = torch.where(counts > 0, sums / counts.clamp(min=1), mean).clamp(min=_FLOOR)
-    normalized = torch.stack([losses / class_mean, losses / mean], dim=2)
-    return torch.log1p(normalized), entropy / math.log(classes)
+    mean = losses.mean().clamp(min=_FLOOR)
+    return torch.where(counts > 0, sums / counts.clamp(min=1), mean).clamp(min=_FLOOR), mean
+
+
+def normalized_features(probability: Tensor, means: tuple[Tensor, Tensor] | None) -> tuple[Tensor, Tensor]:
+    """One epoch's features: log1p of CNL and GNL [B, C, 2], and PE [B] in 0..1.
+
+    probability: [B, C]; means: `mean_losses`, None to leave out both normalisations (w/o NNP).
+    """
+    losses = -probability.clamp(min=_FLOOR).log()
+    entropy = (probability * losses).sum(dim=1)
+    if means is None:
+        return torch.stack([losses, losses], dim=2), entropy
+    of_class, overall = means
+    normalized = torch.stack([losses / of_class, losses / overall], dim=2)
+    return torch.log1p(normalized), entropy / math.log(probability.shape[1])

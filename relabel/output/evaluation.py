@@ -52,14 +52,12 @@ def evaluate_file(labels: Path | BinaryIO, truth: Path) -> Evaluation:
             [class_ids.get(value, -1) for value in file.table[column].to_pylist()], dtype=np.int64
         )
 
-    soft = file.table["soft_label"].combine_chunks().fill_null([0.0] * len(file.class_names))
-    confidence = soft.flatten().to_numpy().reshape(len(names), -1).max(axis=1)
     evaluation = evaluate(
         given=ids("original_label"),
         corrected=ids("corrected_label"),
         truth=true,
         noise_probability=file.table["noise_probability"].fill_null(0).to_numpy(),
-        confidence=confidence,
+        confidence=file.confidence,
         action=np.array([value or "" for value in file.table["action"].to_pylist()]),
         trusted=file.table["trusted"].to_numpy(),
         failed=file.table["error"].is_valid().to_numpy(),

@@ -10,14 +10,48 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from relabel import __version__
-from relabel.data.sources import Source
+from relabel.data.sources import UNLABELLED, Source
 from relabel.data.trusted import TrustedSet
+from relabel.ledger import Distributions, blocks
 from relabel.metrics import noise_matrix, wilson_interval
 from relabel.output import calibration
 from relabel.output.calibration import Calibration, Promise
 from relabel.progress import Watcher
+
+Evidence = Mapping[str, Tensor | Distributions]
+"""Distributions [N, C] by name, for the calibration."""
+
+
+class SoftLabels:
+    """The soft labels [N, C] of the labels file, calibrated when a part of them is asked for.
+
+    All of them at once may not fit in memory, and a part costs less than the prediction it comes from.
+    """
+
+    def __init__(
+        self, evidence: Evidence, given: NDArray[np.int64], fitted: Calibration, trusted: TrustedSet
+    ) -> None:
+        self.shape = (len(given), len(fitted.transition))
+        self._evidence = evidence
+        self._given = given
+        self._fitted = fitted
+        self._verified = np.full(len(given), UNLABELLED)
+        self._verified[trusted.rows] = trusted.labels
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __getitem__(self, rows: slice) -> NDArray[np.float32]:
+        """The rows [B, C]; those verified are one-hot."""
+        evidence = {name: values[rows].numpy() for name, values in self._evidence.items()}
+        soft = self._fitted.soft_labels(evidence, self._given[rows]).astype(np.float32)
+        verified = self._verified[rows]
+        known = verified != UNLABELLED
+        soft[known] = np.eye(self.shape[1], dtype=np.float32)[verified[known]]
+        return soft
 
 
 @dataclass(frozen=True)
@@ -29,7 +63,7 @@ class Labelling:
     """
 
     source: Source
-    soft_label: NDArray[np.float32]
+    soft_label: SoftLabels
     noise_probability: NDArray[np.float32]
     action: NDArray[np.str_]
     trusted: NDArray[np.bool_]
@@ -67,13 +101,13 @@ def warn_of_errors(source: Source, errors: Mapping[int, str], watcher: Watcher) 
 def label_rows(
     source: Source,
     errors: dict[int, str],
-    evidence: Mapping[str, NDArray[np.floating]],
+    evidence: Evidence,
     fitted: Calibration,
     trusted: TrustedSet,
     precision: float,
     run: Mapping[str, Any],
 ) -> Labelling:
-    """Calibrate the evidence (distributions [N, C] by name) and decide every row's labels and action.
+    """Calibrate the evidence and decide every row's labels and action.
 
     trusted: rows that come out as verified; precision: of the promise behind `fix`; run: plain JSON data on
     the run for the metadata.
@@ -81,27 +115,33 @@ def label_rows(
     num_classes = len(source.class_names)
     given = source.given
     counts = noise_matrix(given[trusted.rows], trusted.labels, num_classes)
-    soft = fitted.soft_labels(evidence, given)
     usable = usable_rows(source, errors)
+    labelled = given >= 0
+    soft_label = SoftLabels(evidence, given, fitted, trusted)
+    corrected, confidence = np.empty(len(source), dtype=np.int64), np.empty(len(source))
+    noise_probability = np.full(len(source), np.nan, dtype=np.float32)
+    joint = np.zeros((num_classes, num_classes))
+    for block in blocks(len(source), num_classes):
+        soft = soft_label[block]
+        corrected[block], confidence[block] = calibration.best(soft)
+        rows = np.flatnonzero(labelled[block])
+        noise_probability[block][rows] = 1 - soft[rows, given[block][rows]]
+        joint += calibration.joint_counts(soft, np.where(usable[block], given[block], UNLABELLED))
+
     is_trusted = np.zeros(len(source), dtype=bool)
     is_trusted[trusted.rows] = True
     unverified = usable & ~is_trusted
-    promise = fitted.promise(soft[unverified], given[unverified], precision)
-    action = calibration.actions(soft, given, promise)
-    soft[trusted.rows] = np.eye(num_classes)[trusted.labels]
+    promise = fitted.promise(corrected[unverified], confidence[unverified], given[unverified], precision)
+    action = calibration.actions(corrected, confidence, given, promise)
     changed = trusted.labels != given[trusted.rows]
     action[trusted.rows] = np.where(changed, "fix", "keep")
-    labelled = given >= 0
-    noise_probability = np.full(len(source), np.nan)
-    noise_probability[labelled] = 1 - soft[labelled, given[labelled]]
 
-    corrected = soft.argmax(axis=1)
-    matrix = calibration.expected_noise_matrix(soft[usable], given[usable])
+    matrix = calibration.expected_noise_matrix(joint)
     known = np.bincount(corrected[usable], minlength=num_classes) > 0
     judged = noise_probability[usable & labelled]
     wrong, verified = int(counts.sum() - np.trace(counts)), int(counts.sum())
     noise = {
-        "estimated_noise_rate": float(judged.mean()) if len(judged) else None,
+        "estimated_noise_rate": float(judged.mean(dtype=np.float64)) if len(judged) else None,
         "verified_noise_rate": wrong / verified if verified else None,
         "verified_noise_rate_interval": list(wilson_interval(wrong, verified)),
     }
@@ -110,8 +150,8 @@ def label_rows(
         sentence = "No row has a given label, so there is none to keep or to fix."
     return Labelling(
         source=source,
-        soft_label=soft.astype(np.float32),
-        noise_probability=noise_probability.astype(np.float32),
+        soft_label=soft_label,
+        noise_probability=noise_probability,
         action=action,
         trusted=is_trusted,
         errors=errors,

@@ -22,7 +22,7 @@ from relabel.data.tables import first_few, read_table
 from relabel.errors import RelabelError
 from relabel.files import atomic_path
 from relabel.metrics import noise_matrix
-from relabel.output.parquet import METADATA_KEY, metadata_json, write_table
+from relabel.output.parquet import COMPRESSION, METADATA_KEY, metadata_json
 
 KIND = "noisy labels"
 COLUMNS = ("file_name", "label", "clean_label")
@@ -157,7 +157,7 @@ def write(
         ]
         described = metadata_json({**metadata, "kind": KIND, "class_names": list(class_names)})
         schema = pa.schema([(name, pa.string()) for name in COLUMNS], {METADATA_KEY: described})
-        write_table(pa.Table.from_arrays(columns, schema=schema), temporary)
+        pq.write_table(pa.Table.from_arrays(columns, schema=schema), temporary, compression=COMPRESSION)
 
 
 def is_noisy_labels(path: Path) -> bool:

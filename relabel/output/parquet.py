@@ -7,7 +7,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, Protocol
 
 import numpy as np
 import pyarrow as pa
@@ -18,15 +18,33 @@ from relabel.errors import RelabelError
 from relabel.files import atomic_path, check_output
 
 METADATA_KEY = b"relabel"
-# Bounds what a streaming reader holds at a time: 256 MB of soft labels at 1,000 classes.
+# What writer and streaming readers hold at a time: 64 MB of soft labels at the most.
 _ROWS_PER_GROUP = 65_536
+_SHARES_PER_GROUP = 2**24
+COMPRESSION = "zstd"
+
+
+class Rows(Protocol):
+    """An array [N, C], or what computes a part of its rows when asked for them."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """(N, C)."""
+        ...
+
+    def __getitem__(self, rows: slice, /) -> NDArray[np.float32]: ...
 
 
 @dataclass(frozen=True)
 class LabelsFile:
-    """A labels file in memory: `table` has exactly the columns of `schema`, `metadata` is its JSON."""
+    """A labels file in memory, but for the soft labels, the largest part of it.
+
+    table: the other columns of `schema`; confidence: [N], the soft labels' maxima, 0 where there is none;
+    metadata: its JSON.
+    """
 
     table: pa.Table
+    confidence: NDArray[np.float32]
     metadata: dict[str, Any]
     class_names: list[str]
 
@@ -52,7 +70,7 @@ def write_labels(
     *,
     file_names: Sequence[str],
     given: NDArray[np.int64],
-    soft_label: NDArray[np.float32],
+    soft_label: Rows,
     noise_probability: NDArray[np.float32],
     action: Sequence[str] | NDArray[np.str_],
     trusted: NDArray[np.bool_],
@@ -70,45 +88,95 @@ def write_labels(
 
     Raises `RelabelError` as `check_output` does, and `RunError` when the disk refuses.
     """
-    # A long run ends here, so rounding is forgiven; anything more is a defect of ours.
     rows, num_classes = soft_label.shape
     assert num_classes == len(class_names)
     assert {rows} == {len(column) for column in (file_names, given, noise_probability, action, trusted)}
-
-    failed = np.zeros(rows, dtype=np.bool_)
-    failed[list(errors)] = True
-    messages = np.full(rows, None, dtype=object)
-    messages[list(errors)] = list(errors.values())
-    assert np.allclose(soft_label[~failed].sum(axis=1), 1, atol=1e-3), "soft labels must sum to 1"
-
-    scored = ~failed & (given >= 0)
-    assert (np.abs(noise_probability[scored] - 0.5) <= 0.5 + 1e-6).all(), "probabilities must be in 0..1"
-
-    names = pa.array(class_names, pa.string())
-    given_id = pa.array(given, pa.int64(), mask=given < 0)
-    corrected_id = pa.array(soft_label.argmax(axis=1), pa.int64(), mask=failed)
-    probabilities = pa.array(np.ascontiguousarray(soft_label, dtype=np.float32).reshape(-1))
-    description = {**metadata, "class_names": list(class_names)}
-    table = pa.Table.from_arrays(
-        [
-            pa.array(file_names, pa.string()),
-            names.take(given_id),
-            pa.FixedSizeListArray.from_arrays(probabilities, num_classes, mask=pa.array(failed)),
-            names.take(corrected_id),
-            pa.array(noise_probability.clip(0, 1), pa.float32(), mask=~scored),
-            pa.array(np.asarray(action, dtype=object), pa.string(), mask=failed),
-            pa.array(trusted, pa.bool_()),
-            pa.array(messages, pa.string()),
-        ],
-        schema=schema(num_classes).with_metadata({METADATA_KEY: metadata_json(description)}),
+    columns = _Columns(
+        file_names, given, soft_label, noise_probability, action, trusted, errors, pa.array(class_names)
     )
-
+    description = {**metadata, "class_names": list(class_names)}
+    described = schema(num_classes).with_metadata({METADATA_KEY: metadata_json(description)})
     if isinstance(destination, Path):
         check_output(destination, overwrite)
         with atomic_path(destination) as temporary, temporary.open("wb") as stream:
-            write_table(table, stream)
+            columns.write(stream, described)
     else:
-        write_table(table, destination)
+        columns.write(destination, described)
+
+
+class _Gate:
+    """Lets bytes through until it is shut.
+
+    A Parquet writer that is given up half-way completes its file when it is freed, and a file of fewer rows
+    would look whole.
+    """
+
+    closed = False
+
+    def __init__(self, stream: BinaryIO) -> None:
+        self.shut = False
+        self._stream = stream
+
+    def write(self, content: bytes) -> int:
+        return len(content) if self.shut else self._stream.write(content)
+
+    def flush(self) -> None:
+        if not self.shut:
+            self._stream.flush()
+
+    def close(self) -> None:
+        """The stream is the caller's."""
+
+
+@dataclass(frozen=True)
+class _Columns:
+    """What `write_labels` is given."""
+
+    file_names: Sequence[str]
+    given: NDArray[np.int64]
+    soft_label: Rows
+    noise_probability: NDArray[np.float32]
+    action: Sequence[str] | NDArray[np.str_]
+    trusted: NDArray[np.bool_]
+    errors: Mapping[int, str]
+    class_names: pa.Array
+
+    def write(self, stream: BinaryIO, described: pa.Schema) -> None:
+        """All rows, group by group: soft labels of one group are in memory at a time."""
+        rows = len(self.file_names)
+        step = max(1, min(_ROWS_PER_GROUP, _SHARES_PER_GROUP // len(self.class_names)))
+        gate = _Gate(stream)
+        try:
+            writer = pq.ParquetWriter(gate, described, compression=COMPRESSION)
+            for start in range(0, max(1, rows), step):
+                part = slice(start, min(start + step, rows))
+                writer.write_table(pa.Table.from_arrays(self._arrays(part), schema=described))
+            writer.close()
+        finally:
+            gate.shut = True
+
+    def _arrays(self, part: slice) -> list[pa.Array]:
+        soft_label = np.ascontiguousarray(self.soft_label[part], dtype=np.float32)
+        noise_probability, given = self.noise_probability[part], self.given[part]
+        messages = np.array([self.errors.get(row) for row in range(part.start, part.stop)], dtype=object)
+        failed = messages != None  # noqa: E711 — elementwise
+        # A long run ends here, so rounding is forgiven; anything more is a defect of ours.
+        assert np.allclose(soft_label[~failed].sum(axis=1), 1, atol=1e-3), "soft labels must sum to 1"
+        scored = ~failed & (given >= 0)
+        assert (np.abs(noise_probability[scored] - 0.5) <= 0.5 + 1e-6).all(), "probabilities must be in 0..1"
+        given_id = pa.array(given, pa.int64(), mask=given < 0)
+        corrected_id = pa.array(soft_label.argmax(axis=1), pa.int64(), mask=failed)
+        shares = pa.array(soft_label.reshape(-1))
+        return [
+            pa.array(self.file_names[part], pa.string()),
+            self.class_names.take(given_id),
+            pa.FixedSizeListArray.from_arrays(shares, soft_label.shape[1], mask=pa.array(failed)),
+            self.class_names.take(corrected_id),
+            pa.array(noise_probability.clip(0, 1), pa.float32(), mask=~scored),
+            pa.array(np.asarray(self.action[part], dtype=object), pa.string(), mask=failed),
+            pa.array(self.trusted[part], pa.bool_()),
+            pa.array(messages, pa.string()),
+        ]
 
 
 def read_labels(source: Path | BinaryIO) -> LabelsFile:
@@ -127,37 +195,45 @@ def read_labels(source: Path | BinaryIO) -> LabelsFile:
         ):
             is_parquet = file.read(4) == b"PAR1"
             file.seek(0)
-            table = pq.read_table(file) if is_parquet else None
+            if is_parquet:
+                return _read(pq.ParquetFile(file), name)
     except (pa.ArrowException, OSError) as error:
         raise RelabelError(f"{name} is cut short or damaged.", "Write or copy it again.") from error
-    if table is None and not isinstance(source, Path):
+    if not isinstance(source, Path):
         raise RelabelError(f"{name} holds no Parquet file.", "Check the command before the pipe.")
-    if table is None:
-        raise RelabelError(f"{name} is not a Parquet file.", "Name a file that relabel wrote.")
+    raise RelabelError(f"{name} is not a Parquet file.", "Name a file that relabel wrote.")
 
-    metadata = _from_json((table.schema.metadata or {}).get(METADATA_KEY))
+
+def _read(file: pq.ParquetFile, name: str) -> LabelsFile:
+    metadata = _from_json((file.schema_arrow.metadata or {}).get(METADATA_KEY))
     if metadata is None:
         raise RelabelError(
             f"{name} is a Parquet file without relabel's metadata.",
             "Name the file as relabel wrote it; other tools drop the metadata when they save.",
         )
     class_names: list[str] = metadata["class_names"]
-    expected = schema(len(class_names)).with_metadata(table.schema.metadata)
-    missing = [column for column in expected.names if column not in table.column_names]
+    expected = schema(len(class_names))
+    missing = [column for column in expected.names if column not in file.schema_arrow.names]
     if missing:
         raise RelabelError(f"{name} lacks the column {missing[0]}.", "Name the file as relabel wrote it.")
+    place = expected.names.index("soft_label")
+    type_of_soft_label, expected = expected.field(place).type, expected.remove(place)
+    table = _cast(file.read(expected.names), expected.with_metadata(file.schema_arrow.metadata), name)
+    confidence = [np.empty(0, dtype=np.float32)]
+    rows = max(1, _SHARES_PER_GROUP // max(1, len(class_names)))
+    for batch in file.iter_batches(rows, columns=["soft_label"]):
+        soft = _cast(batch.column(0), type_of_soft_label, name).fill_null([0.0] * len(class_names))
+        confidence.append(soft.flatten().to_numpy().reshape(len(batch), -1).max(axis=1))
+    return LabelsFile(table, np.concatenate(confidence), metadata, class_names)
+
+
+def _cast(values: Any, to: pa.Schema | pa.DataType, name: str) -> Any:  # noqa: ANN401 — a table or an array
     try:
-        table = table.select(expected.names).cast(expected)
+        return values.cast(to)
     except pa.ArrowException as error:
         raise RelabelError(
             f"{name} has a column of the wrong type: {error}.", "Name the file as relabel wrote it."
         ) from error
-    return LabelsFile(table, metadata, class_names)
-
-
-def write_table(table: pa.Table, stream: BinaryIO | Path) -> None:
-    """Write a table the way every Parquet file of ours is written."""
-    pq.write_table(table, stream, row_group_size=_ROWS_PER_GROUP, compression="zstd")
 
 
 def metadata_json(metadata: Mapping[str, Any]) -> bytes:

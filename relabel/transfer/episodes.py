@@ -226,9 +226,9 @@ def record(episode: Episode, pool: Pool, corrector: TMLCNet | None, compute: Com
     probability = torch.empty(len(rows), episode.epochs, classes, dtype=torch.float16)
     for epoch in range(episode.epochs):
         training.run_epoch()
-        probability[:, epoch] = training.ledger.latest.half()
-    last = torch.from_numpy(training.evidence()["last"]).half()
-    soft_label = training.soft_labels().half() if corrector else torch.zeros_like(last)
+        probability[:, epoch] = training.ledger.latest[:].half()
+    last = training.evidence()["last"][:].half()
+    soft_label = training.soft_labels()[:].half() if corrector else torch.zeros_like(last)
     return Recording(
         probability, last, soft_label, torch.from_numpy(given), torch.from_numpy(true),
         training.schedule.average_from,

@@ -21,7 +21,7 @@ from relabel.config import SourceOptions
 from relabel.correctors import create
 from relabel.correctors.base import Memory
 from relabel.correctors.files import CorrectorFile
-from relabel.correctors.tmlc_net import TMLCNet, kept, normalized_features
+from relabel.correctors.tmlc_net import TMLCNet, kept, mean_losses, normalized_features
 from relabel.data.images import probe_sizes
 from relabel.data.loading import decode_all
 from relabel.data.sources import open_source
@@ -158,10 +158,10 @@ class Dynamics:
     def of(cls, recording: Recording, without: str = "nothing") -> Dynamics:
         """Computed once, because a step needs eight epochs of them."""
         everyone = torch.ones(len(recording.given), dtype=torch.bool)
-        found = [
-            normalized_features(probability.float(), recording.given, everyone, raw=without == "nnp")
-            for probability in recording.probability.unbind(dim=1)
-        ]
+        found = []
+        for probability in recording.probability.float().unbind(dim=1):
+            means = None if without == "nnp" else mean_losses(probability, recording.given, everyone)
+            found.append(normalized_features(probability, means))
         losses, entropy = (
             torch.stack([part.half() for part in parts], dim=1) for parts in zip(*found, strict=True)
         )
@@ -177,11 +177,11 @@ def experienced(recordings: Sequence[Recording], seed: int) -> Experience:
     """What the ends of corrected runs teach on calibration."""
     solved = []
     for recording in recordings:
-        given, soft_label = recording.given.numpy(), recording.soft_label.double().numpy()
+        given, soft_label = recording.given.numpy(), recording.soft_label.double()
         evidence = {
             "mean": recording.mean.numpy(),
             "last": recording.last.float().numpy(),
-            calibration.CORRECTOR: soft_label,
+            calibration.CORRECTOR: soft_label.numpy(),
         }
         transition = calibration.estimated_transition(soft_label, given)
         solved.append(Solved(evidence, given, recording.true.numpy(), transition))

@@ -162,7 +162,8 @@ def test_a_tmlc_net_is_transferred_as_it_is(
     probability = torch.rand(30, classes).softmax(dim=1)
     given = torch.arange(30) % classes
     everyone, nobody = torch.ones(30, dtype=torch.bool), torch.zeros(0, dtype=torch.int64)
-    memory = made.observe(Epoch(0, probability, everyone, given, {}, nobody, nobody))
+    observed = made.observe(Epoch(0, probability, everyone, given, {}, nobody, nobody))
+    memory = {name: values[:] for name, values in observed.items()}
     soft_label = made.soft_label(torch.empty(0), given, memory)
     assert soft_label.shape == (30, classes)
     torch.testing.assert_close(soft_label.sum(dim=1), torch.ones(30))

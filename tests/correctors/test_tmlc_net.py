@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from relabel.correctors.base import Epoch, Memory
-from relabel.correctors.tmlc_net import TMLCNet, kept, normalized_features
+from relabel.correctors.base import Epoch, Memory, Store
+from relabel.correctors.tmlc_net import TMLCNet, kept, mean_losses, normalized_features
 
 N, C, D, EPOCHS = 40, 5, 3, 4
 GENERATOR = torch.Generator().manual_seed(2)
@@ -29,7 +29,7 @@ def corrector(classes: int = C, target: str = "verified", without: str = "nothin
     return TMLCNet(classes, D, target, without).double()
 
 
-def epoch(probability: Tensor, memory: Memory, number: int = 0) -> Epoch:
+def epoch(probability: Tensor, memory: Store, number: int = 0) -> Epoch:
     return Epoch(
         number=number,
         probability=probability,
@@ -42,17 +42,25 @@ def epoch(probability: Tensor, memory: Memory, number: int = 0) -> Epoch:
 
 
 def history(made: TMLCNet, epochs: int = EPOCHS) -> Memory:
-    memory: Memory = {}
+    memory: Store = {}
     for number, probability in enumerate(PROBABILITIES[:epochs]):
         memory |= made.observe(epoch(probability, memory, number))
-    return memory
+    return of_all_rows(memory)
+
+
+def of_all_rows(memory: Store) -> Memory:
+    return {name: values[:] for name, values in memory.items()}
+
+
+def normalized(probability: Tensor, given: Tensor, trained: Tensor) -> tuple[Tensor, Tensor]:
+    return normalized_features(probability, mean_losses(probability, given, trained))
 
 
 def features(
     probability: Tensor = PROBABILITIES[0], given: Tensor = GIVEN, trained: Tensor = TRAINED
 ) -> Tensor:
     """CNL and GNL [N, C, 2] before the logarithm."""
-    return torch.expm1(normalized_features(probability, given, trained)[0])
+    return torch.expm1(normalized(probability, given, trained)[0])
 
 
 def of_given_label(values: Tensor, given: Tensor = GIVEN) -> Tensor:
@@ -113,7 +121,7 @@ def test_a_class_nobody_is_labelled_takes_the_mean_of_all() -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 @pytest.mark.parametrize("sure_of", [GIVEN, (GIVEN + 1) % C], ids=["given", "another"])
 def test_a_network_that_is_sure_has_finite_features(dtype: torch.dtype, sure_of: Tensor) -> None:
-    losses, entropy = normalized_features(F.one_hot(sure_of, C).to(dtype), GIVEN, TRAINED)
+    losses, entropy = normalized(F.one_hot(sure_of, C).to(dtype), GIVEN, TRAINED)
     assert losses.half().isfinite().all()
     assert (losses >= 0).all()
     assert not entropy.any()
@@ -125,20 +133,20 @@ def test_a_class_of_one_row_the_network_is_sure_of_has_finite_features() -> None
     given[1] = 2
     probability = PROBABILITIES[0].clone()
     probability[1] = F.one_hot(torch.tensor(2), C)
-    losses, _ = normalized_features(probability, given, TRAINED)
+    losses, _ = normalized(probability, given, TRAINED)
     assert losses.half().isfinite().all()
     assert losses[1, 2, 0] <= math.log(2) + 1e-12, "not above the class's mean"
 
 
 def test_the_entropy_is_a_share_of_the_largest_possible() -> None:
     for probability in PROBABILITIES:
-        _, entropy = normalized_features(probability, GIVEN, TRAINED)
+        _, entropy = normalized(probability, GIVEN, TRAINED)
         assert entropy.shape == (N,)
         assert ((entropy > 0) & (entropy < 1)).all()
         expected = -(probability * probability.log()).sum(dim=1) / math.log(C)
         torch.testing.assert_close(entropy, expected, rtol=0, atol=1e-3)  # but for the floor
     uniform = torch.full((N, C), 1 / C).double()
-    assert normalized_features(uniform, GIVEN, TRAINED)[1].tolist() == pytest.approx([1.0] * N)
+    assert normalized(uniform, GIVEN, TRAINED)[1].tolist() == pytest.approx([1.0] * N)
 
 
 def test_the_history_grows_by_an_epoch_in_order() -> None:
@@ -146,7 +154,7 @@ def test_the_history_grows_by_an_epoch_in_order() -> None:
     assert memory["losses"].shape == (N, EPOCHS, C, 2)
     assert memory["entropy"].shape == (N, EPOCHS)
     for number, probability in enumerate(PROBABILITIES):
-        losses, entropy = normalized_features(probability, GIVEN, TRAINED)
+        losses, entropy = normalized(probability, GIVEN, TRAINED)
         torch.testing.assert_close(memory["losses"][:, number], losses.half())
         torch.testing.assert_close(memory["entropy"][:, number], entropy.half())
 
@@ -154,15 +162,15 @@ def test_the_history_grows_by_an_epoch_in_order() -> None:
 @pytest.mark.parametrize("epochs", [1, 5, 16, 17, 18, 31, 32, 33, 64, 100, 500])
 def test_a_history_of_any_length_keeps_a_few_evenly_spaced_epochs_and_the_newest(epochs: int) -> None:
     made = corrector()
-    memory: Memory = {}
+    memory: Store = {}
     for number in range(epochs):  # the number of an epoch, as the share of class 0
         probability = torch.full((N, C), (1 - number / 1000) / (C - 1)).double()
         probability[:, 0] = number / 1000
         memory |= made.observe(epoch(probability, memory, number))
-    entropy = memory["entropy"][0].double()
+    entropy = memory["entropy"][:][0].double()
     expected = [_entropy(number / 1000) for number in kept(epochs)]
     assert entropy.tolist() == pytest.approx(expected, abs=1e-3)
-    assert memory["losses"].shape == (N, len(expected), C, 2)
+    assert memory["losses"][:].shape == (N, len(expected), C, 2)
     assert len(expected) <= 17
     assert kept(epochs)[-1] == epochs - 1
     *strides, last = [after - before for before, after in pairwise([-1, *kept(epochs)])]
@@ -264,13 +272,13 @@ def many_classes(made: TMLCNet, epochs: int, classes: int = 100) -> tuple[Memory
     given = torch.randint(10, (N,), generator=generator)
     given[5] = -1
     trained = given >= 0
-    memory: Memory = {}
+    memory: Store = {}
     predictions = []
     for number in range(epochs):
         predictions.append((3 * torch.randn(N, classes, generator=generator).double()).softmax(dim=1))
         finished = epoch(predictions[-1], memory, number)
         memory = {**memory, **made.observe(replace(finished, given=given, trained=trained))}
-    return memory, given, predictions
+    return of_all_rows(memory), given, predictions
 
 
 def test_the_same_weights_run_at_twenty_classes_and_at_a_hundred() -> None:
@@ -306,7 +314,7 @@ def test_beyond_twenty_classes_the_given_and_the_likeliest_have_a_history(
         assert candidates <= expected
         assert given[row] < 0 or int(given[row]) in candidates
         assert set(likeliest[:19]) <= candidates
-    losses, _ = normalized_features(predictions[-1], given, given >= 0)
+    losses, _ = normalized(predictions[-1], given, given >= 0)
     own = losses.gather(1, memory["candidates"].long()[:, :, None].expand(-1, -1, 2))
     torch.testing.assert_close(memory["losses"][:, -1], own.half())
 
@@ -341,7 +349,7 @@ def test_without_the_time_series_the_last_epoch_is_all() -> None:
     memory = history(made)
     assert memory["losses"].shape == (N, 1, C, 2)
     assert memory["entropy"].shape == (N, 1)
-    last = made.observe(epoch(PROBABILITIES[-1], {}))
+    last = of_all_rows(made.observe(epoch(PROBABILITIES[-1], {})))
     torch.testing.assert_close(memory, last, rtol=0, atol=0)
 
 

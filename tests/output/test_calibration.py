@@ -5,6 +5,7 @@ from dataclasses import asdict, replace
 
 import numpy as np
 import pytest
+import torch
 from numpy.typing import NDArray
 
 from relabel.metrics import expected_calibration_error, noise_matrix, smoothed_transition
@@ -15,9 +16,11 @@ from relabel.output.calibration import (
     Promise,
     Solved,
     actions,
+    best,
     estimated_transition,
     expected_noise_matrix,
     fit,
+    joint_counts,
     learn,
     transferred,
 )
@@ -157,7 +160,7 @@ def test_without_probes_the_given_label_is_leant_to_and_nothing_is_promised() ->
     undecided, decided = [0.28, 0.3, 0.21, 0.21], [0.001, 0.997, 0.001, 0.001]
     soft_label = made.soft_labels({"mean": np.array([undecided, decided])}, given)
     assert soft_label.argmax(axis=1).tolist() == [0, 1]
-    promise = made.promise(soft_label, given, 0.5)
+    promise = made.promise(*best(soft_label), given, 0.5)
     assert (promise.threshold, promise.probes) == (None, 0)
 
 
@@ -178,9 +181,9 @@ def test_corrections_that_harm_the_probes_are_withheld(misled: Calibration) -> N
     assert (soft_label.argmax(axis=1) == given)[20:].all()
     assert (soft_label.argmax(axis=1) == evidence["mean"].argmax(axis=1))[:20].all()
     assert soft_label.sum(axis=1) == pytest.approx(1)
-    promise = misled.promise(soft_label, given, 0.95)
+    promise = misled.promise(*best(soft_label), given, 0.95)
     assert promise.threshold is None
-    assert set(actions(soft_label, given, promise)[20:]) <= {"keep", "review"}
+    assert set(actions(*best(soft_label), given, promise)[20:]) <= {"keep", "review"}
     assert (
         misled.cross_validated["probe_accuracy_after"] == misled.cross_validated["probe_accuracy_before"] == 1
     )
@@ -200,9 +203,10 @@ def judged(confidence: Floats, right: NDArray[np.bool_]) -> Calibration:
     )
 
 
-def relabelled_rows(confidence: Floats) -> tuple[Floats, Labels]:
-    """Binary soft labels of rows given 0 and corrected to 1 with such a confidence."""
-    return np.stack([1 - confidence, confidence], axis=1), np.zeros(len(confidence), dtype=np.int64)
+def relabelled_rows(confidence: Floats) -> tuple[Labels, Floats, Labels]:
+    """Rows given 0 and corrected to 1 with such a confidence."""
+    given = np.zeros(len(confidence), dtype=np.int64)
+    return given + 1, confidence, given
 
 
 @pytest.mark.parametrize("precision", [0.5, 0.8, 0.9, 0.95, 0.99])
@@ -254,9 +258,9 @@ def test_wrong_fixes_stay_below_what_was_asked_in_expectation(probes: int) -> No
     for _ in range(400):
         confidence = rng.uniform(0.8, 1, probes + 500)
         right = rng.random(probes + 500) < 1 - 2.5 * (1 - confidence)
-        soft_label, given = relabelled_rows(confidence[probes:])
-        promise = judged(confidence[:probes], right[:probes]).promise(soft_label, given, precision)
-        fixed = actions(soft_label, given, promise) == "fix"
+        rows = relabelled_rows(confidence[probes:])
+        promise = judged(confidence[:probes], right[:probes]).promise(*rows, precision)
+        fixed = actions(*rows, promise) == "fix"
         wrong_shares.append(float((fixed & ~right[probes:]).sum() / max(1, fixed.sum())))
         fixes.append(fixed.any())
         naive.append(float(1 - right[probes:][confidence[probes:] >= precision].mean()))
@@ -269,7 +273,7 @@ def test_fixes_keep_the_promise_on_fresh_rows() -> None:
     evidence, given, true = simulate(8000, 1)
     made = fitted(simulate(1000, 0))
     soft_label = made.soft_labels(evidence, given)
-    action = actions(soft_label, given, made.promise(soft_label, given, 0.95))
+    action = actions(*best(soft_label), given, made.promise(*best(soft_label), given, 0.95))
     fixed = action == "fix"
     assert fixed.sum() > 200
     assert accuracy(soft_label.argmax(axis=1)[fixed], true[fixed]) > 0.93
@@ -279,18 +283,26 @@ def test_actions_by_hand() -> None:
     soft_label = np.array([[0.9, 0.1, 0], [0.5, 0.3, 0.2], [0.1, 0.9, 0], [0.11, 0.89, 0], [1, 0, 0]])
     given = np.array([0, 0, 0, 0, -1])
     promise = Promise(precision=0.9, threshold=0.9, probes=50, right=50, needed=9)
-    assert actions(soft_label, given, promise).tolist() == ["keep", "review", "fix", "review", "review"]
-    none = actions(soft_label, given, replace(promise, threshold=None))
+    assert actions(*best(soft_label), given, promise).tolist() == [
+        "keep",
+        "review",
+        "fix",
+        "review",
+        "review",
+    ]
+    none = actions(*best(soft_label), given, replace(promise, threshold=None))
     assert none.tolist() == ["keep", "review", "review", "review", "review"]
 
 
 def test_the_expected_noise_matrix_reads_the_soft_labels() -> None:
     soft_label = np.array([[1.0, 0.0], [0.5, 0.5], [0.0, 1.0], [0.7, 0.3]])
-    found = expected_noise_matrix(soft_label, np.array([0, 1, 1, -1]))
+    found = expected_noise_matrix(joint_counts(soft_label, np.array([0, 1, 1, -1])))
     assert found == pytest.approx(np.array([[1 / 1.5, 0.5 / 1.5], [0, 1]]))
     evidence, given, _ = simulate(20_000, 0)
     posterior = softmax(np.log(evidence["mean"]) + np.log(TRANSITION[:, given].T.clip(1e-12)))
-    assert expected_noise_matrix(posterior, given) == pytest.approx(TRANSITION, abs=0.02)
+    assert expected_noise_matrix(joint_counts(posterior, given)) == pytest.approx(TRANSITION, abs=0.02)
+    parts = joint_counts(posterior[:700], given[:700]) + joint_counts(posterior[700:], given[700:])
+    assert parts == pytest.approx(joint_counts(posterior, given))
 
 
 @pytest.mark.parametrize("probes", [0, 1, 100])
@@ -299,13 +311,13 @@ def test_the_metadata_is_json(probes: int) -> None:
     restored = json.loads(json.dumps(made.to_dict(), allow_nan=False))
     assert restored["probes"] == probes
     assert restored["weights"] == pytest.approx(made.weights)
-    promise = made.promise(*simulate_soft_labels(made), 0.95)
+    promise = made.promise(*simulate_corrections(made), 0.95)
     json.dumps([promise.threshold, promise.probes, promise.right, promise.needed], allow_nan=False)
 
 
-def simulate_soft_labels(made: Calibration) -> tuple[Floats, Labels]:
+def simulate_corrections(made: Calibration) -> tuple[Labels, Floats, Labels]:
     evidence, given, _ = simulate(200, 1)
-    return made.soft_labels(evidence, given), given
+    return *best(made.soft_labels(evidence, given)), given
 
 
 def test_probes_without_a_given_label_judge_the_evidence_alone() -> None:
@@ -329,7 +341,7 @@ def test_without_any_given_label_no_correction_is_withheld_and_none_promised() -
     made = fitted((evidence, np.full_like(given, -1), true))
     assert not made.withheld
     assert set(made.cross_validated.values()) == {None}
-    assert made.promise(made.soft_labels(evidence, given), given, 0.5).threshold is None
+    assert made.promise(*best(made.soft_labels(evidence, given)), given, 0.5).threshold is None
 
 
 @pytest.mark.parametrize("probes", [0, 100])
@@ -346,9 +358,9 @@ def test_a_calibration_is_restored_from_its_values(probes: int) -> None:
 
 def test_nothing_to_relabel_makes_no_promise() -> None:
     made = fitted(simulate(300, 0))
-    soft_label, given = simulate_soft_labels(made)
-    assert made.promise(soft_label[:0], given[:0], 0.95).threshold is None
-    assert actions(soft_label[:0], given[:0], made.promise(soft_label[:0], given[:0], 0.95)).size == 0
+    nothing = [column[:0] for column in simulate_corrections(made)]
+    assert made.promise(*nothing, 0.95).threshold is None
+    assert actions(*nothing, made.promise(*nothing, 0.95)).size == 0
 
 
 def solved(rows: int, seed: int, classes: int = C, sharpness: float = 1.0, noise_rate: float = 0.3) -> Solved:
@@ -454,11 +466,11 @@ def test_a_borrowed_calibration_serves_a_data_set_nobody_verified(
     error = expected_calibration_error(noise_probability, data.given != data.true)
     assert error is not None
     assert error < 0.03
-    promise = made.promise(soft_label, data.given, 0.95)
+    promise = made.promise(*best(soft_label), data.given, 0.95)
     judged = experience.relabelled & (experience.confidence >= 0.95)
     assert (promise.probes, promise.right) == (judged.sum(), (judged & experience.right).sum())
     assert promise.threshold is not None
-    fixed = actions(soft_label, data.given, promise) == "fix"
+    fixed = actions(*best(soft_label), data.given, promise) == "fix"
     assert fixed.sum() > 30
     assert accuracy(soft_label.argmax(axis=1)[fixed], data.true[fixed]) > 0.94
 
@@ -479,23 +491,23 @@ def test_a_borrowed_calibration_says_so_and_can_be_lent_again(experience: Experi
 
 def test_an_experience_without_any_row_promises_nothing() -> None:
     made = transferred(fitted(simulate(0, 0)).experience, TRANSITION.clip(1e-3))
-    assert made.promise(*simulate_soft_labels(made), 0.5).threshold is None
+    assert made.promise(*simulate_corrections(made), 0.5).threshold is None
 
 
 def test_the_transition_is_estimated_from_soft_labels() -> None:
     _, given, true = simulate(500, 0)
     given[::9] = -1
     one_hot = np.eye(C)[true]
-    assert estimated_transition(one_hot, given) == pytest.approx(
+    assert estimated_transition(torch.from_numpy(one_hot), given) == pytest.approx(
         smoothed_transition(noise_matrix(given, true, C)), abs=1e-12
     )
     unsure = 0.8 * one_hot + 0.2 / C
-    found = estimated_transition(unsure, given)
+    found = estimated_transition(torch.from_numpy(unsure), given)
     assert found.sum(axis=1) == pytest.approx(1)
     assert (found > 0).all()
     expected = sum(np.outer(unsure[row], np.eye(C)[given[row]]) for row in np.flatnonzero(given >= 0))
     assert found == pytest.approx(smoothed_transition(np.array(expected)))
-    nobody = estimated_transition(unsure[:0], given[:0])
+    nobody = estimated_transition(torch.from_numpy(unsure[:0]), given[:0])
     assert nobody.sum(axis=1) == pytest.approx(1)
 
 

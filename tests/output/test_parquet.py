@@ -1,9 +1,10 @@
+import gc
 import io
 import os
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -47,6 +48,9 @@ EXPECTED = {
 }
 
 
+BUT_SOFT_LABELS = {name: values for name, values in EXPECTED.items() if name != "soft_label"}
+
+
 @pytest.fixture
 def labels_file(tmp_path: Path) -> Path:
     path = tmp_path / "split=train" / "labels.parquet"  # a folder that looks like a Hive partition
@@ -58,8 +62,9 @@ def labels_file(tmp_path: Path) -> Path:
 def test_round_trip_from_a_path_and_from_a_stream(labels_file: Path) -> None:
     with labels_file.open("rb") as stream:
         for labels in (read_labels(labels_file), read_labels(stream)):
-            assert labels.table.to_pydict() == EXPECTED
-            assert labels.table.schema.equals(schema(3))
+            assert labels.table.to_pydict() == BUT_SOFT_LABELS
+            assert labels.confidence.tolist() == [0.75, 0.5, 0, 0.5, 1]
+            assert labels.table.schema.equals(schema(3).remove(2))
             assert labels.class_names == CLASSES
             assert labels.metadata == columns()["metadata"] | {"class_names": CLASSES}
 
@@ -97,7 +102,29 @@ def test_several_row_groups_keep_nulls_in_place(tmp_path: Path, monkeypatch: pyt
     monkeypatch.setattr(parquet, "_ROWS_PER_GROUP", 2)
     write_labels(tmp_path / "labels.parquet", **columns())
     assert pq.ParquetFile(tmp_path / "labels.parquet").num_row_groups == 3
-    assert read_labels(tmp_path / "labels.parquet").table.to_pydict() == EXPECTED
+    assert pq.read_table(tmp_path / "labels.parquet").to_pydict() == EXPECTED
+    read = read_labels(tmp_path / "labels.parquet")
+    assert read.table.to_pydict() == BUT_SOFT_LABELS
+    assert read.confidence.tolist() == [0.75, 0.5, 0, 0.5, 1]
+
+
+def test_soft_labels_are_asked_for_group_by_group(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All of them at once may be more than memory holds."""
+    monkeypatch.setattr(parquet, "_SHARES_PER_GROUP", 6)
+    asked = []
+    whole = columns()["soft_label"]
+
+    class SoftLabels:
+        shape = whole.shape
+
+        def __getitem__(self, rows: slice) -> np.ndarray:
+            asked.append((rows.start, rows.stop))
+            return whole[rows]
+
+    write_labels(tmp_path / "labels.parquet", **columns() | {"soft_label": SoftLabels()})
+    assert asked == [(0, 2), (2, 4), (4, 5)]
+    assert pq.read_table(tmp_path / "labels.parquet").to_pydict() == EXPECTED
+    assert read_labels(tmp_path / "labels.parquet").confidence.tolist() == [0.75, 0.5, 0, 0.5, 1]
 
 
 def test_no_rows(tmp_path: Path) -> None:
@@ -120,7 +147,9 @@ def test_our_own_mistakes_do_not_reach_a_file() -> None:
         stream = io.BytesIO()
         with pytest.raises(AssertionError):
             write_labels(stream, **columns() | change)
-        assert stream.getvalue() == b""
+        gc.collect()  # a writer that is freed completes its file
+        with pytest.raises(RelabelError):
+            read_labels(io.BytesIO(stream.getvalue()))
 
 
 def test_an_existing_file_is_replaced_only_when_told(labels_file: Path) -> None:
@@ -135,11 +164,10 @@ def test_an_existing_file_is_replaced_only_when_told(labels_file: Path) -> None:
 def test_an_interrupt_midway_leaves_the_old_file(labels_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     before = labels_file.read_bytes()
 
-    def interrupted(table: pa.Table, stream: BinaryIO, **options: object) -> None:
-        stream.write(b"PAR1 half")
+    def interrupted(writer: pq.ParquetWriter, table: pa.Table) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(pq, "write_table", interrupted)
+    monkeypatch.setattr(pq.ParquetWriter, "write_table", interrupted)
     with pytest.raises(KeyboardInterrupt):
         write_labels(labels_file, **columns(), overwrite=True)
     assert labels_file.read_bytes() == before
@@ -193,7 +221,7 @@ def test_files_that_are_not_labels_files(labels_file: Path) -> None:
     pq.write_table(good.replace_schema_metadata({"relabel": '{"class_names": ["a", "b"]}'}), path)
     refused("wrong type")
     pq.write_table(good.append_column("note", pa.array([1] * 5)), path)
-    assert read_labels(path).table.schema.equals(schema(3))
+    assert read_labels(path).table.schema.equals(schema(3).remove(2))
     with pytest.raises(RelabelError, match="standard input is cut short"):
         read_labels(io.BytesIO(content[:100]))
 
