@@ -349,11 +349,12 @@ def _leave_one_out(counts: NDArray[np.int64], true: Labels, given: Labels) -> Fl
 
 def _features(evidence: Mapping[str, NDArray[np.floating]], given: Labels, likelihood: Floats) -> Floats:
     """[N, C, K + 2]: K log distributions, log T_{·,y} and 1[c = y]; the last two 0 if unlabelled."""
-    columns = [np.log(np.clip(p, _FLOOR, None, dtype=np.float64)) for p in evidence.values()]
-    labelled = (given >= 0)[:, None]
-    columns.append(np.where(labelled, np.log(likelihood), 0.0))
-    columns.append((np.arange(likelihood.shape[1]) == given[:, None]).astype(np.float64))
-    return np.stack(columns, axis=-1)
+    features = np.empty((*likelihood.shape, len(evidence) + 2))
+    for column, probability in enumerate(evidence.values()):
+        features[..., column] = np.log(np.clip(probability, _FLOOR, None, dtype=np.float64))
+    features[..., -2] = np.where((given >= 0)[:, None], np.log(likelihood), 0.0)
+    features[..., -1] = np.arange(likelihood.shape[1]) == given[:, None]
+    return features
 
 
 def _vector(weights: Mapping[str, float]) -> Floats:

@@ -46,9 +46,14 @@ class SoftLabels:
 
     def __getitem__(self, rows: slice) -> NDArray[np.float32]:
         """The rows [B, C]; those verified are one-hot."""
-        evidence = {name: values[rows].numpy() for name, values in self._evidence.items()}
-        soft = self._fitted.soft_labels(evidence, self._given[rows]).astype(np.float32)
-        verified = self._verified[rows]
+        given, verified = self._given[rows], self._verified[rows]
+        soft = np.empty((len(given), self.shape[1]), dtype=np.float32)
+        # In parts, for the double precision on the way is ten times as large.
+        for block in blocks(*soft.shape):
+            start = rows.indices(len(self))[0]
+            part = slice(start + block.start, start + block.stop)
+            evidence = {name: values[part].numpy() for name, values in self._evidence.items()}
+            soft[block] = self._fitted.soft_labels(evidence, given[block])
         known = verified != UNLABELLED
         soft[known] = np.eye(self.shape[1], dtype=np.float32)[verified[known]]
         return soft
