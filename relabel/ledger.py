@@ -29,6 +29,11 @@ def per_sample(num_rows: int, *shape: int, dtype: torch.dtype = torch.float32) -
     return torch.from_numpy(scratch_array(size, values.numpy().dtype))
 
 
+def class_type(num_classes: int) -> torch.dtype:
+    """The type that class ids are kept in."""
+    return torch.int16 if num_classes <= torch.iinfo(torch.int16).max else torch.int32
+
+
 def blocks(num_rows: int, width: int) -> Iterator[slice]:
     """All rows in order, a few million values at a time where a row has `width` of them."""
     step = max(1, _BLOCK // width)
@@ -49,10 +54,9 @@ class Distributions:
         if num_classes <= _DENSE_CLASSES:
             self._shares = per_sample(num_rows, num_classes)
         else:
-            index_type = torch.int16 if num_classes <= torch.iinfo(torch.int16).max else torch.int32
             self._shares = per_sample(num_rows, _LIKELIEST, dtype=torch.float16)
-            self._kept = per_sample(num_rows, _LIKELIEST, dtype=index_type)
-            self._kept += torch.arange(_LIKELIEST, dtype=index_type)
+            self._kept = per_sample(num_rows, _LIKELIEST, dtype=class_type(num_classes))
+            self._kept += torch.arange(_LIKELIEST, dtype=self._kept.dtype)
         self._shares += 1 / num_classes
 
     def __len__(self) -> int:

@@ -143,18 +143,6 @@ def wilson_interval(successes: int, n: int, confidence: float = 0.95) -> tuple[f
     return (centre - half if successes else 0.0), (centre + half if successes < n else 1.0)
 
 
-def binomial_lower_bound(successes: int, n: int, confidence: float) -> float:
-    """Return the exact one-sided lower bound of a share: true in at least `confidence` of all samples.
-
-    0 without a success. Source: Clopper and Pearson 1934, a quantile of Beta(successes, n - successes + 1).
-    """
-    if successes == 0:
-        return 0.0
-    from scipy.special import betaincinv
-
-    return float(betaincinv(successes, n - successes + 1, 1 - confidence))
-
-
 def noise_matrix(given: NDArray[np.int64], true: NDArray[np.int64], num_classes: int) -> NDArray[np.int64]:
     """Count rows by [true class, given class], int64 [C, C]; rows where either is -1 are left out."""
     known = (given >= 0) & (true >= 0)

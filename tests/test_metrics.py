@@ -5,7 +5,6 @@ import numpy as np
 import pytest
 
 from relabel.metrics import (
-    binomial_lower_bound,
     evaluate,
     expected_calibration_error,
     noise_matrix,
@@ -136,18 +135,6 @@ def test_wilson_interval() -> None:
     assert wilson_interval(0, 20) == pytest.approx((0, 0.1611), abs=1e-4)
     assert wilson_interval(0, 0) == (0, 1)
     assert wilson_interval(20, 20)[1] == 1
-
-
-def test_binomial_lower_bound() -> None:
-    assert binomial_lower_bound(45, 45, 0.9) == pytest.approx(0.1 ** (1 / 45))
-    assert binomial_lower_bound(45, 45, 0.9) == pytest.approx(0.95012, abs=1e-5)
-    assert binomial_lower_bound(1, 10, 0.95) == pytest.approx(1 - 0.95 ** (1 / 10))
-    assert binomial_lower_bound(0, 10, 0.95) == 0
-    assert binomial_lower_bound(0, 0, 0.95) == 0
-    # The defining property: at the bound, as many successes are seen with probability 1 - confidence.
-    from scipy.stats import binom
-
-    assert binom.sf(89, 100, binomial_lower_bound(90, 100, 0.9)) == pytest.approx(0.1)
 
 
 def test_noise_matrix() -> None:

@@ -35,7 +35,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from relabel.correctors.base import Corrector, Epoch, Memory, Store, WarmUp
-from relabel.ledger import Distributions, History, blocks, per_sample
+from relabel.ledger import Distributions, History, blocks, class_type, per_sample
 
 _FLOOR = 1e-4  # of p: what bf16 logits resolve
 _SMOOTHING = 0.1  # ε of eq. 10
@@ -113,24 +113,6 @@ class TMLCNet(Corrector):
             memory[name] = History([*earlier, newest])
         return memory
 
-    def encode(
-        self, given: Tensor, memory: Memory, state: tuple[Tensor, Tensor] | None = None
-    ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
-        """Run histories through the LSTM, from `state` on: hidden [B, C, H] after them, and the new state."""
-        dtype = next(self.parameters()).dtype
-        losses, entropy = memory["losses"].to(dtype), memory["entropy"].to(dtype)
-        rows, epochs, classes, _ = losses.shape
-        features = torch.cat(
-            [
-                losses,
-                entropy[:, :, None, None].expand(-1, -1, classes, 1),
-                self._is(given, memory).to(dtype)[:, None, :, None].expand(-1, epochs, -1, 1),
-            ],
-            dim=3,
-        )
-        _, state = self.encoder(features.transpose(1, 2).reshape(rows * classes, epochs, 4), state)
-        return state[0][0].view(rows, classes, -1), state
-
     def soft_label(self, logits: Tensor, given: Tensor, memory: Memory) -> Tensor:
         """Eq. 7 [B, C] from the histories up to the last finished epoch, less the given label's share."""
         scores = self._scores(given, memory)
@@ -159,12 +141,24 @@ class TMLCNet(Corrector):
 
     def states(self, given: Tensor, memory: Memory) -> Tensor:
         """The LSTM's last hidden state [B, C, H] of each row and class (or candidate), eq. 6's encoding."""
-        epochs = memory["entropy"].shape[1]
+        dtype = next(self.parameters()).dtype
+        losses, entropy = memory["losses"].to(dtype), memory["entropy"].to(dtype)
+        rows, epochs, classes, _ = losses.shape
         if epochs > _REPLAYED:
             # Evenly, but for the first sixth, when the backbone knows next to nothing.
             replayed = torch.linspace(epochs // 6, epochs - 1, _REPLAYED).round().long()
-            memory = {**memory, **{name: memory[name][:, replayed] for name in ("losses", "entropy")}}
-        return self.encode(given, memory)[0]
+            losses, entropy, epochs = losses[:, replayed], entropy[:, replayed], _REPLAYED
+        features = torch.cat(
+            [
+                losses,
+                entropy[:, :, None, None].expand(-1, -1, classes, 1),
+                self._is(given, memory).to(dtype)[:, None, :, None].expand(-1, epochs, -1, 1),
+            ],
+            dim=3,
+        )
+        _, (hidden, _) = self.encoder(features.transpose(1, 2).reshape(rows * classes, epochs, 4))
+        states: Tensor = hidden[0].view(rows, classes, -1)
+        return states
 
     def _scores(self, given: Tensor, memory: Memory) -> Tensor:
         scores: Tensor = self.decoder(self.states(given, memory)).squeeze(2)
@@ -186,12 +180,12 @@ def kept(epochs: int) -> list[int]:
 
 def _likeliest(probability: Tensor | Distributions, given: Tensor) -> Tensor:
     """Each row's given label and its likeliest classes [N, 20], in order; probability: [N, C]."""
-    candidates = per_sample(len(given), _CANDIDATES, dtype=torch.int32)
+    candidates = per_sample(len(given), _CANDIDATES, dtype=class_type(probability.shape[1]))
     for block in blocks(*probability.shape):
         labelled = (given[block] >= 0).nonzero().squeeze(1)
         preferred = probability[block].clone()
         preferred[labelled, given[block][labelled]] = 2.0
-        candidates[block] = preferred.topk(_CANDIDATES, dim=1).indices.sort(dim=1).values.int()
+        candidates[block] = preferred.topk(_CANDIDATES, dim=1).indices.sort(dim=1).values.to(candidates.dtype)
     return candidates
 
 

@@ -185,21 +185,6 @@ def _entropy(share: float) -> float:
     return -(share * math.log(max(share, 1e-4)) + (1 - share) * math.log(others)) / math.log(C)
 
 
-def test_going_on_from_a_state_is_replaying_the_history() -> None:
-    made = corrector()
-    memory = history(made)
-    hidden, state = made.encode(GIVEN, memory)
-    assert hidden.shape == (N, C, 64)
-    for split in range(1, EPOCHS):
-        early = {key: value[:, :split] for key, value in memory.items()}
-        late = {key: value[:, split:] for key, value in memory.items()}
-        _, between = made.encode(GIVEN, early)
-        again, end = made.encode(GIVEN, late, between)
-        torch.testing.assert_close(again, hidden, rtol=1e-12, atol=1e-14)
-        torch.testing.assert_close(end, state, rtol=1e-12, atol=1e-14)
-    assert not torch.allclose(made.encode(GIVEN, late)[0], hidden, atol=1e-3), "the early epochs count"
-
-
 def test_every_epoch_counts() -> None:
     made = corrector()
     memory = history(made)
@@ -231,7 +216,8 @@ def test_a_long_history_is_replayed_from_its_first_epoch_to_its_last_in_strides(
 def test_a_pair_s_encoding_knows_the_features_of_that_pair_only() -> None:
     made = corrector()
     memory = history(made)
-    hidden, _ = made.encode(GIVEN, memory)
+    hidden = made.states(GIVEN, memory)
+    assert hidden.shape == (N, C, 64)
     label = 3
     features = torch.cat(
         [
