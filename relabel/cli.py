@@ -161,6 +161,7 @@ _READING = {
     "label_column": "The column of labels; in WebDataset shards, the part or the JSON field. Default: label.",
     "features": "SOURCE is a Parquet file of vectors: their column of lists, or numeric columns, such as "
     "'f_*'.",
+    "config": "The configuration of a data set of the Hub that has several.",
     "split": "Of a data set of Hugging Face that has several.",
     "revision": "Branch, tag or commit of a data set of the Hub.",
     "streaming": "Keep only decoded images of a data set of the Hub.",
