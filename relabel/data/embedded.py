@@ -49,7 +49,7 @@ def image_column(schema: pa.Schema, where: str, wanted: str | None) -> str | Non
                 f"Its columns are {first_few(schema.names, 10)}.",
             )
         return wanted
-    columns = [field.name for field in schema if _holds_bytes(field.type)]
+    columns = image_columns(schema)
     if IMAGE_COLUMN in columns:
         return IMAGE_COLUMN
     if columns and not set(NAME_COLUMNS) & set(schema.names):
@@ -58,6 +58,11 @@ def image_column(schema: pa.Schema, where: str, wanted: str | None) -> str | Non
             f"Add --image-column {columns[0]}.",
         )
     return None
+
+
+def image_columns(schema: pa.Schema) -> list[str]:
+    """The columns that hold images themselves, as Hugging Face writes them."""
+    return [field.name for field in schema if _holds_bytes(field.type)]
 
 
 def needed_image_column(schema: pa.Schema, where: str, wanted: str | None) -> str:
@@ -105,19 +110,20 @@ def open_tables(paths: Sequence[Path], request: Request) -> Rows:
     return rows
 
 
-def read_labels(path: Path, rows: Rows, request: Request) -> None:
-    """Give `rows` the labels of a Parquet file that holds something other than images.
+def read_labels(paths: Sequence[Path], rows: Rows, request: Request) -> None:
+    """Give `rows` the labels of Parquet files that hold something other than images.
 
-    Raises RelabelError, naming the file, when it is damaged or lacks a column.
+    Raises RelabelError, naming the file, when one is damaged or lacks a column.
     """
     labels = LabelColumns(request)
-    try:
-        with pq.ParquetFile(path) as file:
-            schema, count = file.schema_arrow, file.metadata.num_rows
-            table = file.read(columns=labels.present(schema.names, str(path)))
-    except (OSError, pa.ArrowException) as error:
-        raise unreadable(path, error) from None
-    labels.add(table, count, class_names(schema.metadata), str(path))
+    for path in paths:
+        try:
+            with pq.ParquetFile(path) as file:
+                schema, count = file.schema_arrow, file.metadata.num_rows
+                table = file.read(columns=labels.present(schema.names, str(path)))
+        except (OSError, pa.ArrowException) as error:
+            raise unreadable(path, error) from None
+        labels.add(table, count, class_names(schema.metadata), str(path))
     labels.settle(rows)
 
 

@@ -321,26 +321,37 @@ def _from_file(request: Request) -> Rows:
 
 
 def _from_vectors(request: Request, features: str) -> Rows:
-    location, options = request.location, request.options
-    path = Path(location)
-    if path.suffix.lower() != ".parquet" or not path.is_file():
+    paths = parquet_files(request.location)
+    if not paths:
         raise RelabelError(
-            f"--features {features}: {location} is not one .parquet file.",
+            f"--features {features}: {request.location} is neither a .parquet file nor some in a folder.",
             "Write the vectors to one, one a row.",
         )
-    rows = Rows(path.parent, "vectors")
-    embedded.read_labels(path, rows, request)
+    rows = Rows(paths[0].parent, "vectors")
+    embedded.read_labels(paths, rows, request)
+    options = request.options
     labels = [column for column in (options.label_column, options.trusted_column) if column]
-    table = read_vectors(path, features, labels)
+    table = read_vectors(paths, features, labels)
     rows.vectors, rows.errors = table.vectors, table.errors
     roots = root_prefixes(rows.root)
     seen: dict[str, int] = {}
-    for name, row in zip(table.names, table.rows, strict=True):
+    for row, name in enumerate(table.names):
         first = seen.setdefault(file_key(name, roots), row)
         if first != row:
-            raise listed_twice(path, row, name, path, first)
+            raise listed_twice(*table.place(row), name, *table.place(first))
         rows.names.append(printable(name))
     return rows
+
+
+def parquet_files(location: str) -> list[Path]:
+    """The Parquet files that a file, a folder or a pattern stands for; none if there is anything else."""
+    if os.path.isdir(location):
+        root = Path(location)
+        paths = [root / path for path in _scan(root).others if suffix_of(path) == ".parquet"]
+        check_one_split(paths, root)
+        return paths
+    paths = [Path(location)] if os.path.isfile(location) else expand(location)
+    return paths if all(suffix_of(path.name) == ".parquet" for path in paths) else []
 
 
 def _from_shards(paths: Sequence[Path], request: Request) -> Rows:
@@ -474,6 +485,6 @@ def _holds_images(path: Path, options: SourceOptions) -> bool:
         if pa.types.is_fixed_size_list(column.type):
             raise RelabelError(
                 f"{path} holds vectors in the column {column.name!r}.",
-                f"fit, apply, predict and corrupt read them with --features {column.name}.",
+                f"Add --features {column.name}.",
             )
     return False
