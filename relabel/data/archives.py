@@ -178,7 +178,7 @@ def _label_by_members(rows: Rows, contents: Sequence[_Content], request: Request
         if column is not None and labels is None:
             raise RelabelError(
                 f"{flag} {column}: no image of {request.location} has such a label beside it.",
-                "In a WebDataset shard the label of a.jpg is a.cls, a.txt or a field of a.json.",
+                f"In a WebDataset shard that of a.jpg is in a.{column}, or the field {column} of a.json.",
             )
     if said is None and verified is None:
         return list(contents)
@@ -205,10 +205,11 @@ def _list_zip(path: Path) -> _Content:
     except (zipfile.BadZipFile, OSError, NotImplementedError) as error:
         raise RelabelError(f"{path} cannot be read: {brief(error)}.", "Copy the archive again.") from None
     for number, member in enumerate(content.zip.infolist()):
-        name = member.filename.removeprefix("./").rstrip("/")
+        # A .zip has slashes alone, but for what some programs write on Windows.
+        name = member.filename.replace("\\", "/").removeprefix("./").rstrip("/")
         if _is_junk(name):
             continue
-        if content.take(name, is_folder=member.is_dir()):
+        if content.take(name, is_folder=member.filename.endswith(("/", "\\"))):
             content.add(name, number, 0)
         elif _is_metadata(name):
             with _metadata_of(content, name):

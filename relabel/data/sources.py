@@ -481,10 +481,5 @@ def _holds_images(path: Path, options: SourceOptions) -> bool:
         return False  # read_table() says what is wrong
     if embedded.image_column(schema, str(path), options.image_column) is not None:
         return True
-    for column in schema:
-        if pa.types.is_fixed_size_list(column.type):
-            raise RelabelError(
-                f"{path} holds vectors in the column {column.name!r}.",
-                f"Add --features {column.name}.",
-            )
+    embedded.refuse_vectors(schema, str(path))
     return False

@@ -8,7 +8,7 @@ import csv
 import io
 import json
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
@@ -94,7 +94,8 @@ def read_table(
         needed = [*name_columns[:name_required], *label_columns[-1:][:label_required], *trusted]
         others = f"; for {name_columns[0]}, also accepted: {', '.join(name_columns[1:])}"
         raise RelabelError(
-            f"{path} needs the column{'s' * (len(needed) > 1)} {' and '.join(needed)}, and has "
+            f"{path} needs the column{'s' * (len(needed) > 1)} {', '.join(needed[:-1])}"
+            f"{' and ' * (len(needed) > 1)}{needed[-1]}, and has "
             f"{first_few(cells.found, 10) or 'none'}.",
             f"Rename the columns{others * (len(name_columns) > 1)}.",
         )
@@ -125,6 +126,13 @@ def _labels(cells: _Cells, column: str, path: Path) -> list[str | None]:
 def unreadable(path: Path, error: Exception) -> RelabelError:
     """What to say of a table that the file system or Arrow gave up on."""
     return RelabelError(f"{path} cannot be read: {brief(error)}.", "Write the file again.")
+
+
+def check_single(columns: Sequence[str], wanted: Iterable[str], where: str) -> None:
+    """Refuse a table, which `where` names, that has a wanted column more than once."""
+    for name in wanted:
+        if columns.count(name) > 1:
+            raise RelabelError(f"{where} has several columns {name!r}.", "Rename all but one of them.")
 
 
 def first_few(items: Sequence[str], limit: int = 5) -> str:
@@ -160,6 +168,7 @@ def _read_csv(path: Path, open_file: _Open, wanted: Sequence[str]) -> _Cells:
                     pass  # a blank line
                 elif not found:
                     found = [name.strip() for name in cells]
+                    check_single(found, wanted, str(path))
                     columns = {name: [] for name in wanted if name in found}
                     picked = [(found.index(name), values) for name, values in columns.items()]
                 elif len(cells) != len(found):
@@ -216,6 +225,7 @@ def _read_jsonl(path: Path, open_file: _Open, wanted: Sequence[str]) -> _Cells:
 def _read_parquet(path: Path, open_file: _Open, wanted: Sequence[str]) -> _Cells:
     with open_file() as opened, pq.ParquetFile(opened) as file:
         found = list(file.schema_arrow.names)
+        check_single(found, wanted, str(path))
         table = file.read(columns=[name for name in wanted if name in found])
         columns = {name: table.column(name).to_pylist() for name in wanted if name in found}
         return _Cells(found, columns, range(1, file.metadata.num_rows + 1))

@@ -18,7 +18,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from relabel.data.tables import NAME_COLUMNS, ROW_COLUMNS, first_few, read_table, unreadable
+from relabel.data.tables import NAME_COLUMNS, ROW_COLUMNS, check_single, first_few, read_table, unreadable
 from relabel.errors import RelabelError
 from relabel.files import scratch_array
 
@@ -133,8 +133,7 @@ def _columns(schema: pa.Schema, features: str, path: Path, labels: Sequence[str]
             raise RelabelError(
                 f"--features {features}: the column {name!r} of {path} holds the labels.", "Name another."
             )
-        if names.count(name) > 1:
-            raise RelabelError(f"{path} has several columns {name!r}.", "Rename all but one of them.")
+        check_single(names, [name], str(path))
         kind = _storage(schema.field(name).type)
         if not _is_number(kind.value_type if _is_list(kind) else kind):
             raise RelabelError(

@@ -363,6 +363,14 @@ def test_links_in_a_tar_are_the_images_they_stand_for(
     assert greys(source) == [20, 10, 10, 20, "a link to what the archive does not hold"]
 
 
+def test_a_zip_with_the_slashes_of_windows(tmp_path: Path, picture: Picture, greys: Greys) -> None:
+    members = [("photos\\", b""), ("photos\\cat\\1.png", picture(10)), ("photos\\dog\\2.png", picture(20))]
+    source = open_source(str(pack(tmp_path / "t.zip", members)))
+    assert labelled(source) == [("photos/cat/1.png", "cat"), ("photos/dog/2.png", "dog")]
+    assert greys(source) == [10, 20]
+    assert source.ignored_files == 0
+
+
 def test_names_that_point_upwards_or_come_twice_keep_their_rows(
     tmp_path: Path, picture: Picture, greys: Greys
 ) -> None:
