@@ -36,6 +36,7 @@ _DAMAGE = (tarfile.TarError, EOFError, zlib.error, lzma.LZMAError, OSError)
 _LABELS = ("cls", "json", "txt")  # the first of them that a row has is its label
 _LARGEST_LABEL = 1 << 20  # bytes; a longer member is no label
 _CUT = "the archive ends within this image"
+_LOST = "the archive ends before this image"
 
 
 @dataclass
@@ -115,9 +116,8 @@ def open_archives(paths: Sequence[Path], request: Request) -> Rows:
         rows.names += content.names
         rows.ignored += content.others
         if content.damage:
-            rows.warnings.append(
-                f"{content.path} is damaged after {len(content.names)} image(s): {content.damage}."
-            )
+            there = len(content.names) - list(content.errors.values()).count(_LOST)
+            rows.warnings.append(f"{content.path} is damaged after {there} image(s): {content.damage}.")
     rows.references = Joined(
         _ZipImages(content.zip, content.offsets)
         if content.zip
@@ -151,7 +151,7 @@ def _label_by_metadata(rows: Rows, contents: Sequence[_Content], request: Reques
         kept.others += len(content.names) - len(images)
         for row, name in enumerate(listing.names):
             if row in listing.missing:
-                kept.add(name, 0, 0, NOT_FOUND)
+                kept.add(name, 0, 0, _LOST if content.damage else NOT_FOUND)
             else:
                 kept.keep(images[file_key(name, ())], content)
         arranged.append(kept)
@@ -190,6 +190,8 @@ def _label_by_members(rows: Rows, contents: Sequence[_Content], request: Request
 
 def _in_order(contents: Sequence[_Content], labels: Sequence[_Said]) -> list[str | None] | None:
     """The labels of all images, archive by archive, or None when no image has one beside it."""
+    if not any(labels):
+        return None
     found = [
         said.get(_key(name)[0])
         for content, said in zip(contents, labels, strict=True)

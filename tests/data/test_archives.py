@@ -310,6 +310,19 @@ def test_metadata_that_cannot_be_read_is_refused_by_its_row(tmp_path: Path, pict
     assert "u.tar: its metadata.csv cannot be read: " in refusal(tmp_path / "u.tar").message
 
 
+def test_images_that_a_shard_lost_are_rows_when_its_metadata_lists_them(
+    tmp_path: Path, picture: Picture, greys: Greys
+) -> None:
+    rows = table(".csv", {"file_name": [f"{n}.png" for n in range(4)], "label": ["a", "b", "a", "b"]})
+    members = [("metadata.csv", rows), *((f"{n}.png", picture(10 * n)) for n in range(4))]
+    path = pack(tmp_path / "t.tar", members)
+    path.write_bytes(path.read_bytes()[: 512 * 6])  # the table and two images, each behind its header
+    source = open_source(str(path))
+    assert [label for _, label in labelled(source)] == ["a", "b", "a", "b"]
+    assert greys(source) == [0, 10, *["the archive ends before this image"] * 2]
+    assert "t.tar is damaged after 2 image(s): " in source.warnings[-1]
+
+
 def test_verified_labels_lie_beside_the_images_of_a_shard(tmp_path: Path, picture: Picture) -> None:
     members: list[tuple[str, bytes]] = []
     for row, (label, checked) in enumerate([("a", None), ("b", "a"), ("a", "b")]):
