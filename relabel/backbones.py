@@ -13,10 +13,12 @@ from contextlib import redirect_stdout
 from pathlib import Path
 from pickle import UnpicklingError
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from relabel.data.loading import Inputs
+from relabel.data.loading import ImageInputs, Inputs, VectorInputs
 from relabel.device import Compute
 from relabel.errors import RelabelError
 
@@ -93,6 +95,22 @@ def mlp(num_classes: int, mean: Tensor, scale: Tensor, width: int = 256, dropout
             nn.Dropout(dropout),
         ]
     return Backbone(nn.Sequential(*layers), nn.Linear(width, num_classes))
+
+
+def for_values(
+    values: NDArray[np.uint8] | NDArray[np.float32],
+    num_classes: int,
+    name: str = "cnn8",
+    augment: str = "shift",
+) -> tuple[Backbone, Inputs]:
+    """A fresh network and what it is shown: images [N, S, S, 3] augmented, or standardised vectors [N, D].
+
+    name: of the backbone for images; vectors take the MLP.
+    """
+    size = values.shape[1]
+    if values.ndim == 2:
+        return mlp(num_classes, torch.zeros(size), torch.ones(size)), VectorInputs(torch.from_numpy(values))
+    return build(name, num_classes, size), ImageInputs(values.astype(np.uint8, copy=False), augment)
 
 
 def linear(dimension: int, num_classes: int) -> Backbone:

@@ -159,8 +159,8 @@ _READING = {
     "numbers as labels are indices. Default: classes.txt in SOURCE or beside it.",
     "image_column": "The column of images, or of a manifest's file names. Default: image, file_name.",
     "label_column": "The column of labels; in WebDataset shards, the part or the JSON field. Default: label.",
-    "features": "SOURCE is a Parquet file of vectors: their column of lists, or numeric columns, such as "
-    "'f_*'.",
+    "features": "SOURCE is Parquet with vectors: their column of lists, or numeric columns, such as 'f_*'.",
+    "config": "The configuration of a data set of the Hub that has several.",
     "split": "Of a data set of Hugging Face that has several.",
     "revision": "Branch, tag or commit of a data set of the Hub.",
     "streaming": "Keep only decoded images of a data set of the Hub.",
@@ -168,12 +168,8 @@ _READING = {
 """Help by field of `SourceOptions`, for the flags that every command with a SOURCE takes."""
 
 
-def reads_source(command: Callable[..., None], *, without: Sequence[str] = ()) -> Callable[..., None]:
-    """Give a command the flags of `_READING`, which it gets as one `SourceOptions` named `reading`.
-
-    without: fields whose flags are left out.
-    """
-    help_of = {name: text for name, text in _READING.items() if name not in without}
+def reads_source(command: Callable[..., None]) -> Callable[..., None]:
+    """Give a command the flags of `_READING`, which it gets as one `SourceOptions` named `reading`."""
     taken = signature(command, eval_str=True)
     fields = {field.name: field for field in dataclasses.fields(SourceOptions)}
     hints = get_type_hints(SourceOptions)
@@ -184,12 +180,12 @@ def reads_source(command: Callable[..., None], *, without: Sequence[str] = ()) -
             default=fields[name].default,
             annotation=Annotated[hints[name], typer.Option("--" + name.replace("_", "-"), help=text)],
         )
-        for name, text in help_of.items()
+        for name, text in _READING.items()
     ]
 
     @functools.wraps(command)
     def wrapped(**values: Any) -> None:  # noqa: ANN401
-        reading = SourceOptions(**{name: values.pop(name) for name in help_of})
+        reading = SourceOptions(**{name: values.pop(name) for name in _READING})
         command(**values, reading=reading)
 
     own = [
@@ -467,7 +463,7 @@ def _fit(
 
 
 @app.command(short_help="Meta-train a corrector for apply on data whose labels are true.")
-@functools.partial(reads_source, without=["features"])  # it learns from images alone
+@reads_source
 def pretrain(
     context: typer.Context,
     sources: Annotated[
@@ -611,8 +607,15 @@ def predict(
 def evaluate(
     labels_file: LabelsFileArgument,
     truth: Annotated[
-        Path, typer.Option(help="CSV or Parquet: file_name and clean_label (or label); rows may be a subset.")
+        Path,
+        typer.Option(
+            help="CSV or Parquet: file_name (or index) and clean_label (or label); rows may be a subset. "
+            "Or Parquet with the images in it."
+        ),
     ],
+    label_column: Annotated[
+        str | None, typer.Option(help="The column of true labels. Default: clean_label, else label.")
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Compare a labels file with the truth: accuracy before and after, detection, calibration, fixes.
@@ -621,7 +624,7 @@ def evaluate(
     """
     from relabel.output.evaluation import evaluate_file
 
-    evaluation = evaluate_file(_labels_source(labels_file), truth)
+    evaluation = evaluate_file(_labels_source(labels_file), truth, label_column)
     if as_json:
         _print_json(evaluation.to_dict())
     else:

@@ -82,7 +82,8 @@ class SourceOptions:
     """How SOURCE is to be read, beside its place; None means the default, or what is found there.
 
     classes: a file with one name a line, or names with commas between them; features: the columns of vectors,
-    None where SOURCE holds images; streaming: keep only decoded images of a Hub data set.
+    None where SOURCE holds images; config: one of the configurations of a Hub data set; streaming: keep only
+    decoded images of it.
     """
 
     classes: str | None = None
@@ -90,6 +91,7 @@ class SourceOptions:
     label_column: str | None = None
     trusted_column: str | None = None
     features: str | None = None
+    config: str | None = None
     split: str | None = None
     revision: str | None = None
     streaming: bool = False

@@ -26,8 +26,7 @@ from relabel.output.noisy_labels import shares
 from relabel.progress import Watcher
 
 if TYPE_CHECKING:
-    from relabel.backbones import Backbone
-    from relabel.data.loading import Inputs
+    pass
 
 IMAGE_SIZE = 32  # at most: the size of CIFAR, which both models that look at images were made for
 SAMPLES_SEEN = 100_000  # the network's epochs are as many as make this many, within limits
@@ -151,7 +150,7 @@ class SourceValues:
 
         import torch
 
-        from relabel import correctors
+        from relabel import backbones, correctors
         from relabel.device import resolve
         from relabel.training import (
             EpochReport,
@@ -186,7 +185,8 @@ class SourceValues:
         devices = [compute.device] if compute.device.type == "cuda" else []
         with torch.random.fork_rng(devices):  # the caller's random numbers stay as they were
             torch.manual_seed(seed)
-            backbone, inputs, told = _network(values, len(source.class_names))
+            # A mirror would make other characters of digits and letters.
+            backbone, inputs = backbones.for_values(values, len(source.class_names), augment="shift")
             training = Training(
                 backbone,
                 correctors.create("none", len(source.class_names), backbone.head.in_features),
@@ -196,8 +196,9 @@ class SourceValues:
                 compute,
                 seed,
             )
+            extent = f"{values.shape[1]} " + ("px: cnn8" if source.vectors is None else "dimensions: mlp")
             watcher.say(
-                f"Learning {len(rows):,} {source.noun} of {told} on {compute.describe()}, {epochs} epochs."
+                f"Learning {len(rows):,} {source.noun} of {extent} on {compute.describe()}, {epochs} epochs."
             )
             watcher.stage("Training", training.steps_before(epochs))
             training.run(on_epoch, watcher.advance)
@@ -218,21 +219,3 @@ class SourceValues:
         watcher.stage("Decoding", len(source) - len(skip))
         images, unreadable = decode_all(source.references, size, skip, watcher.advance)
         return images, {**source.errors, **unreadable}
-
-
-def _network(
-    values: NDArray[np.uint8] | NDArray[np.float32], num_classes: int
-) -> tuple[Backbone, Inputs, str]:
-    """A fresh network for images [N, S, S, 3] or vectors [N, D], what it is shown, and both in words."""
-    import torch
-
-    from relabel import backbones
-    from relabel.data.loading import ImageInputs, VectorInputs
-
-    size = values.shape[1]
-    if values.ndim == 2:
-        backbone = backbones.mlp(num_classes, torch.zeros(size), torch.ones(size))
-        return backbone, VectorInputs(torch.from_numpy(values)), f"{size} dimensions: mlp"
-    # A mirror would make other characters of digits and letters.
-    inputs = ImageInputs(values.astype(np.uint8, copy=False), "shift")
-    return backbones.build("cnn8", num_classes, size), inputs, f"{size} px: cnn8"

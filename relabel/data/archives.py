@@ -1,50 +1,62 @@
-"""Images in .tar and .zip archives, read where they lie: WebDataset shards, and trees of class folders.
+"""Images in .tar and .zip archives, read where they lie: WebDataset shards, trees of class folders or images
+with a metadata file.
 
 The WebDataset convention: members of a .tar whose names agree up to the first dot of their last part belong
-to one row, and its `.cls`, `.json` or `.txt` holds the label.
+to one row, and its `.cls`, `.json` or `.txt` holds the label. A metadata file lists images of its archive.
 """
 
 from __future__ import annotations
 
 import json
 import lzma
+import posixpath
 import tarfile
 import zipfile
 import zlib
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import IO, Literal
 
+from relabel.config import SourceOptions
 from relabel.data.images import IMAGE_SUFFIXES
+from relabel.data.listings import NOT_FOUND, Listing, file_key, unlisted_warnings
 from relabel.data.references import Embedded, Joined, Reference, Slices
 from relabel.data.rows import METADATA_NAMES, Request, Rows
 from relabel.data.shards import is_junk, suffix_of
 from relabel.data.spool import Spool
-from relabel.data.tables import brief, printable
+from relabel.data.tables import brief, cell_text, printable
 from relabel.errors import ImageError, RelabelError
+
+_Said = dict[str, tuple[int, str | None]]
 
 _DAMAGE = (tarfile.TarError, EOFError, zlib.error, lzma.LZMAError, OSError)
 _LABELS = ("cls", "json", "txt")  # the first of them that a row has is its label
 _LARGEST_LABEL = 1 << 20  # bytes; a longer member is no label
 _CUT = "the archive ends within this image"
+_LOST = "the archive ends before this image"
 
 
 @dataclass
-class _Listing:
+class _Content:
     """What an archive holds.
 
-    names, offsets and sizes: one entry an image; labels: by the key of a row, behind the rank of the member
-    that said so; errors: by image; parents: folders that have something in them; others: files left alone;
-    damage: why the archive could not be read to its end.
+    names, offsets and sizes: one entry an image, in a .zip the offset is the member's number; errors: by
+    image; said and verified: labels by the key of a row, behind the rank of the member that said so;
+    metadata: files by name; parents: folders that have something in them; others: files left alone; damage:
+    why the archive could not be read to its end.
     """
 
     path: Path
     names: list[str] = field(default_factory=list)
     offsets: list[int] = field(default_factory=list)
     sizes: list[int] = field(default_factory=list)
-    labels: dict[str, tuple[int, str | None]] = field(default_factory=dict)
     errors: dict[int, str] = field(default_factory=dict)
+    said: _Said = field(default_factory=dict)
+    verified: _Said = field(default_factory=dict)
+    metadata: dict[str, bytes] = field(default_factory=dict)
     folders: set[str] = field(default_factory=set)
     parents: set[str] = field(default_factory=set)
     others: int = 0
@@ -52,18 +64,14 @@ class _Listing:
     zip: zipfile.ZipFile | None = None
 
     def take(self, name: str, *, is_folder: bool) -> bool:
-        """Note a member; True when it is an image. Raises RelabelError for a metadata file."""
+        """Note a member; True when it is an image."""
         folder, _, last = name.rpartition("/")
         self.parents.add(folder)
         if is_folder:
             self.folders.add(name)
         elif PurePosixPath(last).suffix.lower() in IMAGE_SUFFIXES:
             return True
-        elif last in METADATA_NAMES:
-            raise RelabelError(
-                f"{self.path} holds {name}, and metadata inside an archive is not read.", "Unpack it first."
-            )
-        else:
+        elif last not in METADATA_NAMES:
             self.others += 1
         return False
 
@@ -75,119 +83,234 @@ class _Listing:
         self.offsets.append(offset)
         self.sizes.append(size)
 
+    def rearranged(self) -> _Content:
+        """The same archive, to which its images are still to be added."""
+        return replace(self, names=[], offsets=[], sizes=[], errors={})
+
+    def keep(self, image: int, listed: _Content) -> None:
+        """Append an image that the archive lists."""
+        self.add(listed.names[image], listed.offsets[image], listed.sizes[image], listed.errors.get(image))
+
 
 def open_archives(paths: Sequence[Path], request: Request) -> Rows:
     """Rows of archives, one after the other; compressed ones go through a `Spool`.
 
     An archive that ends early keeps the rows before its end. Raises RelabelError, naming the file, for what
-    is no archive.
+    is no archive, and for a metadata file that is no table or lists an image twice.
     """
-    label_column = request.options.label_column
-    listings = []
+    contents = []
     request.watcher.stage("Reading archives", len(paths))
     with Spool(request.largest) as spool:
         for path in paths:
             is_zip = suffix_of(path.name) == ".zip"
-            listings.append(_list_zip(path) if is_zip else _list_tar(path, label_column, spool))
+            contents.append(_list_zip(path) if is_zip else _list_tar(path, request.options, spool))
             request.watcher.advance()
         kept = spool.mapped()
-    grouped = any(_key(name)[0] in listing.labels for listing in listings for name in listing.names)
-    if label_column is not None and not grouped:
-        raise RelabelError(
-            f"--label-column {label_column}: no image of {request.location} has such a label beside it.",
-            "In a WebDataset shard the label of a.jpg is a.cls, a.txt or a field of a.json.",
-        )
-    if grouped:
-        listings = [_one_image_a_row(listing) for listing in listings]
     rows = Rows(Path(request.location), "archive")
-    for listing in listings:
-        rows.errors |= {len(rows.names) + image: reason for image, reason in listing.errors.items()}
-        rows.names += listing.names
-        rows.ignored += listing.others
-        if listing.damage:
-            rows.warnings.append(
-                f"{listing.path} is damaged after {len(listing.names)} image(s): {listing.damage}."
-            )
-    rows.references = Joined(
-        _ZipImages(listing.zip, listing.names)
-        if listing.zip
-        else Slices(
-            listing.path if suffix_of(listing.path.name) == ".tar" else kept,
-            listing.offsets,
-            listing.sizes,
-            listing.path.name,
-        )
-        for listing in listings
-    )
-    if grouped:
-        rows.labels = [
-            listing.labels.get(_key(name)[0], (0, None))[1] for listing in listings for name in listing.names
-        ]
+    if any(content.metadata for content in contents):
+        contents = _label_by_metadata(rows, contents, request)
     else:
-        rows.classify_by_folder(_empty_folders(listings), request)
-    rows.names = _distinct(rows.names, listings)
+        contents = _label_by_members(rows, contents, request)
+    for content in contents:
+        rows.errors |= {len(rows.names) + image: reason for image, reason in content.errors.items()}
+        rows.names += content.names
+        rows.ignored += content.others
+        if content.damage:
+            there = len(content.names) - list(content.errors.values()).count(_LOST)
+            rows.warnings.append(f"{content.path} is damaged after {there} image(s): {content.damage}.")
+    rows.references = Joined(
+        _ZipImages(content.zip, content.offsets)
+        if content.zip
+        else Slices(
+            content.path if suffix_of(content.path.name) == ".tar" else kept,
+            content.offsets,
+            content.sizes,
+            content.path.name,
+        )
+        for content in contents
+    )
+    if not rows.labels:
+        rows.classify_by_folder(_empty_folders(contents), request)
+    rows.names = _distinct(rows.names, contents)
     return rows
 
 
-def _list_zip(path: Path) -> _Listing:
-    listing = _Listing(path)
+def _label_by_metadata(rows: Rows, contents: Sequence[_Content], request: Request) -> list[_Content]:
+    """Give `rows` the labels of the metadata files; returns the archives with their images in that order."""
+    rows.kind = "metadata archive"
+    unlisted = 0
+    arranged = []
+    for content in contents:
+        # As when unpacked, the last of several members of one name is the one that stands.
+        images = {file_key(name, ()): image for image, name in enumerate(content.names)}
+        listing = Listing((), request, partial(_holds, images))
+        for name, table in content.metadata.items():
+            listing.add_table(content.path / name, name.rpartition("/")[0], table)
+        unlisted += listing.add_others(images)
+        kept = content.rearranged()
+        kept.others += len(content.names) - len(images)
+        for row, name in enumerate(listing.names):
+            if row in listing.missing:
+                kept.add(name, 0, 0, _LOST if content.damage else NOT_FOUND)
+            else:
+                kept.keep(images[file_key(name, ())], content)
+        arranged.append(kept)
+        rows.labels += listing.labels
+        if listing.verified is not None:
+            rows.verified = (rows.verified or []) + listing.verified
+    rows.warnings += unlisted_warnings(unlisted, request)
+    return arranged
+
+
+def _holds(images: Mapping[str, int], name: str) -> bool:
+    return file_key(name, ()) in images
+
+
+def _label_by_members(rows: Rows, contents: Sequence[_Content], request: Request) -> list[_Content]:
+    """Give `rows` the labels beside images, if there are any; returns the archives with one image a row."""
+    options = request.options
+    said = _in_order(contents, [content.said for content in contents])
+    verified = _in_order(contents, [content.verified for content in contents])
+    for flag, column, labels in (
+        ("--label-column", options.label_column, said),
+        ("--trusted-column", options.trusted_column, verified),
+    ):
+        if column is not None and labels is None:
+            raise RelabelError(
+                f"{flag} {column}: no image of {request.location} has such a label beside it.",
+                f"In a WebDataset shard that of a.jpg is in a.{column}, or the field {column} of a.json.",
+            )
+    if said is None and verified is None:
+        return list(contents)
+    arranged = list(map(_one_image_a_row, contents))
+    rows.labels = _in_order(arranged, [content.said for content in arranged]) or []
+    rows.verified = _in_order(arranged, [content.verified for content in arranged])
+    return arranged
+
+
+def _in_order(contents: Sequence[_Content], labels: Sequence[_Said]) -> list[str | None] | None:
+    """The labels of all images, archive by archive, or None when no image has one beside it."""
+    if not any(labels):
+        return None
+    found = [
+        said.get(_key(name)[0])
+        for content, said in zip(contents, labels, strict=True)
+        for name in content.names
+    ]
+    return None if not any(found) else [said and said[1] for said in found]
+
+
+def _list_zip(path: Path) -> _Content:
+    content = _Content(path)
     try:
-        listing.zip = zipfile.ZipFile(path)
+        content.zip = zipfile.ZipFile(path)
     except (zipfile.BadZipFile, OSError, NotImplementedError) as error:
         raise RelabelError(f"{path} cannot be read: {brief(error)}.", "Copy the archive again.") from None
-    for member in listing.zip.infolist():
-        name = member.filename.rstrip("/")
-        if not _is_junk(name) and listing.take(name, is_folder=member.is_dir()):
-            listing.add(member.filename, 0, 0)
-    return listing
+    for number, member in enumerate(content.zip.infolist()):
+        # A .zip has slashes alone, but for what some programs write on Windows.
+        name = member.filename.replace("\\", "/").removeprefix("./").rstrip("/")
+        if _is_junk(name):
+            continue
+        if content.take(name, is_folder=member.filename.endswith(("/", "\\"))):
+            content.add(name, number, 0)
+        elif _is_metadata(name):
+            with _metadata_of(content, name):
+                content.metadata[name] = content.zip.read(member)
+    return content
 
 
 class _ZipImages:
-    """Members of a .zip as references; `zipfile` itself takes turns between threads."""
+    """Members of a .zip, by their numbers, as references; `zipfile` itself takes turns between threads."""
 
-    def __init__(self, archive: zipfile.ZipFile, names: Sequence[str]) -> None:
+    def __init__(self, archive: zipfile.ZipFile, numbers: Sequence[int]) -> None:
         self._archive = archive
-        self._names = names
+        self._members = archive.infolist()
+        self._numbers = numbers
 
     def __len__(self) -> int:
-        return len(self._names)
+        return len(self._numbers)
 
     def __getitem__(self, row: int) -> Reference:
-        return _ZipMember(self._names[row], self._archive)
+        return _ZipMember(self._members[self._numbers[row]], self._archive)
 
 
 @dataclass(frozen=True, slots=True)
 class _ZipMember:
-    name: str
+    member: zipfile.ZipInfo  # not its name, which may be that of another one too
     archive: zipfile.ZipFile
 
+    @property
+    def name(self) -> str:
+        return self.member.filename
+
     def open(self, mode: Literal["rb"]) -> IO[bytes]:
-        return self.archive.open(self.name)
+        return self.archive.open(self.member)
 
 
-def _list_tar(path: Path, label_column: str | None, spool: Spool) -> _Listing:
-    listing = _Listing(path)
+def _list_tar(path: Path, options: SourceOptions, spool: Spool) -> _Content:
+    content = _Content(path)
+    links: dict[int, str] = {}
     compressed = suffix_of(path.name) != ".tar"
     size = path.stat().st_size
     try:
         with tarfile.open(path, "r|*" if compressed else "r:") as tar:
             for member in _members(tar, compressed):
                 name = member.name.removeprefix("./").rstrip("/")
-                if _is_junk(name) or not (member.isreg() or member.isdir()):
+                if _is_junk(name) or member.isdev():
                     continue
-                if not listing.take(name, is_folder=member.isdir()):
-                    if member.isreg() and member.size <= _LARGEST_LABEL:
-                        _read_label(listing, name, tar, member, label_column)
-                elif compressed:
-                    _spool(listing, name, tar, member, spool)
-                else:
-                    cut = member.offset_data + member.size > size
-                    listing.add(name, member.offset_data, member.size, _CUT if cut else None)
+                if content.take(name, is_folder=member.isdir()):
+                    if not member.isreg():
+                        links[len(content.names)] = _target(member)
+                        content.add(name, 0, 0, "a link to what the archive does not hold")
+                    elif compressed:
+                        _spool(content, name, tar, member, spool)
+                    else:
+                        cut = member.offset_data + member.size > size
+                        content.add(name, member.offset_data, member.size, _CUT if cut else None)
+                elif member.isreg() and _is_metadata(name):
+                    with _metadata_of(content, name):
+                        content.metadata[name] = _bytes_of(tar, member)
+                elif member.isreg() and member.size <= _LARGEST_LABEL:
+                    _read_labels(content, name, tar, member, options)
     except _DAMAGE as error:
-        listing.damage = brief(error)
-    if listing.damage and not (listing.names or listing.labels):
-        raise RelabelError(f"{path} cannot be read: {listing.damage}.", "Copy the archive again.")
-    return listing
+        content.damage = brief(error)
+    if content.damage and not (content.names or content.said):
+        raise RelabelError(f"{path} cannot be read: {content.damage}.", "Copy the archive again.")
+    if links:
+        _follow(links, content)
+    return content
+
+
+def _target(link: tarfile.TarInfo) -> str:
+    """The name of the member that a hard link, or a symbolic one, stands for."""
+    folder = "" if link.islnk() else posixpath.dirname(link.name)
+    return file_key(posixpath.join(folder, link.linkname), ())
+
+
+def _follow(links: Mapping[int, str], content: _Content) -> None:
+    """Let images that are links, by number, be the images they stand for."""
+    images = {file_key(name, ()): image for image, name in enumerate(content.names) if image not in links}
+    for link, target in links.items():
+        if (image := images.get(target)) is not None:
+            content.offsets[link], content.sizes[link] = content.offsets[image], content.sizes[image]
+            del content.errors[link]
+            if image in content.errors:
+                content.errors[link] = content.errors[image]
+
+
+def _is_metadata(name: str) -> bool:
+    return name.rpartition("/")[2] in METADATA_NAMES
+
+
+@contextmanager
+def _metadata_of(content: _Content, name: str) -> Iterator[None]:
+    """Refuse an archive whose metadata file, without which its labels would be others, cannot be read."""
+    try:
+        yield
+    except (*_DAMAGE, zipfile.BadZipFile, RuntimeError) as error:  # the last for a password
+        raise RelabelError(
+            f"{content.path}: its {name} cannot be read: {brief(error)}.", "Copy the archive again."
+        ) from None
 
 
 def _members(tar: tarfile.TarFile, compressed: bool) -> Iterator[tarfile.TarInfo]:
@@ -207,46 +330,65 @@ def _members(tar: tarfile.TarFile, compressed: bool) -> Iterator[tarfile.TarInfo
         raise tarfile.ReadError("what follows is no member")
 
 
-def _spool(listing: _Listing, name: str, tar: tarfile.TarFile, member: tarfile.TarInfo, spool: Spool) -> None:
-    def content() -> bytes:
-        file = tar.extractfile(member)
-        assert file is not None
-        return file.read()
-
+def _spool(content: _Content, name: str, tar: tarfile.TarFile, member: tarfile.TarInfo, spool: Spool) -> None:
     try:
-        listing.add(name, *spool.add(Embedded(name, content, listing.path.parent)))
+        content.add(name, *spool.add(Embedded(name, partial(_bytes_of, tar, member), content.path.parent)))
     except ImageError as error:
-        listing.add(name, 0, 0, error.message)
+        content.add(name, 0, 0, error.message)
     except _DAMAGE:
-        listing.add(name, 0, 0, _CUT)
+        content.add(name, 0, 0, _CUT)
         raise
 
 
-def _read_label(
-    listing: _Listing, name: str, tar: tarfile.TarFile, member: tarfile.TarInfo, label_column: str | None
-) -> None:
-    """Note the label in a member beside an image, where it is one."""
-    key, part = _key(name)
-    if part not in _LABELS and part != label_column:
-        return
-    rank = -1 if part == label_column else _LABELS.index(part)
-    if part != "json" and rank >= 0 and label_column is not None:
-        return  # it was not asked for
+def _bytes_of(tar: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
     file = tar.extractfile(member)
     assert file is not None
+    return file.read()
+
+
+def _read_labels(
+    content: _Content, name: str, tar: tarfile.TarFile, member: tarfile.TarInfo, options: SourceOptions
+) -> None:
+    """Note the labels, given and verified, in a member beside an image, where it holds any."""
+    key, part = _key(name)
+    wanted = [(content.said, options.label_column)]
+    if options.trusted_column is not None:
+        wanted.append((content.verified, options.trusted_column))
+    ranks = [_rank(part, column) for _, column in wanted]
+    if ranks.count(None) == len(ranks):
+        return
     try:
-        text: object = file.read().decode("utf-8-sig").strip()
-        if part == "json" and rank >= 0:
-            fields = json.loads(str(text))
-            text = fields.get(label_column or "label") if isinstance(fields, dict) else None
-    except ValueError:
-        text = None
-    if rank <= listing.labels.get(key, (rank, None))[0] and isinstance(text, str | int):
-        listing.labels[key] = rank, printable(str(text)) or None
+        text = _bytes_of(tar, member).decode("utf-8-sig").strip()
+    except UnicodeDecodeError:
+        return
+    for (labels, column), rank in zip(wanted, ranks, strict=True):
+        if rank is None:
+            continue
+        label = text if part != "json" or rank < 0 else _json_field(text, column or "label")
+        if label is not None and rank <= labels.get(key, (rank, None))[0]:
+            labels[key] = rank, printable(label) or None
+
+
+def _rank(part: str, column: str | None) -> int | None:
+    """How a part ranks among those that may hold the label, the named one first; None if it holds none."""
+    if column is not None and part == column.lower():
+        return -1
+    if part == "json" or (column is None and part in _LABELS):
+        return _LABELS.index(part)
+    return None
+
+
+def _json_field(text: str, name: str) -> str | None:
+    try:
+        fields = json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+    value = fields.get(name) if isinstance(fields, dict) else None
+    return cell_text(value, Path(), 0, name).strip() if isinstance(value, str | int | float) else None
 
 
 def _is_junk(name: str) -> bool:
-    return any(map(is_junk, name.split("/")))
+    return any(is_junk(part) for part in name.split("/") if part not in (".", ".."))
 
 
 def _key(name: str) -> tuple[str, str]:
@@ -256,38 +398,38 @@ def _key(name: str) -> tuple[str, str]:
     return folder + slash + stem, part.lower()
 
 
-def _one_image_a_row(listing: _Listing) -> _Listing:
-    """The listing with the first image of each row alone, masks such as `a.seg.png` left out.
+def _one_image_a_row(content: _Content) -> _Content:
+    """The archive with the first image of each row alone, masks such as `a.seg.png` left out.
 
     A label whose image is not there becomes a row too, with an error.
     """
-    kept = _Listing(listing.path, labels=listing.labels, damage=listing.damage)
-    kept.others = listing.others - len(listing.labels)
+    kept = content.rearranged()
+    kept.others -= len(content.said) + sum(rank < 0 for rank, _ in content.verified.values())
     seen = set()
-    for image, name in enumerate(listing.names):
+    for image, name in enumerate(content.names):
         key, part = _key(name)
         if key in seen or "." in part:
             kept.others += 1
             continue
         seen.add(key)
-        kept.add(name, listing.offsets[image], listing.sizes[image], listing.errors.get(image))
+        kept.keep(image, content)
     text = _LABELS.index("txt")  # which may be a note on the whole
-    for key in [key for key, (rank, _) in listing.labels.items() if key not in seen and rank < text]:
+    for key in [key for key, (rank, _) in content.said.items() if key not in seen and rank < text]:
         kept.add(key, 0, 0, "the archive has a label for this row, and no image")
     return kept
 
 
-def _empty_folders(listings: Sequence[_Listing]) -> set[str]:
-    return {folder for listing in listings for folder in listing.folders}.difference(
-        *(listing.parents for listing in listings)
+def _empty_folders(contents: Sequence[_Content]) -> set[str]:
+    return {folder for content in contents for folder in content.folders}.difference(
+        *(content.parents for content in contents)
     )
 
 
-def _distinct(names: list[str], listings: Sequence[_Listing]) -> list[str]:
+def _distinct(names: list[str], contents: Sequence[_Content]) -> list[str]:
     """The members' names; where two are the same, with their archives' names, or else numbers."""
     if len(set(names)) == len(names):
         return [printable(name) for name in names]
-    longer = [f"{listing.path.name}/{name}" for listing in listings for name in listing.names]
+    longer = [f"{content.path.name}/{name}" for content in contents for name in content.names]
     return (
         [printable(name) for name in longer]
         if len(set(longer)) == len(longer)

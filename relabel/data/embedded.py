@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 
 from relabel.data.references import Embedded, Reference
 from relabel.data.rows import Request, Rows
-from relabel.data.tables import NAME_COLUMNS, brief, cell_text, first_few, printable, unreadable
+from relabel.data.tables import NAME_COLUMNS, brief, cell_text, check_single, first_few, printable, unreadable
 from relabel.errors import ImageError, RelabelError
 
 IMAGE_COLUMN = "image"
@@ -32,8 +32,10 @@ _WINDOWS = 4  # kept, because threads ask for their rows not quite in order
 def image_column(schema: pa.Schema, where: str, wanted: str | None) -> str | None:
     """The column that holds images themselves; None when there is none, or `wanted` names files.
 
-    where: names the table in a message. Raises RelabelError when the column is to be named first.
+    where: names the table in a message. Raises RelabelError when the column is to be named first, or is there
+    twice.
     """
+    check_single(schema.names, [wanted or IMAGE_COLUMN], where)
     if wanted is not None:
         kind = schema.field(wanted).type if wanted in schema.names else None
         if kind is None:
@@ -49,7 +51,7 @@ def image_column(schema: pa.Schema, where: str, wanted: str | None) -> str | Non
                 f"Its columns are {first_few(schema.names, 10)}.",
             )
         return wanted
-    columns = [field.name for field in schema if _holds_bytes(field.type)]
+    columns = image_columns(schema)
     if IMAGE_COLUMN in columns:
         return IMAGE_COLUMN
     if columns and not set(NAME_COLUMNS) & set(schema.names):
@@ -60,16 +62,35 @@ def image_column(schema: pa.Schema, where: str, wanted: str | None) -> str | Non
     return None
 
 
+def image_columns(schema: pa.Schema) -> list[str]:
+    """The columns that hold images themselves, as Hugging Face writes them."""
+    return [field.name for field in schema if _holds_bytes(field.type)]
+
+
 def needed_image_column(schema: pa.Schema, where: str, wanted: str | None) -> str:
     """As `image_column`, for a table that cannot do without."""
     column = image_column(schema, where, wanted)
     if column is not None:
         return column
+    refuse_vectors(schema, where)
     named = repr(wanted or IMAGE_COLUMN)
     raise RelabelError(
         f"{where} has no column {named} that holds images; it has {first_few(schema.names, 10)}.",
         "Name the right one with --image-column.",
     )
+
+
+def refuse_vectors(schema: pa.Schema, where: str) -> None:
+    """Tell a table of vectors, which `where` names, from one of images or of file names."""
+    lists = [
+        field for field in schema if pa.types.is_fixed_size_list(field.type) or pa.types.is_list(field.type)
+    ]
+    for field in lists:
+        numbers = pa.types.is_floating(field.type.value_type) and not set(NAME_COLUMNS) & set(schema.names)
+        if numbers or pa.types.is_fixed_size_list(field.type):
+            raise RelabelError(
+                f"{where} holds vectors in the column {field.name!r}.", f"Add --features {field.name}."
+            )
 
 
 def has_path(schema: pa.Schema, column: str) -> bool:
@@ -105,19 +126,20 @@ def open_tables(paths: Sequence[Path], request: Request) -> Rows:
     return rows
 
 
-def read_labels(path: Path, rows: Rows, request: Request) -> None:
-    """Give `rows` the labels of a Parquet file that holds something other than images.
+def read_labels(paths: Sequence[Path], rows: Rows, request: Request) -> None:
+    """Give `rows` the labels of Parquet files that hold something other than images.
 
-    Raises RelabelError, naming the file, when it is damaged or lacks a column.
+    Raises RelabelError, naming the file, when one is damaged or lacks a column.
     """
     labels = LabelColumns(request)
-    try:
-        with pq.ParquetFile(path) as file:
-            schema, count = file.schema_arrow, file.metadata.num_rows
-            table = file.read(columns=labels.present(schema.names, str(path)))
-    except (OSError, pa.ArrowException) as error:
-        raise unreadable(path, error) from None
-    labels.add(table, count, class_names(schema.metadata), str(path))
+    for path in paths:
+        try:
+            with pq.ParquetFile(path) as file:
+                schema, count = file.schema_arrow, file.metadata.num_rows
+                table = file.read(columns=labels.present(schema.names, str(path)))
+        except (OSError, pa.ArrowException) as error:
+            raise unreadable(path, error) from None
+        labels.add(table, count, class_names(schema.metadata), str(path))
     labels.settle(rows)
 
 
@@ -151,6 +173,11 @@ class LabelColumns:
         self._required = request.expect_labels or options.label_column is not None
         self._verified = options.trusted_column
         self._names: list[str] | None = None
+        # Numbers may stand for --classes.
+        self._kinds_to_check = (
+            set() if options.classes else {self._label, options.trusted_column or self._label}
+        )
+        self._kinds: dict[str, str] = {}
         self.labels: list[str | None] = []
         self.verified: list[str | None] = []
 
@@ -166,7 +193,9 @@ class LabelColumns:
                     f"Name the right one with {flag}.",
                 )
         wanted = [self._label] if self._label in columns else []
-        return list(dict.fromkeys(wanted + ([self._verified] if self._verified else [])))
+        wanted += [self._verified] if self._verified else []
+        check_single(columns, wanted, where)
+        return list(dict.fromkeys(wanted))
 
     def add(self, table: pa.Table, count: int, names: dict[str, list[str]], where: str) -> None:
         """Take the labels of a table of `count` rows; names: of the classes, for columns of integers."""
@@ -177,6 +206,8 @@ class LabelColumns:
                 "Name one kind of file at a time.",
             )
         self._names = own
+        for name in self._kinds_to_check.difference(names).intersection(table.column_names):
+            self._check_kind(name, table[name], where)
         if self._label in table.column_names:
             self.labels += _texts(table[self._label], own, where, self._label)
         else:
@@ -184,6 +215,19 @@ class LabelColumns:
         if self._verified is not None:
             verified_names = names.get(self._verified, own)
             self.verified += _texts(table[self._verified], verified_names, where, self._verified)
+
+    def _check_kind(self, name: str, column: pa.ChunkedArray, where: str) -> None:
+        """Refuse numbers in one file and text in another: the classes would be twice as many."""
+        kind = column.type.value_type if pa.types.is_dictionary(column.type) else column.type
+        if column.null_count == len(column):
+            return
+        found = "text" if _is_text(kind) else "numbers"
+        before = self._kinds.setdefault(name, found)
+        if before != found:
+            raise RelabelError(
+                f"{where} has {found} in the column {name!r}, and the files before it {before}.",
+                "Write the labels of all files alike, or name the classes with --classes.",
+            )
 
     def settle(self, rows: Rows) -> None:
         """Give what was collected to the rows."""

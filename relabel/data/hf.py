@@ -21,7 +21,7 @@ from relabel.data.embedded import LabelColumns, class_names, has_path, needed_im
 from relabel.data.references import Embedded, Reference, Slices
 from relabel.data.rows import Request, Rows
 from relabel.data.spool import Spool
-from relabel.data.tables import brief
+from relabel.data.tables import brief, first_few
 from relabel.errors import ImageError, RelabelError, RunError
 
 if TYPE_CHECKING:
@@ -61,8 +61,8 @@ def open_hub(request: Request) -> Rows:
     """Rows of one split of a Hub data set, from the cache of `datasets` or, with `--streaming`, a `Spool`.
 
     huggingface_hub's settings apply: `HF_HOME`, `HF_TOKEN` or a log-in, `HF_ENDPOINT`, `HF_HUB_OFFLINE`.
-    Raises RelabelError for a repository, revision or split that is not there, and for columns that are not;
-    RunError when the download fails.
+    Raises RelabelError for a repository, revision, configuration or split that is not there or, where there
+    are several, not named, and for columns that are not there; RunError when the download fails.
     """
     location, options, watcher = request.location, request.options, request.watcher
     parsed = hub.parse_dataset(location)
@@ -73,7 +73,7 @@ def open_hub(request: Request) -> Rows:
             f"--revision {options.revision}: {location} names a revision itself.", "Keep one of them."
         )
     revision = revision or options.revision
-    builder = _builder(location, repo, revision)
+    builder = _builder(location, repo, revision, options.config)
     splits = builder.info.splits or {}
     split = _split(list(splits or builder.config.data_files or ()), options.split, location)
     rows = Rows(Path(location), "hub")
@@ -101,7 +101,7 @@ def _library() -> ModuleType:
     return library
 
 
-def _builder(location: str, repo: str, revision: str | None) -> datasets.DatasetBuilder:
+def _builder(location: str, repo: str, revision: str | None, config: str | None) -> datasets.DatasetBuilder:
     """A repository without its data; from the cache where the Hub cannot be reached."""
     from huggingface_hub import HfApi
     from huggingface_hub.errors import HfHubHTTPError
@@ -114,18 +114,41 @@ def _builder(location: str, repo: str, revision: str | None) -> datasets.Dataset
     except Exception as error:
         told = _explained(error, location, repo, revision)
         answered = isinstance(error, HfHubHTTPError) and not isinstance(told, RunError)
-        if answered or not Path(library.config.HF_DATASETS_CACHE, repo.replace("/", "___")).is_dir():
+        if answered or not _cached(repo):
             raise told from error
         failure = error
     try:
-        return library.load_dataset_builder(repo, revision=revision)
+        return library.load_dataset_builder(repo, name=config, revision=revision)
     except Exception as error:
-        if failure is None and isinstance(error, ValueError):
-            raise RelabelError(
-                f"{location} has several configurations, of which datasets needs one named.",
-                "Download the files of one, and name them with a pattern.",
-            ) from error
-        raise _explained(failure or error, location, repo, revision) from error
+        told = _explained(failure or error, location, repo, revision)
+        if isinstance(error, ValueError):  # it has no type of its own for a configuration that is not named
+            try:
+                names = (
+                    _cached(repo) if failure else library.get_dataset_config_names(repo, revision=revision)
+                )
+            except Exception:
+                raise told from error
+            _check_config(names, config, location if failure is None else f"{location}, in the cache,")
+        raise told from error
+
+
+def _cached(repo: str) -> list[str]:
+    """The configurations of a repository that `datasets` has in its cache."""
+    naming, config = import_module("datasets.naming"), import_module("datasets.config")
+    user, _, name = repo.partition("/")
+    folder = Path(config.HF_DATASETS_CACHE, f"{user}___{naming.camelcase_to_snakecase(name)}")
+    return sorted(path.name for path in folder.iterdir() if path.is_dir()) if folder.is_dir() else []
+
+
+def _check_config(names: Sequence[str], wanted: str | None, where: str) -> None:
+    """Refuse a configuration that is none of `names`, or is not named where there are several."""
+    known = first_few(names, 20)
+    if wanted is not None and wanted not in names:
+        raise RelabelError(
+            f"--config {wanted}: {where} has the configuration(s) {known}.", "Name one of them."
+        )
+    if wanted is None and len(names) > 1:
+        raise RelabelError(f"{where} has the configurations {known}.", "Name one with --config.")
 
 
 def _explained(error: Exception, location: str, repo: str, revision: str | None) -> RelabelError:

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from relabel.config import SourceOptions
 from relabel.data import archives, embedded, hf
 from relabel.data.images import IMAGE_SUFFIXES
+from relabel.data.listings import Listing, file_key, listed_twice, root_prefixes, unlisted_warnings
 from relabel.data.references import References
 from relabel.data.rows import (
     CLASSES_FILE,
@@ -31,7 +32,14 @@ from relabel.data.rows import (
     read_classes_file,
 )
 from relabel.data.shards import ARCHIVE_SUFFIXES, SHARD_SUFFIXES, check_one_split, expand, is_junk, suffix_of
-from relabel.data.tables import NAME_COLUMNS, ROW_COLUMNS, TABLE_SUFFIXES, Table, printable, read_table
+from relabel.data.tables import (
+    ROW_COLUMNS,
+    TABLE_SUFFIXES,
+    Table,
+    first_few,
+    printable,
+    read_table,
+)
 from relabel.data.vectors import read_vectors
 from relabel.errors import RelabelError
 from relabel.hub import parse_dataset
@@ -50,9 +58,10 @@ _FLAGS = {
     "manifest": (_TABLE_FLAGS, "a list of files"),
     "table": (_TABLE_FLAGS, "a table of images"),
     "vectors": ({"--classes", "--features", "--label-column", "--trusted-column"}, "a table of vectors"),
-    "archive": ({"--classes", "--label-column"}, "an archive"),
+    "archive": ({"--classes", "--label-column", "--trusted-column"}, "an archive without a metadata file"),
+    "metadata archive": (_TABLE_FLAGS, "an archive with a metadata file"),
     "saved": (_TABLE_FLAGS | {"--split"}, "a saved data set"),
-    "hub": (_TABLE_FLAGS | {"--split", "--revision", "--streaming"}, "a data set of the Hub"),
+    "hub": (_TABLE_FLAGS | {"--config", "--split", "--revision", "--streaming"}, "a data set of the Hub"),
 }
 """The flags each form has a use for, and what a message calls it."""
 
@@ -88,15 +97,15 @@ class FileIndex:
     """Finds the row of a file name as a person may write it: `./a/b.png`, `a\\b.png`, or absolute."""
 
     def __init__(self, root: Path, file_names: Sequence[str]) -> None:
-        self._roots = _root_prefixes(root)
-        self._rows = {_key(name, self._roots): row for row, name in enumerate(file_names)}
+        self._roots = root_prefixes(root)
+        self._rows = {file_key(name, self._roots): row for row, name in enumerate(file_names)}
         self._length = len(file_names)
 
     def find(self, name: str) -> int | None:
         """Position of `name` in `file_names`, or None."""
-        row = self._rows.get(_key(name, self._roots))
+        row = self._rows.get(file_key(name, self._roots))
         if row is None and "\\" in name:
-            row = self._rows.get(_key(name.replace("\\", "/"), self._roots))
+            row = self._rows.get(file_key(name.replace("\\", "/"), self._roots))
         return row
 
     def find_all(self, table: Table) -> list[int | None]:
@@ -285,17 +294,12 @@ def _from_folder(request: Request) -> Rows:
 
 def _from_metadata(root: Path, scan: _Scan, request: Request) -> Rows:
     rows = _Files(root, "metadata")
-    seen: dict[str, str] = {}
+    listing = Listing(root_prefixes(root), request, lambda name: os.path.isfile(root / name))
     for path in scan.metadata:
-        _add_table(rows, root / path, path.rpartition("/")[0], seen, request)
-    unlisted = [path for path in scan.images if path not in seen]
-    for path in unlisted:
-        rows.add(path, None, found=path not in scan.broken_links)
-    if rows.verified is not None:
-        rows.verified += [None] * len(unlisted)
-    if unlisted and request.expect_labels:
-        rows.warnings.append(f"{len(unlisted)} image(s) in {root} are in no metadata file: unlabelled.")
-    rows.ignored = sum(path not in seen for path in scan.others)
+        listing.add_table(root / path, path.rpartition("/")[0])
+    rows.warnings = unlisted_warnings(listing.add_others(scan.images, scan.broken_links), request)
+    _add_listed(rows, listing)
+    rows.ignored = sum(path not in listing for path in scan.others)
     return rows
 
 
@@ -309,31 +313,45 @@ def _from_file(request: Request) -> Rows:
     if suffix == ".parquet" and _holds_images(path, request.options):
         return embedded.open_tables([path], request)
     rows = _Files(path.parent, "manifest")
-    _add_table(rows, path, "", {}, request)
+    roots = root_prefixes(rows.root)
+    listing = Listing(roots, request, lambda name: os.path.isfile(rows.root / name))
+    listing.add_table(path, "")
+    _add_listed(rows, listing)
     return rows
 
 
 def _from_vectors(request: Request, features: str) -> Rows:
-    location, options = request.location, request.options
-    path = Path(location)
-    if path.suffix.lower() != ".parquet" or not path.is_file():
+    paths = parquet_files(request.location)
+    if not paths:
         raise RelabelError(
-            f"--features {features}: {location} is not one .parquet file.",
+            f"--features {features}: {request.location} is neither a .parquet file nor some in a folder.",
             "Write the vectors to one, one a row.",
         )
-    rows = Rows(path.parent, "vectors")
-    embedded.read_labels(path, rows, request)
+    rows = Rows(paths[0].parent, "vectors")
+    embedded.read_labels(paths, rows, request)
+    options = request.options
     labels = [column for column in (options.label_column, options.trusted_column) if column]
-    table = read_vectors(path, features, labels)
+    table = read_vectors(paths, features, labels)
     rows.vectors, rows.errors = table.vectors, table.errors
-    roots = _root_prefixes(rows.root)
+    roots = root_prefixes(rows.root)
     seen: dict[str, int] = {}
-    for name, row in zip(table.names, table.rows, strict=True):
-        first = seen.setdefault(_key(name, roots), row)
+    for row, name in enumerate(table.names):
+        first = seen.setdefault(file_key(name, roots), row)
         if first != row:
-            raise _listed_twice(path, row, name, f"row {first}")
+            raise listed_twice(*table.place(row), name, *table.place(first))
         rows.names.append(printable(name))
     return rows
+
+
+def parquet_files(location: str) -> list[Path]:
+    """The Parquet files that a file, a folder or a pattern stands for; none if there is anything else."""
+    if os.path.isdir(location):
+        root = Path(location)
+        paths = [root / path for path in _scan(root).others if suffix_of(path) == ".parquet"]
+        check_one_split(paths, root)
+        return paths
+    paths = [Path(location)] if os.path.isfile(location) else expand(location)
+    return paths if all(suffix_of(path.name) == ".parquet" for path in paths) else []
 
 
 def _from_shards(paths: Sequence[Path], request: Request) -> Rows:
@@ -351,39 +369,10 @@ def _from_shards(paths: Sequence[Path], request: Request) -> Rows:
     return embedded.open_tables(paths, request) if tables else archives.open_archives(paths, request)
 
 
-def _add_table(rows: _Files, path: Path, folder: str, seen: dict[str, str], request: Request) -> None:
-    """Add the files that the table at `path` lists, with their given and their verified labels."""
-    options = request.options
-    names = (options.image_column,) if options.image_column else NAME_COLUMNS
-    label = options.label_column or "label"
-    required = request.expect_labels or options.label_column is not None
-    table = read_table(path, names, label_columns=(label,), label_required=required)
-    _add_listed(rows, table, path, folder, seen)
-    if options.trusted_column is not None:
-        verified = read_table(path, names, label_columns=(options.trusted_column,)).labels
-        rows.verified = (rows.verified or []) + verified
-
-
-def _add_listed(rows: _Files, table: Table, path: Path, folder: str, seen: dict[str, str]) -> None:
-    """Add the files a table lists relative to `folder`; `seen` holds where each was listed before."""
-    roots = _root_prefixes(rows.root)
-    for name, label, row in zip(table.names, table.labels, table.rows, strict=True):
-        listed = os.path.join(folder, name)
-        found = os.path.isfile(rows.root / listed)
-        if not found and "\\" in name:
-            listed = os.path.join(folder, name.replace("\\", "/"))
-            found = os.path.isfile(rows.root / listed)
-        key = _key(listed, roots)
-        if key in seen:
-            raise _listed_twice(path, row, name, seen[key])
-        seen[key] = f"row {row}" if rows.kind == "manifest" else f"{path}, row {row}"
-        rows.add(listed if os.path.isabs(listed) else key, label, found=found)
-
-
-def _listed_twice(path: Path, row: int, name: str, before: str) -> RelabelError:
-    return RelabelError(
-        f"{path}, row {row}: {name!r} is listed before, in {before}.", "Remove one of the two."
-    )
+def _add_listed(rows: _Files, listing: Listing) -> None:
+    for row, (name, label) in enumerate(zip(listing.names, listing.labels, strict=True)):
+        rows.add(name, label, found=row not in listing.missing)
+    rows.verified = listing.verified
 
 
 def _override(rows: Rows, path: Path, location: str) -> None:
@@ -461,7 +450,7 @@ def _lookalikes(class_names: Iterable[str]) -> list[str]:
 
 
 def _no_image(location: str, rows: Rows) -> RelabelError:
-    if rows.names and rows.kind in ("metadata", "manifest"):
+    if rows.names and rows.kind in ("metadata", "manifest", "metadata archive"):
         return RelabelError(
             f"None of the {len(rows.names)} file(s) that {location} lists exists"
             f" (the first is {rows.names[0]!r}).",
@@ -474,6 +463,9 @@ def _no_image(location: str, rows: Rows) -> RelabelError:
         )
     if rows.kind not in ("folder", "archive"):
         return RelabelError(f"{location} has no rows.", "List one image a row.")
+    if rows.kind == "folder" and (saved := [path for path in Path(location).iterdir() if hf.is_saved(path)]):
+        names = sorted((path.name for path in saved), key=natural_key)
+        return RelabelError(f"{location} holds the saved data sets {first_few(names)}.", "Name one of them.")
     beside = f", only {rows.ignored} other file(s)" if rows.ignored else ""
     return RelabelError(
         f"There is no image in {location}{beside}.",
@@ -489,26 +481,5 @@ def _holds_images(path: Path, options: SourceOptions) -> bool:
         return False  # read_table() says what is wrong
     if embedded.image_column(schema, str(path), options.image_column) is not None:
         return True
-    for column in schema:
-        if pa.types.is_fixed_size_list(column.type):
-            raise RelabelError(
-                f"{path} holds vectors in the column {column.name!r}.",
-                f"fit, apply, predict and corrupt read them with --features {column.name}.",
-            )
+    embedded.refuse_vectors(schema, str(path))
     return False
-
-
-def _root_prefixes(root: Path) -> tuple[str, ...]:
-    """The ways an absolute path inside `root` may begin: as typed, and with links resolved."""
-    paths = (os.path.abspath(root), os.path.realpath(root))
-    return tuple(path.replace(os.sep, "/").rstrip("/") + "/" for path in paths)
-
-
-def _key(name: str, roots: Sequence[str]) -> str:
-    """One spelling for each file: normalised, POSIX, relative to the root where it lies inside."""
-    key = os.path.normpath(name).replace(os.sep, "/")
-    if os.path.isabs(key):
-        for root in roots:
-            if key.startswith(root):
-                return key[len(root) :]
-    return key

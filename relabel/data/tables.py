@@ -5,11 +5,13 @@ numbers for text (the CSV header is row 1), 1-based rows for Parquet.
 """
 
 import csv
+import io
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -19,6 +21,8 @@ from relabel.errors import RelabelError
 NAME_COLUMNS = ("file_name", "filename", "image_path", "path")
 ROW_COLUMNS = (*NAME_COLUMNS, "index", "id")
 """What a table may name rows of SOURCE by; `index` counts them from 0, `id` is the name of a vector."""
+
+_Open = Callable[[], IO[bytes]]
 
 TABLE_SUFFIXES = (".csv", ".tsv", ".parquet", ".jsonl")
 
@@ -31,6 +35,7 @@ class Table:
     names: list[str]
     labels: list[str | None]  # None where empty
     rows: Sequence[int]
+    verified: list[str | None] | None  # None where empty; None without a trusted column
 
 
 @dataclass
@@ -45,13 +50,16 @@ def read_table(
     name_columns: Sequence[str] = NAME_COLUMNS,
     *,
     label_columns: Sequence[str] = ("label",),
+    trusted_column: str | None = None,
     name_required: bool = True,
     label_required: bool = True,
+    content: bytes | None = None,
 ) -> Table:
-    """Read the first of `name_columns` that is there, and the first of `label_columns`.
+    """Read the first of `name_columns` that is there, the first of `label_columns`, and `trusted_column`.
 
     Without any of `name_columns`, where none is required, `name_column` is empty and the names are numbers
-    from 0. Raises RelabelError, naming the file and row, for anything that is not such a table.
+    from 0. content: what `path`, then only a name, would hold. Raises RelabelError, naming the file and row,
+    for anything that is not such a table.
     """
     suffix = path.suffix.lower()
     if suffix not in TABLE_SUFFIXES:
@@ -60,30 +68,40 @@ def read_table(
             "Use .csv, .parquet or .jsonl with the columns file_name and label.",
         )
     read = {".parquet": _read_parquet, ".jsonl": _read_jsonl}.get(suffix, _read_csv)
+
+    def open_file() -> IO[bytes]:
+        return open(path, "rb") if content is None else io.BytesIO(content)
+
+    trusted = [] if trusted_column is None else [trusted_column]
     try:
-        cells = read(path, (*name_columns, *label_columns))
+        cells = read(path, open_file, list(dict.fromkeys((*name_columns, *label_columns, *trusted))))
     except FileNotFoundError:
         raise RelabelError(f"There is no file {path}.", "Check the spelling of the path.") from None
     except UnicodeDecodeError:
         raise RelabelError(
-            f"{path}, row {_undecodable_line(path)}: the text is not UTF-8.", "Save the file as UTF-8."
+            f"{path}, row {_undecodable_line(open_file)}: the text is not UTF-8.", "Save the file as UTF-8."
         ) from None
     except (OSError, pa.ArrowException) as error:
         raise unreadable(path, error) from None
 
     name_column = next((column for column in name_columns if column in cells.columns), None)
     label_column = next((column for column in label_columns if column in cells.columns), None)
-    if (name_required and name_column is None) or (label_required and label_column is None):
+    if (
+        (name_required and name_column is None)
+        or (label_required and label_column is None)
+        or not cells.columns.keys() >= {*trusted}
+    ):
+        needed = [*name_columns[:name_required], *label_columns[-1:][:label_required], *trusted]
+        others = f"; for {name_columns[0]}, also accepted: {', '.join(name_columns[1:])}"
         raise RelabelError(
-            f"{path} needs the columns file_name and label, and has {first_few(cells.found, 10) or 'none'}.",
-            f"Rename the columns; for file_name, also accepted: {', '.join(name_columns[1:])}.",
+            f"{path} needs the column{'s' * (len(needed) > 1)} {', '.join(needed[:-1])}"
+            f"{' and ' * (len(needed) > 1)}{needed[-1]}, and has "
+            f"{first_few(cells.found, 10) or 'none'}.",
+            f"Rename the columns{others * (len(name_columns) > 1)}.",
         )
     names = [str(number) for number in range(len(cells.rows))]
     if name_column is not None:
-        names = [
-            cell_text(value, path, row, name_column)
-            for value, row in zip(cells.columns[name_column], cells.rows, strict=True)
-        ]
+        names = list(_texts(cells, name_column, path))
     for name, row in zip(names, cells.rows, strict=True):
         if not name:
             raise RelabelError(
@@ -91,16 +109,30 @@ def read_table(
             )
     labels: list[str | None] = [None] * len(names)
     if label_column is not None:
-        labels = [
-            printable(cell_text(value, path, row, label_column).strip()) or None
-            for value, row in zip(cells.columns[label_column], cells.rows, strict=True)
-        ]
-    return Table(name_column or "", names, labels, cells.rows)
+        labels = _labels(cells, label_column, path)
+    verified = None if trusted_column is None else _labels(cells, trusted_column, path)
+    return Table(name_column or "", names, labels, cells.rows, verified)
+
+
+def _texts(cells: _Cells, column: str, path: Path) -> Iterator[str]:
+    for value, row in zip(cells.columns[column], cells.rows, strict=True):
+        yield cell_text(value, path, row, column)
+
+
+def _labels(cells: _Cells, column: str, path: Path) -> list[str | None]:
+    return [printable(text.strip()) or None for text in _texts(cells, column, path)]
 
 
 def unreadable(path: Path, error: Exception) -> RelabelError:
     """What to say of a table that the file system or Arrow gave up on."""
     return RelabelError(f"{path} cannot be read: {brief(error)}.", "Write the file again.")
+
+
+def check_single(columns: Sequence[str], wanted: Iterable[str], where: str) -> None:
+    """Refuse a table, which `where` names, that has a wanted column more than once."""
+    for name in wanted:
+        if columns.count(name) > 1:
+            raise RelabelError(f"{where} has several columns {name!r}.", "Rename all but one of them.")
 
 
 def first_few(items: Sequence[str], limit: int = 5) -> str:
@@ -119,8 +151,8 @@ def printable(text: str) -> str:
     return text.encode("utf-8", "backslashreplace").decode()
 
 
-def _read_csv(path: Path, wanted: Sequence[str]) -> _Cells:
-    with open(path, encoding="utf-8-sig", newline="") as file:
+def _read_csv(path: Path, open_file: _Open, wanted: Sequence[str]) -> _Cells:
+    with io.TextIOWrapper(open_file(), encoding="utf-8-sig", newline="") as file:
         header_line = file.readline()
         file.seek(0)
         delimiter = next((mark for mark in ",;\t" if mark in header_line), ",")
@@ -136,6 +168,7 @@ def _read_csv(path: Path, wanted: Sequence[str]) -> _Cells:
                     pass  # a blank line
                 elif not found:
                     found = [name.strip() for name in cells]
+                    check_single(found, wanted, str(path))
                     columns = {name: [] for name in wanted if name in found}
                     picked = [(found.index(name), values) for name, values in columns.items()]
                 elif len(cells) != len(found):
@@ -155,8 +188,8 @@ def _read_csv(path: Path, wanted: Sequence[str]) -> _Cells:
     return _Cells(found, columns, rows)
 
 
-def _undecodable_line(path: Path) -> int:
-    with open(path, "rb") as file:
+def _undecodable_line(open_file: _Open) -> int:
+    with open_file() as file:
         for number, line in enumerate(file, 1):
             try:
                 line.decode()
@@ -165,11 +198,11 @@ def _undecodable_line(path: Path) -> int:
     return 1
 
 
-def _read_jsonl(path: Path, wanted: Sequence[str]) -> _Cells:
+def _read_jsonl(path: Path, open_file: _Open, wanted: Sequence[str]) -> _Cells:
     found: dict[str, None] = {}
     columns: dict[str, list[object]] = {name: [] for name in wanted}
     rows = []
-    with open(path, encoding="utf-8-sig") as file:
+    with io.TextIOWrapper(open_file(), encoding="utf-8-sig") as file:
         for row, line in enumerate(file, 1):
             if not line.strip():
                 continue
@@ -189,9 +222,10 @@ def _read_jsonl(path: Path, wanted: Sequence[str]) -> _Cells:
     return _Cells(list(found), {name: columns[name] for name in wanted if name in found}, rows)
 
 
-def _read_parquet(path: Path, wanted: Sequence[str]) -> _Cells:
-    with pq.ParquetFile(path) as file:
+def _read_parquet(path: Path, open_file: _Open, wanted: Sequence[str]) -> _Cells:
+    with open_file() as opened, pq.ParquetFile(opened) as file:
         found = list(file.schema_arrow.names)
+        check_single(found, wanted, str(path))
         table = file.read(columns=[name for name in wanted if name in found])
         columns = {name: table.column(name).to_pylist() for name in wanted if name in found}
         return _Cells(found, columns, range(1, file.metadata.num_rows + 1))

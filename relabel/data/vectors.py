@@ -1,12 +1,15 @@
-"""Reads vectors, one a row of a Parquet file: embeddings of text, of sound, of anything.
+"""Reads vectors, one a row of one or more Parquet files: embeddings of text, of sound, of anything.
 
 `--features` names the column of lists they lie in, or the numeric columns they are spread over: names and
 globs (`f_*`) between commas. Columns are read in batches, into a mapped file, and never as Python objects.
 """
 
-from collections.abc import Iterator, Sequence
+from bisect import bisect_right
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from functools import partial
+from itertools import accumulate
 from pathlib import Path
 
 import numpy as np
@@ -15,58 +18,92 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from relabel.data.tables import NAME_COLUMNS, ROW_COLUMNS, first_few, read_table, unreadable
+from relabel.data.tables import NAME_COLUMNS, ROW_COLUMNS, check_single, first_few, read_table, unreadable
 from relabel.errors import RelabelError
 from relabel.files import scratch_array
 
 _LABELS = ("label", "clean_label")
 # What a glob does not stand for, beside labels; `__index_level_0__` holds pandas' own row numbers.
 _NO_FEATURES = (*ROW_COLUMNS, "__index_level_0__")
+_Read = Callable[[], Iterator[tuple[int, list[pa.Array]]]]
 _BATCH = 8192  # rows held as Arrow arrays at a time
 
 
 @dataclass
 class VectorTable:
-    """The rows of a Parquet file, in order.
+    """The rows of Parquet files, one file after the other.
 
-    names: the name column's, or else row numbers from 0; rows: the row numbers to show; vectors: [N, D],
-    zeros in the rows that `errors` says are unusable, and why.
+    names: the name column's, or else row numbers from 0; starts: the first row of each of `paths`; vectors:
+    [N, D], zeros in the rows that `errors` says are unusable, and why.
     """
 
     names: list[str]
-    rows: Sequence[int]
+    paths: Sequence[Path]
+    starts: Sequence[int]
     vectors: NDArray[np.float32]
     errors: dict[int, str]
 
+    def place(self, row: int) -> tuple[Path, int]:
+        """The file that a row lies in, and its number there, from 1."""
+        file = bisect_right(self.starts, row) - 1
+        return self.paths[file], row - self.starts[file] + 1
 
-def read_vectors(path: Path, features: str, labels: Sequence[str] = ()) -> VectorTable:
+
+def read_vectors(paths: Sequence[Path], features: str, labels: Sequence[str] = ()) -> VectorTable:
     """Read the vectors that `features` names, and the names that lie beside them.
 
     labels: columns that hold labels, beside those that always do. Raises RelabelError, naming the file and
-    column, for what holds no vectors at all; a row whose list is missing, of another length than most, or not
-    finite in float32 is noted in `errors`.
+    column, for what holds no vectors at all and for files of different columns; a row whose list is missing,
+    of another length than most, or not finite in float32 is noted in `errors`.
     """
-    table = read_table(
-        path, (*NAME_COLUMNS, "id"), label_columns=(), name_required=False, label_required=False
-    )
-    if not table.names:
-        raise RelabelError(f"{path} has no rows.", "Write one vector a row.")
-    try:
-        with pq.ParquetFile(path) as file:
-            columns = _columns(file.schema_arrow, features, path, (*_LABELS, *labels))
-            kind = _storage(file.schema_arrow.field(columns[0]).type)
-            if _is_list(kind):
-                vectors, errors = _read_lists(file, columns[0], kind)
-            else:
-                vectors, errors = _read_scalars(file, columns)
-    except (OSError, pa.ArrowException) as error:
-        raise unreadable(path, error) from None
-    if len(errors) == len(vectors):
+    names, starts = _names(paths)
+    if not names:
+        raise RelabelError(f"{first_few(list(map(str, paths)))} has no rows.", "Write one vector a row.")
+    columns: list[str] = []
+    kinds: list[pa.DataType] = []
+    for path in paths:
+        try:
+            schema = pq.read_schema(path)
+        except (OSError, pa.ArrowException) as error:
+            raise unreadable(path, error) from None
+        found = _columns(schema, features, path, (*_LABELS, *labels))
+        kinds.append(_storage(schema.field(found[0]).type))
+        if (columns and found != columns) or _is_list(kinds[-1]) != _is_list(kinds[0]):
+            raise RelabelError(
+                f"--features {features}: {path} has other such columns than {paths[0]}.",
+                "Name one kind of file at a time.",
+            )
+        columns = found
+    read = partial(_batches, paths, columns)
+    if _is_list(kinds[0]):
+        vectors, errors = _read_lists(read, len(names), kinds)
+    else:
+        vectors, errors = _read_scalars(read, len(names), len(columns))
+    table = VectorTable(names, paths, starts, vectors, errors)
+    if len(errors) == len(names):
         raise RelabelError(
-            f"--features {features}: no row of {path} can be used (the first: {errors[0]}).",
+            f"--features {features}: no row of {table.place(0)[0]} can be used (the first: {errors[0]}).",
             "Name another column, or write the file again.",
         )
-    return VectorTable(table.names, table.rows, vectors, errors)
+    return table
+
+
+def _names(paths: Sequence[Path]) -> tuple[list[str], list[int]]:
+    """The names of all rows, and the first row of each file."""
+    tables = [
+        read_table(path, (*NAME_COLUMNS, "id"), label_columns=(), name_required=False, label_required=False)
+        for path in paths
+    ]
+    starts = list(accumulate((len(table.names) for table in tables), initial=0))
+    named = [path for path, table in zip(paths, tables, strict=True) if table.name_column]
+    if not named:
+        return list(map(str, range(starts[-1]))), starts[:-1]
+    if bare := set(paths).difference(named):
+        raise RelabelError(
+            f"{min(bare)} does not name its rows, as {named[0]} does.",
+            f"Add one of the columns {', '.join((*NAME_COLUMNS, 'id'))}.",
+        )
+    return [name for table in tables for name in table.names], starts[:-1]
 
 
 def standardisation(
@@ -96,8 +133,7 @@ def _columns(schema: pa.Schema, features: str, path: Path, labels: Sequence[str]
             raise RelabelError(
                 f"--features {features}: the column {name!r} of {path} holds the labels.", "Name another."
             )
-        if names.count(name) > 1:
-            raise RelabelError(f"{path} has several columns {name!r}.", "Rename all but one of them.")
+        check_single(names, [name], str(path))
         kind = _storage(schema.field(name).type)
         if not _is_number(kind.value_type if _is_list(kind) else kind):
             raise RelabelError(
@@ -141,28 +177,39 @@ def _is_number(kind: pa.DataType) -> bool:
     return bool(pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_boolean(kind))
 
 
-def _batches(file: pq.ParquetFile, columns: Sequence[str]) -> Iterator[tuple[int, list[pa.Array]]]:
-    """(first row, the columns' arrays) batch by batch."""
+def _batches(paths: Sequence[Path], columns: Sequence[str]) -> Iterator[tuple[int, list[pa.Array]]]:
+    """(first row, the columns' arrays) batch by batch. Raises RelabelError for a damaged file."""
     start = 0
-    for batch in file.iter_batches(_BATCH, columns=columns):
-        arrays = [batch.column(name) for name in columns]
-        yield start, [array.storage if isinstance(array, pa.ExtensionArray) else array for array in arrays]
-        start += len(batch)
+    for path in paths:
+        try:
+            with pq.ParquetFile(path) as file:
+                for batch in file.iter_batches(_BATCH, columns=columns):
+                    arrays = [batch.column(name) for name in columns]
+                    yield (
+                        start,
+                        [
+                            array.storage if isinstance(array, pa.ExtensionArray) else array
+                            for array in arrays
+                        ],
+                    )
+                    start += len(batch)
+        except (OSError, pa.ArrowException) as error:
+            raise unreadable(path, error) from None
 
 
 def _read_lists(
-    file: pq.ParquetFile, column: str, kind: pa.DataType
+    read: _Read, count: int, kinds: Sequence[pa.DataType]
 ) -> tuple[NDArray[np.float32], dict[int, str]]:
-    """Vectors [N, D] and errors; D is the commonest length, which takes lists of any length two passes."""
-    if pa.types.is_fixed_size_list(kind):
-        dimension = kind.list_size
+    """Vectors [N, D] and errors; D is the commonest length, which lists of any length take two passes for."""
+    if all(kind == kinds[0] and pa.types.is_fixed_size_list(kind) for kind in kinds):
+        dimension = kinds[0].list_size
     else:
-        lengths = [pc.list_value_length(lists) for _, (lists,) in _batches(file, [column])]
+        lengths = [pc.list_value_length(lists).cast(pa.int64()) for _, (lists,) in read()]
         found, counts = np.unique(pa.chunked_array(lengths).drop_null().to_numpy(), return_counts=True)
         dimension = int(found[counts.argmax()]) if len(found) else 0
-    vectors = scratch_array((file.metadata.num_rows, dimension), np.float32)
+    vectors = scratch_array((count, dimension), np.float32)
     errors: dict[int, str] = {}
-    for start, (lists,) in _batches(file, [column]):
+    for start, (lists,) in read():
         lengths = pc.list_value_length(lists)
         fits = pc.fill_null(pc.and_(pc.equal(lengths, dimension), pc.greater(lengths, 0)), False)
         fitting = fits.to_numpy(zero_copy_only=False)
@@ -175,11 +222,11 @@ def _read_lists(
     return vectors, errors
 
 
-def _read_scalars(file: pq.ParquetFile, columns: Sequence[str]) -> tuple[NDArray[np.float32], dict[int, str]]:
+def _read_scalars(read: _Read, count: int, dimension: int) -> tuple[NDArray[np.float32], dict[int, str]]:
     """Vectors [N, D] and errors, one of the D columns a dimension."""
-    vectors = scratch_array((file.metadata.num_rows, len(columns)), np.float32)
+    vectors = scratch_array((count, dimension), np.float32)
     errors: dict[int, str] = {}
-    for start, arrays in _batches(file, columns):
+    for start, arrays in read():
         rows = np.arange(start, start + len(arrays[0]))
         _fill(vectors, rows, np.column_stack([_float32(array) for array in arrays]), errors)
     return vectors, errors

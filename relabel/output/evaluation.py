@@ -2,29 +2,44 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 
-from relabel.data.sources import FileIndex
-from relabel.data.tables import ROW_COLUMNS, first_few, read_table
+from relabel.config import SourceOptions
+from relabel.data.embedded import image_columns, open_tables
+from relabel.data.rows import Request
+from relabel.data.sources import FileIndex, parquet_files
+from relabel.data.tables import ROW_COLUMNS, Table, first_few, read_table
 from relabel.errors import RelabelError
 from relabel.metrics import Evaluation, evaluate
 from relabel.output.parquet import read_labels
+from relabel.progress import Silent
 
 
-def evaluate_file(labels: Path | BinaryIO, truth: Path) -> Evaluation:
+def evaluate_file(labels: Path | BinaryIO, truth: Path, label_column: str | None = None) -> Evaluation:
     """Compare a labels file with the truth.
 
-    `truth` has `file_name` and `clean_label` (as `relabel corrupt` writes it) or `label`; it may cover a part
-    of the rows, and rows with an empty label are unknown. Raises RelabelError when a file in it is not in
-    the labels file, or listed twice.
+    `truth` has `file_name` and, unless `label_column` names another, `clean_label` (as `relabel corrupt`
+    writes it) or `label`; it may cover a part of the rows, and rows with an empty label are unknown. It may
+    also be a table of images, in one file or in several, of which no image is read. Raises RelabelError when
+    a file in it is not in the labels file or listed twice, or when its labels are none of the classes.
     """
     file = read_labels(labels)
     names = file.table["file_name"].to_pylist()
     class_ids = {name: position for position, name in enumerate(file.class_names)}
-    table = read_table(truth, ROW_COLUMNS, label_columns=("clean_label", "label"))
+    columns = (label_column,) if label_column else ("clean_label", "label")
+    table = _image_table(truth, columns, names) or read_table(truth, ROW_COLUMNS, label_columns=columns)
+    if any(table.labels) and class_ids.keys().isdisjoint(table.labels):
+        strangers = first_few([repr(label) for label in dict.fromkeys(table.labels) if label])
+        raise RelabelError(
+            f"--truth {truth}: none of its labels ({strangers}) is a class of the labels file.",
+            f"They are {first_few(list(map(repr, file.class_names)), 10)}; --label-column names the column.",
+        )
     positions = FileIndex(Path(), names).find_all(table)
     true = np.full(len(names), -1, dtype=np.int64)
     unknown, twice = [], []
@@ -68,3 +83,33 @@ def evaluate_file(labels: Path | BinaryIO, truth: Path) -> Evaluation:
             "Give the true labels of other rows.",
         )
     return evaluation
+
+
+def _image_table(truth: Path, columns: Sequence[str], names: Sequence[str]) -> Table | None:
+    """The truth in Parquet files that hold images, its rows named as those of a SOURCE; None where it is not.
+
+    names: of the rows of the labels file.
+    """
+    paths = parquet_files(str(truth))
+    try:
+        schema = pq.read_schema(paths[0]) if paths else pa.schema([])
+    except (OSError, pa.ArrowException):
+        return None  # read_table() says what is wrong
+    images = image_columns(schema)
+    if not images:
+        return None
+    options = SourceOptions(
+        image_column=images[0] if len(images) == 1 else None,
+        label_column=next((column for column in columns if column in schema.names), columns[-1]),
+    )
+    rows = open_tables(paths, Request(str(truth), options, Silent(), expect_labels=True, largest=None))
+    numbers = list(map(str, range(len(names))))
+    if names != numbers:
+        return Table("file_name", rows.names, rows.labels, range(1, len(rows.names) + 1), None)
+    if len(rows.names) != len(names):
+        raise RelabelError(
+            f"--truth {truth} has {len(rows.names)} rows and the labels file, which has no other names for "
+            f"its rows than their numbers, {len(names)}.",
+            "Name the table that was SOURCE, or one with the columns index and label.",
+        )
+    return Table("index", numbers, rows.labels, range(1, len(names) + 1), None)

@@ -23,7 +23,8 @@ from relabel import backbones, noise
 from relabel.correctors.base import Corrector
 from relabel.correctors.plain import Plain
 from relabel.correctors.tmlc_net import TMLCNet
-from relabel.data.loading import ImageInputs
+from relabel.data.loading import Inputs
+from relabel.data.vectors import standardisation
 from relabel.device import Compute
 from relabel.training import Rows, Schedule, Training, default_learning_rate
 
@@ -48,36 +49,33 @@ _EPOCHS = (15, 80)
 _EFFORT = 160_000  # images of 16 px an episode may show its network: two minutes of one core
 _JUDGE_SAMPLES = 40_000  # shown to the network whose boundaries make noise depend on features
 
-DRAWN_FROM = {
-    "noise": [f"{name} up to {most * 100:.0f} %" for name, most in _NOISE.items()],
-    "backbones": list(_BACKBONES),
-    "image_sizes": list(_SIZES),
-    "epochs": list(_EPOCHS),
-    "rows": list(_ROWS),
-}
-"""What an episode is drawn from, as plain values: for a model card."""
-
 
 @dataclass(frozen=True)
 class Pool:
-    """A source with known truth: images uint8 [N, S, S, 3] and true class ids [N]."""
+    """A source with known truth: images uint8 [N, S, S, 3], or vectors float32 [N, D]; true class ids [N]."""
 
     name: str
-    images: NDArray[np.uint8]
+    images: NDArray[np.uint8] | NDArray[np.float32]
     true: NDArray[np.int64]
     class_names: list[str]
     compute: Compute
+
+    @property
+    def has_vectors(self) -> bool:
+        """Whether vectors take the place of images."""
+        return self.images.ndim == 2
 
     @cached_property
     def logits(self) -> NDArray[np.float32]:
         """[N, C] of a network trained on the true labels, for noise that depends on features."""
         rows, classes = np.arange(len(self.true)), len(self.class_names)
         torch.manual_seed(0)
-        size = min(16, self.images.shape[1])
+        size = None if self.has_vectors else min(16, self.images.shape[1])
+        backbone, inputs = backbones.for_values(_scaled(self.images, size), classes, augment="shift")
         training = _training(
-            backbones.build("cnn8", classes, size),
+            backbone,
             Plain(classes, 1),
-            ImageInputs(_resized(self.images, size), "shift"),
+            inputs,
             self.true,
             Schedule(
                 epochs=max(4, min(30, _JUDGE_SAMPLES // len(rows))),
@@ -98,16 +96,32 @@ class Pool:
         return judged
 
 
+def drawn_from(pools: Sequence[Pool]) -> dict[str, Any]:
+    """What the episodes of some pools are drawn from, as plain values: for a model card."""
+    with_images = any(not pool.has_vectors for pool in pools)
+    with_vectors = any(pool.has_vectors for pool in pools)
+    return {
+        "noise": [f"{name} up to {most * 100:.0f} %" for name, most in _NOISE.items()],
+        "backbones": list(_BACKBONES) * with_images + ["mlp"] * with_vectors,
+        **({"image_sizes": list(_SIZES)} if with_images else {}),
+        "epochs": list(_EPOCHS),
+        "rows": list(_ROWS),
+    }
+
+
 @dataclass(frozen=True)
 class Episode:
-    """One run to be recorded: `noises` are (model, rate), each put on labels that are still right."""
+    """One run to be recorded: `noises` are (model, rate), each put on labels that are still right.
+
+    image_size: in pixels, None for vectors.
+    """
 
     number: int
     pool: str
     classes: tuple[int, ...]
     rows: int
     noises: tuple[tuple[str, float], ...]
-    image_size: int
+    image_size: int | None
     augment: str
     backbone: str
     epochs: int
@@ -162,6 +176,8 @@ def draw(number: int, seed: int, pools: Sequence[Pool]) -> Episode:
     epochs = round(float(np.exp(rng.uniform(*np.log(_EPOCHS)))))
     backbone = str(rng.choice(list(_BACKBONES), p=list(_BACKBONES.values())))
     effort = _EFFORT * (16 / size) ** 2 / epochs / (1 if backbone == "cnn8" else 2)
+    if pool.has_vectors:
+        backbone, effort = "mlp", _ROWS[1]  # whose effort hardly counts
     most = max(_ROWS[0], min(available, _ROWS[1], int(effort)))
     rows = round(float(np.exp(rng.uniform(np.log(max(_ROWS[0], most // 2)), np.log(most)))))
     rows = min(rows, available)
@@ -177,7 +193,7 @@ def draw(number: int, seed: int, pools: Sequence[Pool]) -> Episode:
         classes=tuple(int(label) for label in classes),
         rows=rows,
         noises=tuple((str(kind), rate * share) for kind, share in zip(kinds, shares, strict=True)),
-        image_size=size,
+        image_size=None if pool.has_vectors else size,
         augment=str(rng.choice(list(_AUGMENTATIONS), p=list(_AUGMENTATIONS.values()))),
         backbone=backbone,
         epochs=epochs,
@@ -195,7 +211,7 @@ def record(episode: Episode, pool: Pool, corrector: TMLCNet | None, compute: Com
     rng = np.random.default_rng(episode.seed)
     rows = np.sort(rng.permutation(np.flatnonzero(np.isin(pool.true, episode.classes)))[: episode.rows])
     true = np.searchsorted(np.array(episode.classes), pool.true[rows])
-    subset = _Subset(_resized(pool.images[rows], episode.image_size), pool, rows, episode.classes)
+    subset = _Subset(_scaled(pool.images[rows], episode.image_size), pool, rows, episode.classes)
     given = true
     names = [pool.class_names[label] for label in episode.classes]
     for kind, rate in episode.noises:
@@ -204,11 +220,11 @@ def record(episode: Episode, pool: Pool, corrector: TMLCNet | None, compute: Com
         given = np.where(given == true, noisy, given)
     classes = len(names)
     torch.manual_seed(episode.seed)
-    backbone = backbones.build(episode.backbone, classes, episode.image_size)
+    backbone, inputs = backbones.for_values(subset.images, classes, episode.backbone, episode.augment)
     training = _training(
         backbone,
         _for_classes(corrector, classes) if corrector else Plain(classes, backbone.head.in_features),
-        ImageInputs(subset.images, episode.augment),
+        inputs,
         given,
         Schedule(
             epochs=episode.epochs,
@@ -243,14 +259,14 @@ def _for_classes(corrector: TMLCNet, classes: int) -> TMLCNet:
 
 @dataclass(frozen=True)
 class _Subset:
-    """`noise.Images` of an episode's rows: resized images [n, S, S, 3], and logits among its classes."""
+    """`noise.Images` of an episode's rows: images or vectors to be learned, and logits among its classes."""
 
-    images: NDArray[np.uint8]
+    images: NDArray[np.uint8] | NDArray[np.float32]
     pool: Pool
     rows: NDArray[np.int64]
     classes: Sequence[int]
 
-    def values(self) -> tuple[noise.RowIndex, NDArray[np.uint8]]:
+    def values(self) -> tuple[noise.RowIndex, NDArray[np.uint8] | NDArray[np.float32]]:
         return np.arange(len(self.rows)), self.images
 
     def logits(self) -> tuple[noise.RowIndex, NDArray[np.float32]]:
@@ -260,7 +276,7 @@ class _Subset:
 def _training(
     backbone: backbones.Backbone,
     corrector: Corrector,
-    inputs: ImageInputs,
+    inputs: Inputs,
     given: NDArray[np.int64],
     schedule: Schedule,
     compute: Compute,
@@ -271,11 +287,19 @@ def _training(
     return Training(backbone, corrector, inputs, rows, schedule, compute, seed)
 
 
-def _resized(images: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
-    """Images [n, size, size, 3], each value the mean of the area it covers."""
-    if images.shape[1] == size:
-        return images
-    channels_first = torch.from_numpy(images).permute(0, 3, 1, 2).float()
+def _scaled(
+    values: NDArray[np.uint8] | NDArray[np.float32], size: int | None
+) -> NDArray[np.uint8] | NDArray[np.float32]:
+    """Images [n, size, size, 3], each value the mean of the area it covers; without a size vectors [n, D] in
+    units of their standard deviation."""
+    if size is None:
+        vectors = values.astype(np.float32, copy=False)
+        mean, scale = standardisation(vectors, np.ones(len(vectors), dtype=bool))
+        standardised: NDArray[np.float32] = (vectors - mean) * scale
+        return standardised
+    if values.shape[1] == size:
+        return values
+    channels_first = torch.from_numpy(values).permute(0, 3, 1, 2).float()
     resized = F.interpolate(channels_first, size, mode="area").round().to(torch.uint8)
     smaller: NDArray[np.uint8] = resized.permute(0, 2, 3, 1).contiguous().numpy()
     return smaller

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from relabel import __version__, checkpoint
@@ -24,14 +25,14 @@ from relabel.correctors.files import CorrectorFile
 from relabel.correctors.tmlc_net import TMLCNet, kept, mean_losses, normalized_features
 from relabel.data.images import probe_sizes
 from relabel.data.loading import decode_all
-from relabel.data.sources import open_source
+from relabel.data.sources import Source, open_source
 from relabel.device import Compute, resolve
 from relabel.errors import RelabelError, RunError
 from relabel.output import calibration
 from relabel.output.calibration import Experience, Solved
 from relabel.output.labelling import versions
 from relabel.progress import Silent, Watcher
-from relabel.transfer.episodes import DRAWN_FROM, Episode, Pool, Recording, draw, record
+from relabel.transfer.episodes import Episode, Pool, Recording, draw, drawn_from, record
 
 _STEPS = 3_000
 _PAIRS = 1_500  # (row, class) pairs a step
@@ -88,7 +89,7 @@ def pretrain(config: PretrainConfig, watcher: Watcher | None = None) -> Correcto
             {"name": pool.name, "rows": len(pool.true), "classes": len(pool.class_names)}
             for pool in {pool.name: pool for pool in pools}.values()  # one named twice has twice the episodes
         ],
-        **DRAWN_FROM,
+        **drawn_from(pools),
         "episodes": len(recordings),
         "steps": config.steps,
         "seed": config.seed,
@@ -194,25 +195,34 @@ def _pools(config: PretrainConfig, compute: Compute, watcher: Watcher) -> list[P
         source = open_source(name, options=config.reading, largest=_LARGEST, watcher=watcher)
         for warning in source.warnings:
             watcher.warn(warning)
-        size = max(8, min(_LARGEST, probe_sizes(source.references, source.errors)))
-        watcher.stage("Decoding", len(source))
-        images, unreadable = decode_all(source.references, size, set(source.errors), watcher.advance)
-        errors = {**source.errors, **unreadable}
+        values, errors = _values(source, watcher)
         if errors:
             row = min(errors)
             watcher.warn(
-                f"{len(errors)} of {len(source):,} images of {source.location} cannot be used and are left "
-                f"out; first {source.file_names[row]!r}: {errors[row]}."
+                f"{len(errors)} of {len(source):,} {source.noun} of {source.location} cannot be used and are "
+                f"left out; first {source.file_names[row]!r}: {errors[row]}."
             )
         usable = source.given >= 0
         usable[list(errors)] = False
         if len(np.unique(source.given[usable])) < 2:
             raise RelabelError(
-                f"{source.location}: fewer than two classes have an image that can be read.",
+                f"{source.location}: fewer than two classes have {source.noun} that can be used.",
                 "Name another source, with true labels.",
             )
-        pools.append(Pool(Path(name).name, images[usable], source.given[usable], source.class_names, compute))
+        pools.append(Pool(Path(name).name, values[usable], source.given[usable], source.class_names, compute))
     return pools
+
+
+def _values(
+    source: Source, watcher: Watcher
+) -> tuple[NDArray[np.uint8] | NDArray[np.float32], dict[int, str]]:
+    """The images or vectors of a source, and why some of its rows have none."""
+    if source.vectors is not None:
+        return source.vectors, source.errors
+    size = max(8, min(_LARGEST, probe_sizes(source.references, source.errors)))
+    watcher.stage("Decoding", len(source))
+    images, unreadable = decode_all(source.references, size, set(source.errors), watcher.advance)
+    return images, {**source.errors, **unreadable}
 
 
 def _record_all(
@@ -230,6 +240,8 @@ def _record_all(
             # The second generation is made with what was learned from the whole first one.
             "learned": None if corrector is None else [config.episodes, config.steps],
             "pools": [[pool.name, pool.images.shape, pool.true.tolist()] for pool in pools],
+            # Of vectors a name tells less: other columns of the same file are others.
+            **{f"mean {pool.name}": pool.images.mean(axis=0).tolist() for pool in pools if pool.has_vectors},
             "compute": compute.describe(),
             "versions": [__version__, torch.__version__],
         }
@@ -268,10 +280,11 @@ def _restored(path: Path, digest: str) -> Recording | None:
 
 def _told(episode: Episode, recording: Recording) -> str:
     noises = " and ".join(f"{kind} {rate:.2f}" for kind, rate in episode.noises)
+    size = "" if episode.image_size is None else f" at {episode.image_size} px"
     right = (recording.given == recording.true).float().mean().item()
     found = (recording.mean.argmax(dim=1) == recording.true).float().mean().item()
     return (
         f"Episode {episode.number + 1}: {episode.rows:,} rows of {episode.pool} in {len(episode.classes)} "
-        f"classes, {noises}, {episode.backbone} at {episode.image_size} px, {episode.epochs} epochs: "
+        f"classes, {noises}, {episode.backbone}{size}, {episode.epochs} epochs: "
         f"{right * 100:.1f} % of the labels right, of the average prediction {found * 100:.1f} %."
     )

@@ -46,6 +46,11 @@ def forms(folder):
     with zipfile.ZipFile("images.zip", "w") as archive:
         for name, content in zip(NAMES, contents, strict=True):
             archive.writestr(name, content)
+    with zipfile.ZipFile("listed.zip", "w") as archive:
+        listed = "".join(f"{number}.png,{name.split('/')[0]}\n" for number, name in enumerate(NAMES))
+        archive.writestr("metadata.csv", "file_name,label\n" + listed)
+        for number, content in enumerate(contents):
+            archive.writestr(f"{number}.png", content)
     for path, mode in (("images.tar", "w"), ("images.tar.gz", "w:gz")):
         with tarfile.open(path, mode) as tar:
             for name in NAMES:
@@ -91,6 +96,27 @@ def test_a_column_of_the_source_holds_the_verified_labels(run, forms, form):
     assert [row["file_name"].rpartition("/")[2] for row in rows] == [name.split("/")[1] for name in NAMES]
     assert [row["trusted"] for row in rows] == [row % 3 == 0 for row in range(28)]
     assert [row["original_label"] for row in rows] == [name.split("/")[0] for name in NAMES]
+
+
+def test_an_archive_with_metadata_gives_the_labels_of_the_folder(run, forms):
+    flags = ("--noise", "symmetric", "--rate", "0.3", "-o", "-", "-q")
+    expected = run("corrupt", "images", *flags).out.decode()
+    done = run("corrupt", "listed.zip", *flags)
+    assert done.code == 0, done.err
+    for number, name in enumerate(NAMES):
+        expected = expected.replace(f"{name},", f"{number}.png,")
+    assert done.out.decode() == expected
+
+
+def test_the_source_is_a_truth_by_any_of_its_columns(run, forms):
+    tiny = ("--epochs", "2", "--image-size", "8", "--device", "cpu", "--batch-size", "16", "-q")
+    assert run("fit", "data/*.parquet", "--trusted-column", "checked", *tiny).code == 0
+    done = run("evaluate", "labels.parquet", "--truth", "table.parquet", "--label-column", "label", "--json")
+    assert done.code == 0, done.err
+    figures = json.loads(done.out)
+    assert (figures["rows"], figures["label_accuracy_before"]) == (18, 1)
+    done = run("evaluate", "labels.parquet", "--truth", "data/*.parquet", "--label-column", "checked")
+    assert "covers no row that can be compared" in done.err  # the verified rows alone
 
 
 def test_a_manifest_and_its_columns_by_other_names(run, forms, tools):

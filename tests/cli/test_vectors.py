@@ -228,13 +228,16 @@ IMAGES = ("fit", "images", "--trusted", "trusted.csv")
         ((*FIT, "--freeze"), "--freeze is for images"),
         ((*FIT, "--backbone", "resnet18"), "--backbone resnet18 is for images"),
         ((*IMAGES, "--backbone", "mlp"), "--backbone mlp takes vectors. Name their column with --features."),
-        ((*IMAGES, "--features", "embedding"), "--features embedding: images is not one .parquet file."),
+        ((*IMAGES, "--features", "embedding"), "--features embedding: images is neither a .parquet file nor"),
         ((*FIT, "--trusted", "images"), "--trusted images is a folder of images"),
         ((*FIT, "--features", "embeding"), "vectors.parquet has no column 'embeding', but"),
         ((*FIT, "--features", "file_name"), "the column 'file_name' of vectors.parquet holds string"),
         (("fit", "vectors.parquet", "--trusted", "verified.csv"), "holds vectors in the column 'embedding'"),
         (("pretrain", "vectors.parquet", "-o", "p.pt"), "holds vectors in the column 'embedding'"),
-        (("pretrain", "vectors.parquet", "--features", "embedding", "-o", "p.pt"), "--features"),
+        (
+            ("pretrain", "images", "--features", "embedding", "-o", "p.pt"),
+            "images is neither a .parquet file",
+        ),
         (
             (*FIT, "--split", "train"),
             "--split has no meaning for vectors.parquet, which is a table of vectors.",
@@ -287,3 +290,35 @@ def test_a_real_process_leaves_with_the_exit_code_and_answers_without_torch(star
     assert (process.returncode, out) == (2, b"")
     assert err.decode().splitlines()[-1].startswith("Error: --image-size 32 is for images")
     assert b"torchvision" not in err
+
+
+def test_a_corrector_learns_on_vectors_and_is_applied_to_others(run, vectors, monkeypatch):
+    from relabel.transfer import episodes
+
+    monkeypatch.setattr(episodes, "_EPOCHS", (2, 3))
+    monkeypatch.setattr(episodes, "_JUDGE_SAMPLES", 100)
+    write_vectors("other.parquet", seed=1, dimension=4)
+    tiny = ("--features", "embedding", "--episodes", "3", "--steps", "3", "--device", "cpu")
+    done = run("pretrain", "vectors.parquet", "other.parquet", "-o", "tmlc.pt", *tiny)
+    assert done.code == 0, done.err
+    told = "1 of 48 vectors of vectors.parquet cannot be used and are left out; first 'text/30': there is no"
+    assert f"Warning: {told} vector." in done.err
+    assert "rows of vectors.parquet in 2 classes" in done.err
+    assert ", mlp, " in done.err
+    assert json.loads(run("inspect", "tmlc.pt", "--json").out)["backbones"] == ["mlp"]
+    flags = ("--features", "embedding", "--corrector", "tmlc.pt", *QUICK)
+    assert run("apply", "vectors.parquet", *flags).code == 0
+    assert columns()["error"][BROKEN] == "there is no vector"
+
+
+def test_shards_of_vectors_give_the_same_labels_as_one_file(run, fit_vectors):
+    assert fit_vectors("-o", "one.parquet").code == 0
+    Path("shards").mkdir()
+    table = pq.read_table("vectors.parquet")
+    for number in range(3):
+        pq.write_table(table.slice(20 * number, 20), f"shards/train-{number}.parquet")
+    for source in ("shards", "shards/*.parquet"):
+        flags = ("--features", "embedding", "--trusted", "verified.csv", *QUICK, "--overwrite")
+        done = run("fit", source, *flags)
+        assert done.code == 0, done.err
+        assert columns() == columns("one.parquet")

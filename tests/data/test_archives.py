@@ -2,10 +2,13 @@ import gzip
 import io
 import json
 import tarfile
+import warnings
 import zipfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from relabel.config import SourceOptions
@@ -209,8 +212,6 @@ def test_what_is_no_archive_is_refused(tmp_path: Path, name: str, content: bytes
 
 
 def test_archives_that_hold_something_else(tmp_path: Path, picture: Picture) -> None:
-    path = pack(tmp_path / "t.zip", [("metadata.csv", b"file_name,label\n"), ("a.png", picture(9))])
-    assert "t.zip holds metadata.csv" in refusal(path).message
     assert "There is no image in" in refusal(pack(tmp_path / "e.tar", [("readme.md", b"")])).message
     assert "--split has no meaning" in refusal(
         pack(tmp_path / "c.zip", [("a/1.png", picture(9))]), split="train"
@@ -224,3 +225,173 @@ def test_images_of_a_compressed_archive_are_kept_no_larger_than_they_are_needed(
     source = open_source(str(pack(tmp_path / "t.tar.gz", members)), largest=4)
     assert source.references[0].open("rb").read(11) == b"P6 4 4 255\n"
     assert greys(source) == [10, 10]
+
+
+def table(suffix: str, columns: dict[str, list[object]]) -> bytes:
+    """The columns as a metadata file of that kind."""
+    rows = [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
+    if suffix == ".jsonl":
+        return "".join(json.dumps(row) + "\n" for row in rows).encode()
+    if suffix == ".csv":
+        lines = [columns, *(row.values() for row in rows)]
+        return "".join(
+            ",".join("" if cell is None else str(cell) for cell in line) + "\n" for line in lines
+        ).encode()
+    buffer = io.BytesIO()
+    pq.write_table(pa.table(columns), buffer)
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".jsonl", ".parquet"])
+@pytest.mark.parametrize("archive", ["t.zip", "t.tar", "t.tar.gz"])
+def test_a_metadata_file_labels_the_images_of_its_archive(
+    tmp_path: Path, picture: Picture, greys: Greys, archive: str, suffix: str
+) -> None:
+    listed = {
+        "file_name": ["2.png", "sub\\1.png", "gone.png"],
+        "label": ["b", None, "a"],
+        "kind": ["x", "y", None],
+        "checked": [None, "x", None],
+    }
+    members = [
+        ("train/sub/1.png", picture(10)),
+        ("train/2.png", picture(20)),
+        ("train/3.png", picture(30)),
+        ("train/notes.txt", b"1"),
+        (f"train/metadata{suffix}", table(suffix, listed)),
+    ]
+    path = pack(tmp_path / archive, members)
+    source = open_source(str(path))
+    assert labelled(source) == [
+        ("train/2.png", "b"), ("train/sub/1.png", None), ("train/gone.png", "a"), ("train/3.png", None)
+    ]  # fmt: skip
+    assert greys(source) == [20, 10, "file not found", 30]
+    assert source.warnings == [f"1 image(s) in {path} are in no metadata file: unlabelled."]
+    assert source.ignored_files == 1
+    options = SourceOptions(image_column="file_name", label_column="kind", trusted_column="checked")
+    source = open_source(str(path), options=options)
+    assert [label for _, label in labelled(source)] == ["x", "y", None, None]
+    assert source.verified == [None, "x", None, None]
+
+
+def test_every_shard_brings_its_own_metadata(tmp_path: Path, picture: Picture, greys: Greys) -> None:
+    for shard in range(2):
+        rows = table(".csv", {"file_name": ["a.png", "./b.png"], "label": [shard, 2]})
+        images = [("b.png", picture(10 * shard + 1)), ("a.png", picture(10 * shard + 2))]
+        pack(tmp_path / f"{shard}.zip", [("metadata.csv", rows), *images])
+    pack(tmp_path / "2.zip", [("c.png", picture(99))])
+    source = open_source(f"{tmp_path}/*.zip")
+    assert labelled(source) == [
+        ("0.zip/a.png", "0"), ("0.zip/b.png", "2"), ("1.zip/a.png", "1"), ("1.zip/b.png", "2"),
+        ("2.zip/c.png", None),
+    ]  # fmt: skip
+    assert greys(source) == [2, 1, 12, 11, 99]
+
+
+def test_metadata_that_cannot_be_read_is_refused_by_its_row(tmp_path: Path, picture: Picture) -> None:
+    image = ("a.png", picture(9))
+    for content, told in (
+        (
+            b"name,label\na.png,x\n",
+            "t.tar/sub/metadata.csv needs the columns file_name and label, and has name",
+        ),
+        (
+            b"file_name,label\na.png,x\n./a.png,y\n",
+            "metadata.csv, row 3: './a.png' is listed before, in row 2.",
+        ),
+        (b"file_name,label\na.png,\xff\n", "t.tar/sub/metadata.csv, row 2: the text is not UTF-8."),
+        (b"file_name,label\nb.png,x\n", "None of the 1 file(s) that"),
+    ):
+        members = [("sub/metadata.csv", content)]
+        path = pack(tmp_path / "t.tar", members if b"b.png" in content else [image, *members])
+        assert told in refusal(path).message
+    whole = pack(tmp_path / "u.tar", [image, ("metadata.csv", b"file_name,label\n" * 100)]).read_bytes()
+    (tmp_path / "u.tar").write_bytes(whole[: whole.index(b"file_name") + 100])
+    assert "u.tar: its metadata.csv cannot be read: " in refusal(tmp_path / "u.tar").message
+
+
+def test_images_that_a_shard_lost_are_rows_when_its_metadata_lists_them(
+    tmp_path: Path, picture: Picture, greys: Greys
+) -> None:
+    rows = table(".csv", {"file_name": [f"{n}.png" for n in range(4)], "label": ["a", "b", "a", "b"]})
+    members = [("metadata.csv", rows), *((f"{n}.png", picture(10 * n)) for n in range(4))]
+    path = pack(tmp_path / "t.tar", members)
+    path.write_bytes(path.read_bytes()[: 512 * 6])  # the table and two images, each behind its header
+    source = open_source(str(path))
+    assert [label for _, label in labelled(source)] == ["a", "b", "a", "b"]
+    assert greys(source) == [0, 10, *["the archive ends before this image"] * 2]
+    assert "t.tar is damaged after 2 image(s): " in source.warnings[-1]
+
+
+def test_verified_labels_lie_beside_the_images_of_a_shard(tmp_path: Path, picture: Picture) -> None:
+    members: list[tuple[str, bytes]] = []
+    for row, (label, checked) in enumerate([("a", None), ("b", "a"), ("a", "b")]):
+        members.append((f"{row}.png", picture(9)))
+        members.append((f"{row}.json", json.dumps({"label": label, "checked": checked}).encode()))
+        if checked:
+            members.append((f"{row}.Trusted", checked.encode()))
+    path = pack(tmp_path / "t.tar", members)
+    for column in ("checked", "trusted", "Trusted"):
+        source = open_source(str(path), options=SourceOptions(trusted_column=column))
+        assert [label for _, label in labelled(source)] == ["a", "b", "a"]
+        assert source.verified == [None, "a", "b"]
+    assert source.ignored_files == 0
+    told = refusal(path, trusted_column="nosuch").message
+    assert told == f"--trusted-column nosuch: no image of {path} has such a label beside it."
+    told = refusal(path, image_column="file_name").message
+    assert told == f"--image-column has no meaning for {path}, which is an archive without a metadata file."
+
+
+def test_verified_labels_beside_images_in_class_folders(tmp_path: Path, picture: Picture) -> None:
+    members = [("cat/1.png", picture(9)), ("dog/2.png", picture(9)), ("dog/2.trusted", b"cat")]
+    source = open_source(
+        str(pack(tmp_path / "t.tar", members)), options=SourceOptions(trusted_column="trusted")
+    )
+    assert labelled(source) == [("cat/1.png", "cat"), ("dog/2.png", "dog")]
+    assert source.verified == [None, "cat"]
+
+
+@pytest.mark.parametrize("mode", ["w", "w:gz"])
+def test_links_in_a_tar_are_the_images_they_stand_for(
+    tmp_path: Path, picture: Picture, greys: Greys, mode: str
+) -> None:
+    path = tmp_path / ("t.tar.gz" if mode == "w:gz" else "t.tar")
+    with tarfile.open(path, mode) as tar:
+
+        def add(name: str, content: bytes = b"", kind: bytes = tarfile.REGTYPE, target: str = "") -> None:
+            member = tarfile.TarInfo(name)
+            member.size, member.type, member.linkname = len(content), kind, target
+            tar.addfile(member, io.BytesIO(content))
+
+        add("./cat/soft.png", kind=tarfile.SYMTYPE, target="../dog/2.png")
+        add("./cat/1.png", picture(10))
+        add("./cat/hard.png", kind=tarfile.LNKTYPE, target="./cat/1.png")
+        add("./dog/2.png", picture(20))
+        add("./dog/out.png", kind=tarfile.SYMTYPE, target="/etc/passwd.png")
+        add("./dog/pipe.png", kind=tarfile.FIFOTYPE)
+    source = open_source(str(path))
+    assert [name for name, _ in labelled(source)] == [
+        "cat/soft.png", "cat/1.png", "cat/hard.png", "dog/2.png", "dog/out.png"
+    ]  # fmt: skip
+    assert greys(source) == [20, 10, 10, 20, "a link to what the archive does not hold"]
+
+
+def test_a_zip_with_the_slashes_of_windows(tmp_path: Path, picture: Picture, greys: Greys) -> None:
+    members = [("photos\\", b""), ("photos\\cat\\1.png", picture(10)), ("photos\\dog\\2.png", picture(20))]
+    source = open_source(str(pack(tmp_path / "t.zip", members)))
+    assert labelled(source) == [("photos/cat/1.png", "cat"), ("photos/dog/2.png", "dog")]
+    assert greys(source) == [10, 20]
+    assert source.ignored_files == 0
+
+
+def test_names_that_point_upwards_or_come_twice_keep_their_rows(
+    tmp_path: Path, picture: Picture, greys: Greys
+) -> None:
+    path = tmp_path / "t.zip"
+    with zipfile.ZipFile(path, "w") as archive, warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # zipfile's, of the name that comes twice
+        for grey, name in enumerate(["../cat/1.png", "/dog/2.png", "./dog/3.png", "cat/4.png", "cat/4.png"]):
+            archive.writestr(name, picture(grey))
+    source = open_source(str(path))
+    assert [source.class_names[label] for label in source.given] == ["cat", "dog", "dog", "cat", "cat"]
+    assert greys(source) == [0, 1, 2, 3, 4]

@@ -279,3 +279,39 @@ def test_cifar10n_and_its_verified_labels(greys: Greys) -> None:
     assert len(trusted.rows) == 25_000
     assert (trusted.labels != source.given).mean() == pytest.approx(0.4, abs=0.01)
     assert all(source.references[row].open("rb").read(2) == b"\xff\xd8" for row in (0, 24_999, 12_000))
+
+
+def test_numbers_and_text_as_labels_of_one_source_are_refused(tmp_path: Path, picture: Picture) -> None:
+    def shard(number: int, label: pa.Array) -> None:
+        cells = [{"bytes": picture(9), "path": f"{number}.png"}] * len(label)
+        pq.write_table(pa.table({"image": cells, "label": label}), tmp_path / f"train-{number}.parquet")
+
+    shard(0, pa.array(["a", "b"]))
+    shard(1, pa.array([None, None], pa.int64()))
+    shard(2, pa.array(["b", "a"]).dictionary_encode())
+    assert open_source(str(tmp_path)).class_names == ["a", "b"]
+    shard(3, pa.array([0, 1]))
+    told = f"{tmp_path}/train-3.parquet has numbers in the column 'label', and the files before it text."
+    assert refusal(tmp_path).message.startswith(told)
+    numbered = open_source(str(tmp_path), options=SourceOptions(classes="b,a"))
+    assert numbered.given.tolist() == [1, 0, -1, -1, 0, 1, 0, 1]
+
+
+@pytest.mark.parametrize("name", ["image", "label"])
+def test_a_column_that_is_there_twice_is_refused(tmp_path: Path, picture: Picture, name: str) -> None:
+    columns = [pa.array([{"bytes": picture(9), "path": "a.png"}]), pa.array(["x"])]
+    names = ["image", "label"]
+    table = pa.Table.from_arrays([*columns, columns[names.index(name)]], names=[*names, name])
+    pq.write_table(table, tmp_path / "t.parquet")
+    assert refusal(tmp_path / "t.parquet").message.startswith(
+        f"{tmp_path}/t.parquet has several columns {name!r}."
+    )
+
+
+def test_vectors_in_shards_are_told_from_images(tmp_path: Path) -> None:
+    for number in range(2):
+        table = pa.table({"v": [[0.5, 1.0]], "label": ["x"]})
+        pq.write_table(table, tmp_path / f"train-{number}.parquet")
+    told = "holds vectors in the column 'v'. Add --features v."
+    assert told in str(refusal(tmp_path))
+    assert told in str(refusal(tmp_path / "train-0.parquet"))

@@ -105,6 +105,12 @@ def test_one_split_needs_no_name(saved: Callable[..., Path]) -> None:
     assert len(open_source(str(saved("train")))) == 5
 
 
+def test_a_folder_of_saved_data_sets_is_none_itself(saved: Callable[..., Path], tmp_path: Path) -> None:
+    for name in ("fine", "coarse"):
+        saved().rename(tmp_path / name)
+    assert refusal(tmp_path) == f"{tmp_path} holds the saved data sets coarse, fine. Name one of them."
+
+
 def test_images_that_were_files(tmp_path: Path, picture: Picture, greys: Greys) -> None:
     datasets = pytest.importorskip("datasets")
     paths = [str(tmp_path / f"{grey}.png") for grey in (10, 20)]
@@ -124,6 +130,7 @@ def test_images_that_were_files(tmp_path: Path, picture: Picture, greys: Greys) 
         ({"split": "train"}, "--split train: {path} has no splits."),
         ({"image_column": "label"}, "--image-column label: in {path} that column holds int64, not images."),
         ({"label_column": "kind"}, "{path} has no column 'kind'; it has image, label, true."),
+        ({"config": "x"}, "--config has no meaning for {path}, which is a saved data set."),
         ({"streaming": True}, "--streaming has no meaning for {path}, which is a saved data set."),
     ],
 )
@@ -195,7 +202,8 @@ class Hub:
 
 @pytest.fixture
 def hub(serve: Callable[..., str], picture: Picture) -> Hub:
-    """Repositories: `pics`, Parquet of two splits; `folders`, image files; `bad`, Parquet cut short."""
+    """Repositories: `pics`, Parquet of two splits; `folders`, image files; `bad`, Parquet cut short;
+    `Several`, the configurations fine (two splits) and coarse, and `usual`, of which one is the default."""
     cells = [{"bytes": picture(10 * (row + 1)), "path": f"{row}.png"} for row in range(5)]
     features = {"image": {"_type": "Image"}, "label": {"_type": "ClassLabel", "names": ["wolf", "cat"]}}
     table = pa.table({"image": [*cells[:4], {"bytes": b"?", "path": "x"}], "label": [0, 1, 0, -1, 1]})
@@ -210,6 +218,18 @@ def hub(serve: Callable[..., str], picture: Picture) -> Hub:
                 f"train/{name}/{grey}.png": picture(grey) for name, grey in (("cat", 10), ("dog", 20))
             },
             "bad": {"data/train.parquet": parquet[:-300]},
+            "Several": {
+                "README.md": b"---\nconfigs:\n- config_name: fine\n  data_dir: fine\n"
+                b"- config_name: coarse\n  data_dir: coarse\n---\n",
+                **{f"fine/{split}.parquet": parquet for split in ("train", "test")},
+                "coarse/train.parquet": parquet,
+            },
+            "usual": {
+                "README.md": b"---\nconfigs:\n- config_name: odd\n  data_files: odd.parquet\n"
+                b"- config_name: default\n  data_files: data.parquet\n---\n",
+                "odd.parquet": parquet[:-300],
+                "data.parquet": parquet,
+            },
         }
     )
     played.url = serve(played.answer)
@@ -298,6 +318,43 @@ def test_what_the_hub_does_not_have_is_told_in_a_sentence(hub: Hub, tmp_path: Pa
     for answer in (bad, streamed):
         assert answer[0] == "RunError"
         assert "user/bad: datasets cannot read it (" in answer[1]
+
+
+def test_a_configuration_is_named_where_there_are_several(hub: Hub, tmp_path: Path) -> None:
+    coarse: dict[str, object] = {"config": "coarse"}
+    none, wrong, splits, prepared, other, streamed, default, only = ask(
+        tmp_path,
+        hub.url,
+        ("user/Several", {}, None),
+        ("user/Several", {"config": "fien"}, None),
+        ("user/Several", {"config": "fine"}, None),
+        ("user/Several", coarse, None),
+        ("user/Several", {"config": "fine", "split": "train"}, None),
+        ("hf://datasets/user/Several@v1", {"config": "fine", "split": "test", "streaming": True}, None),
+        ("user/usual", {}, None),
+        ("user/pics", {"config": "fine", "split": "train"}, None),
+    )
+    told = "user/Several has the configurations fine, coarse. Name one with --config."
+    assert none == ["RelabelError", told]
+    assert wrong[1] == (
+        "--config fien: user/Several has the configuration(s) fine, coarse. Name one of them."
+    )
+    assert splits[1] == "user/Several has the splits train, test. Name one with --split."
+    assert prepared == other == streamed == default == ROWS
+    assert only[1] == "--config fine: user/pics has the configuration(s) default. Name one of them."
+
+    named, unnamed, missing = ask(
+        tmp_path,
+        hub.url,
+        ("user/Several", coarse, None),
+        ("user/Several", {}, None),
+        ("user/Several", {"config": "fien"}, None),
+        HF_HUB_OFFLINE="1",
+    )
+    assert named == ROWS
+    told = "user/Several, in the cache, has the configurations coarse, fine. Name one with --config."
+    assert unnamed[1] == told
+    assert missing[1].startswith("--config fien: user/Several, in the cache, has the configuration(s) coarse")
 
 
 def test_a_hub_that_cannot_be_reached(tmp_path: Path) -> None:

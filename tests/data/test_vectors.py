@@ -48,7 +48,7 @@ def test_every_form_and_number_format_gives_the_same_vectors(write, kind, form):
     else:
         whole = lists(kind, 3 if form == "fixed" else -1, rows)
         path, features = write(v=whole.cast(pa.large_list(kind)) if form == "large" else whole), "v"
-    table = read_vectors(path, features)
+    table = read_vectors([path], features)
     assert table.vectors.dtype == np.float32
     np.testing.assert_array_equal(table.vectors, VALUES)
     assert table.errors == {}
@@ -57,7 +57,7 @@ def test_every_form_and_number_format_gives_the_same_vectors(write, kind, form):
 
 def test_a_tensor_column_is_read_as_its_storage(write):
     tensors = pa.FixedShapeTensorArray.from_numpy_ndarray(VALUES.astype(np.float32))
-    np.testing.assert_array_equal(read_vectors(write(v=tensors), "v").vectors, VALUES)
+    np.testing.assert_array_equal(read_vectors([write(v=tensors)], "v").vectors, VALUES)
 
 
 @pytest.mark.parametrize("size", [-1, 3])
@@ -75,7 +75,7 @@ def test_a_broken_row_is_an_error_and_shifts_no_other(write, monkeypatch, size, 
         [1, 1, 1],
     ]
     odd = [] if size == 3 else [[1, 2], [], [1, 2, 3, 4]]
-    table = read_vectors(write(v=lists(pa.float64(), size, rows + odd)), "v")
+    table = read_vectors([write(v=lists(pa.float64(), size, rows + odd))], "v")
     np.testing.assert_array_equal(table.vectors[[0, 3, 7]], [[1, 2, 3], [7, 8, 9], [1, 1, 1]])
     assert sorted(table.errors) == [1, 2, 4, 5, 6, *range(8, 8 + len(odd))]
     assert not table.vectors[list(table.errors)].any()
@@ -89,7 +89,7 @@ def test_a_broken_row_is_an_error_and_shifts_no_other(write, monkeypatch, size, 
 
 
 def test_a_hole_in_one_of_many_columns_is_an_error(write):
-    table = read_vectors(write(a=[1.0, None, 3.0], b=[1, 2, 3], c=[True, False, True]), "a,b,c")
+    table = read_vectors([write(a=[1.0, None, 3.0], b=[1, 2, 3], c=[True, False, True])], "a,b,c")
     np.testing.assert_array_equal(table.vectors, [[1, 1, 1], [0, 0, 0], [3, 3, 1]])
     assert table.errors == {1: "the vector has a value that is missing or not finite"}
 
@@ -112,7 +112,7 @@ def test_names_and_globs_choose_columns_but_never_labels_or_row_names(write, fea
         columns["a,b"] = [9.0]
     path = write(**columns, label=[7], clean_label=[7], id=[7], index=[7], __index_level_0__=[7])
     expected = [[columns[name][0] for name in chosen]]
-    np.testing.assert_array_equal(read_vectors(path, features).vectors, expected)
+    np.testing.assert_array_equal(read_vectors([path], features).vectors, expected)
 
 
 @pytest.mark.parametrize(
@@ -136,7 +136,7 @@ def test_columns_that_hold_no_vectors_are_refused_by_name(write, features, told)
         empty=pa.array([[]] * 4, pa.list_(pa.float32())), hollow=pa.array([None] * 4, pa.list_(pa.int8(), 3)),
     )  # fmt: skip
     with pytest.raises(RelabelError) as refusal:
-        read_vectors(path, features)
+        read_vectors([path], features)
     assert told in str(refusal.value)
     assert str(path) in refusal.value.message
     assert refusal.value.hint
@@ -145,14 +145,14 @@ def test_columns_that_hold_no_vectors_are_refused_by_name(write, features, told)
 def test_files_that_are_no_whole_parquet_file_are_refused(write, tmp_path):
     path = write(v=lists())
     with pytest.raises(RelabelError, match="has no rows"):
-        read_vectors(write(v=pa.array([], pa.list_(pa.float32()))), "v")
+        read_vectors([write(v=pa.array([], pa.list_(pa.float32())))], "v")
     path.write_bytes(b"PAR1 and no more")
     with pytest.raises(RelabelError, match=r"v\.parquet cannot be read"):
-        read_vectors(path, "v")
+        read_vectors([path], "v")
     twice = pa.Table.from_arrays([pa.array([1.0]), pa.array([2.0])], names=["f", "f"])
     pq.write_table(twice, path)
     with pytest.raises(RelabelError, match="several columns 'f'"):
-        read_vectors(path, "f")
+        read_vectors([path], "f")
 
 
 def test_a_page_that_cannot_be_decoded_is_one_sentence(write):
@@ -161,7 +161,7 @@ def test_a_page_that_cannot_be_decoded_is_one_sentence(write):
     content[4:200] = b"\xff" * 196
     path.write_bytes(content)
     with pytest.raises(RelabelError, match=r"v\.parquet cannot be read"):
-        read_vectors(path, "v")
+        read_vectors([path], "v")
 
 
 @pytest.mark.parametrize("batch", [3, 8192])
@@ -235,15 +235,15 @@ def test_rows_none_of_which_has_a_label_are_refused(write):
     assert open_source(path, options=V, need_classes=False).class_names == []
 
 
-@pytest.mark.parametrize("form", ["v.csv", "v.zip", "folder.parquet", "part-*.parquet", "user/name"])
+@pytest.mark.parametrize("form", ["v.csv", "v.zip", "folder.parquet", "*.*", "user/name"])
 def test_a_form_that_has_no_vectors_is_refused(tmp_path, monkeypatch, form):
     monkeypatch.chdir(tmp_path)
     Path("folder.parquet").mkdir()
-    for name in ("v.csv", "v.zip", "part-1.parquet"):
+    for name in ("v.csv", "v.zip", "v.parquet"):
         Path(name).touch()
     with pytest.raises(RelabelError) as refusal:
         open_source(form, options=V)
-    assert refusal.value.message == f"--features v: {form} is not one .parquet file."
+    assert refusal.value.message == f"--features v: {form} is neither a .parquet file nor some in a folder."
     assert refusal.value.hint
 
 
@@ -304,3 +304,63 @@ def test_vectors_without_the_flag_are_recognised_and_the_flag_is_named(write):
     with pytest.raises(RelabelError, match="holds vectors in the column 'v'") as refusal:
         open_source(str(path))
     assert "--features v" in refusal.value.hint
+
+
+def shards(folder: Path, *tables: dict[str, object]) -> str:
+    folder.mkdir()
+    for number, columns in enumerate(tables):
+        pq.write_table(pa.table(columns), folder / f"train-{number}.parquet")
+    return str(folder)
+
+
+@pytest.mark.parametrize("place", ["{}", "{}/*.parquet", "{}/train-{{0..2}}.parquet"])
+def test_shards_of_vectors_are_one_source(tmp_path, place):
+    path = shards(
+        tmp_path / "shards",
+        {"v": lists(pa.float64()), "label": LABELS, "checked": [None, "dog", None, None]},
+        {"v": lists(values=[]), "label": pa.array([], pa.string()), "checked": pa.array([], pa.string())},
+        {"checked": ["cat", None], "label": ["dog", "cat"], "v": lists(pa.float32(), 2, [(1, 2), None])},
+    )
+    source = open_source(place.format(path), options=SourceOptions(features="v", trusted_column="checked"))
+    assert source.file_names == list("012345")
+    assert [label and source.class_names[label - 1] for label in source.given + 1] == [
+        *LABELS[:3],
+        0,
+        "dog",
+        "cat",
+    ]
+    assert source.verified == [None, "dog", None, None, "cat", None]
+    np.testing.assert_array_equal(source.vectors[:4], VALUES)
+    assert source.errors == {4: "the vector has 2 values, not 3", 5: "there is no vector"}
+
+
+def test_names_of_shards_are_one_list(tmp_path):
+    one, two = ({"v": lists(), "label": LABELS, "id": [f"{letter}{n}" for n in range(4)]} for letter in "ab")
+    both = shards(tmp_path / "both", one, two)
+    assert open_source(both, options=V).file_names == [*one["id"], *two["id"]]
+    for name, (first, second), told in (
+        ("twice", (one, one), "train-1.parquet, row 1: 'a0' is listed before, in {}/train-0.parquet, row 1."),
+        (
+            "bare",
+            ({**one}, {"v": lists(), "label": LABELS}),
+            "train-1.parquet does not name its rows, as {}/",
+        ),
+        ("kinds", (one, {**one, "v": [1.0] * 4}), "train-1.parquet has other such columns than {}/"),
+    ):
+        path = shards(tmp_path / name, first, second)
+        with pytest.raises(RelabelError) as refusal:
+            open_source(path, options=V)
+        assert told.format(path) in refusal.value.message
+    (Path(both) / "test-0.parquet").touch()
+    with pytest.raises(RelabelError, match="holds shards of several splits: test, train"):
+        open_source(both, options=V)
+
+
+def test_columns_of_shards_agree(tmp_path):
+    numbers = {"label": LABELS, "f_0": [1.0, 2, 3, 4]}
+    path = shards(tmp_path / "s", {**numbers, "f_1": [5, 6, 7, 8]}, {"f_1": [1, 2, 3, 4], **numbers})
+    source = open_source(path, options=SourceOptions(features="f_*"))
+    np.testing.assert_array_equal(source.vectors[[0, 4]], [[1, 5], [1, 1]])
+    other = shards(tmp_path / "t", {**numbers, "f_1": [5, 6, 7, 8]}, numbers)
+    with pytest.raises(RelabelError, match=r"train-1\.parquet has other such columns than"):
+        open_source(other, options=SourceOptions(features="f_*"))

@@ -1,4 +1,8 @@
+import json
+
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from relabel.errors import RelabelError
@@ -10,11 +14,20 @@ NAMES = ["a.png", "b.png", "c.png", "d.png", "e.png"]
 
 @pytest.fixture
 def labels(tmp_path):
+    return write(tmp_path, NAMES)
+
+
+@pytest.fixture
+def numbered(tmp_path):
+    return write(tmp_path, list("01234"))
+
+
+def write(tmp_path, names):
     """Given x x y y ?; corrected x y y x x; the fourth verified, the fifth unlabelled."""
     soft = np.array([[0.9, 0.1], [0.2, 0.8], [0.3, 0.7], [1, 0], [0.6, 0.4]], dtype=np.float32)
     write_labels(
         tmp_path / "labels.parquet",
-        file_names=NAMES,
+        file_names=names,
         given=np.array([0, 0, 1, 1, -1]),
         soft_label=soft,
         noise_probability=np.array([0.1, 0.8, 0.3, 1, np.nan], dtype=np.float32),
@@ -70,3 +83,51 @@ def test_a_true_class_the_labels_do_not_have_counts_as_wrong(labels, truth):
 def test_a_truth_that_does_not_fit_is_refused(labels, truth, rows, told):
     with pytest.raises(RelabelError, match=told):
         evaluate_file(labels, truth(*rows))
+
+
+def test_the_column_of_the_truth_is_named(labels, truth):
+    table = truth("a.png,y,x", "b.png,x,y", header="filename,label,checked")
+    assert evaluate_file(labels, table, "checked").label_accuracy_before == 0.5
+    with pytest.raises(RelabelError, match="needs the columns file_name and nosuch, and has filename, label"):
+        evaluate_file(labels, table, "nosuch")
+
+
+def test_labels_of_other_classes_are_no_truth(labels, truth):
+    with pytest.raises(RelabelError, match=r"none of its labels \('0', '1'\) is a class of the labels file"):
+        evaluate_file(labels, truth("a.png,0", "b.png,1", "c.png,0"))
+
+
+def images(path, names, **columns):
+    """A Parquet table of images that nobody could decode, its labels as Hugging Face writes them."""
+    features = {name: {"_type": "ClassLabel", "names": ["y", "x"]} for name in columns}
+    cells = [{"bytes": b"no image", "path": name} for name in names]
+    table = pa.table({"img": cells, **columns})
+    metadata = {"huggingface": json.dumps({"info": {"features": features}})}
+    pq.write_table(table.replace_schema_metadata(metadata), path)
+    return path
+
+
+def test_a_table_of_images_is_a_truth(labels, tmp_path):
+    true, given = [1, 0, 1, 1, 1], [0, 0, 0, 0, 0]
+    plain = evaluate_file(labels, images(tmp_path / "t.parquet", NAMES, label=true))
+    assert plain.label_accuracy_after == pytest.approx(2 / 3)
+    assert plain.unlabelled_accuracy == 1
+    table = images(tmp_path / "t.parquet", NAMES[::-1], label=given, clean_label=true[::-1], other=given)
+    assert evaluate_file(labels, table) == plain
+    assert evaluate_file(labels, table, "other") != plain
+    for part in range(2):
+        rows = slice(3 * part, 3 * part + 3)
+        images(tmp_path / f"part-{part}.parquet", NAMES[rows], label=true[rows])
+    assert evaluate_file(labels, tmp_path / "part-*.parquet") == plain
+    with pytest.raises(RelabelError, match=r"not in the labels file: row 2 \('q.png'\)"):
+        evaluate_file(labels, images(tmp_path / "t.parquet", ["a.png", "q.png"], label=[1, 0]))
+    with pytest.raises(RelabelError, match="has no column 'nosuch'"):
+        evaluate_file(labels, table, "nosuch")
+
+
+def test_rows_without_names_are_found_by_their_number(tmp_path, numbered):
+    true = [1, 0, 1, 1, 1]
+    found = evaluate_file(numbered, images(tmp_path / "t.parquet", [None] * 5, label=true))
+    assert found.label_accuracy_after == pytest.approx(2 / 3)
+    with pytest.raises(RelabelError, match=r"t\.parquet has 4 rows and the labels file, .* 5\."):
+        evaluate_file(numbered, images(tmp_path / "t.parquet", [None] * 4, label=true[:4]))

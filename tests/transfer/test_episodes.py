@@ -304,3 +304,35 @@ def test_a_recording_survives_a_file() -> None:
     torch.save(plain().state(), file)
     file.seek(0)
     assert_identical(Recording.restored(torch.load(file, weights_only=True)), plain())
+
+
+def vectors(rows: int = 240, dimension: int = 6, unit: float = 1e4) -> Pool:
+    """Four separate classes, in dimensions of very different units."""
+    true = np.arange(rows) % 4
+    values = np.random.default_rng(0).normal(0, 0.3, (rows, dimension)) + 2 * np.eye(4, dimension)[true]
+    names = [f"class {label}" for label in range(4)]
+    scaled = values * np.geomspace(1, unit, dimension)
+    return Pool("vectors", scaled.astype(np.float32), true.astype(np.int64), names, CPU)
+
+
+def test_an_episode_of_vectors_has_an_mlp_and_no_image_size() -> None:
+    pools = [POOL, vectors(rows=9_000)]
+    drawn = [draw(number, 0, pools) for number in range(40)]
+    assert {(one.pool, one.backbone == "mlp", one.image_size is None) for one in drawn} == {
+        ("stripes", False, False), ("vectors", True, True)
+    }  # fmt: skip
+    assert max(one.rows for one in drawn) > 2_000
+    assert [one for one in drawn if one.pool == "stripes"] == [draw(n, 0, [POOL]) for n in range(0, 40, 2)]
+    assert episodes.drawn_from(pools[1:])["backbones"] == ["mlp"]
+    assert "image_sizes" not in episodes.drawn_from(pools[1:])
+
+
+@pytest.mark.parametrize("kind", episodes._NOISE)
+def test_the_mlp_learns_vectors_in_any_unit_under_every_noise(kind: str) -> None:
+    drawn = replace(
+        EPISODE, pool="vectors", backbone="mlp", image_size=None, rows=170, epochs=20, noises=((kind, 0.3),)
+    )
+    found = record(drawn, vectors(), None, CPU)
+    assert 0.6 < (found.given == found.true).float().mean() < 0.75
+    assert (found.mean.argmax(dim=1) == found.true).float().mean() > 0.8
+    assert_identical(found, record(drawn, vectors(), None, CPU))

@@ -276,7 +276,11 @@ def test_the_whole_of_it_gives_a_corrector_for_any_data(
     assert_alike(again, file)
     assert {key: value for key, value in file.trained.items() if key != "versions"} == {
         "sources": [{"name": "three", "rows": 36, "classes": 3}, {"name": "two", "rows": 24, "classes": 2}],
-        **episodes.DRAWN_FROM,
+        "noise": [f"{name} up to {most * 100:.0f} %" for name, most in episodes._NOISE.items()],
+        "backbones": ["cnn8"],
+        "image_sizes": [12, 16, 24, 32],
+        "epochs": [3, 5],
+        "rows": [200, 5_000],
         "episodes": 4,
         "steps": 3,
         "seed": 5,
@@ -416,7 +420,7 @@ def test_a_source_of_one_class_is_refused_before_anything_is_recorded(made: Made
     for path in folder.glob("two/red/*"):
         path.write_bytes(b"no picture")
     config = PretrainConfig((str(folder / "three"), str(folder / "two")), folder / "recordings")
-    with pytest.raises(RelabelError, match=r"two: fewer than two classes have an image that can be read"):
+    with pytest.raises(RelabelError, match=r"two: fewer than two classes have images that can be used"):
         pretrain(config)
     assert numbers(made) == []
     assert not list((folder / "recordings").iterdir())
