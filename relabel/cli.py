@@ -136,6 +136,13 @@ AugmentOption = Annotated[
     Augmentation | None,
     typer.Option(help="flip: shift and mirror, the default; shift: for digits and letters."),
 ]
+NoCacheOption = Annotated[
+    bool,
+    typer.Option(
+        "--no-cache",
+        help="Decode images anew for every batch instead of once to a temporary file: slower, and no disk.",
+    ),
+]
 EpochsOption = Annotated[int | None, typer.Option(help="Default: 20 to 80, fewer for larger data.")]
 WarmupOption = Annotated[
     int | None, typer.Option(help="Epochs before the corrector. Default: the corrector's share.")
@@ -232,6 +239,7 @@ def fit(
     freeze: FreezeOption = False,
     image_size: ImageSizeOption = None,
     augment: AugmentOption = None,
+    no_cache: NoCacheOption = False,
     epochs: EpochsOption = None,
     warmup: WarmupOption = None,
     batch_size: BatchSizeOption = None,
@@ -302,6 +310,7 @@ def fit(
         freeze=freeze,
         image_size=image_size,
         augment=augment and augment.value,
+        cache=not no_cache,
         epochs=epochs,
         warmup=warmup,
         batch_size=batch_size,
@@ -356,6 +365,7 @@ def apply(
     freeze: FreezeOption = False,
     image_size: ImageSizeOption = None,
     augment: AugmentOption = None,
+    no_cache: NoCacheOption = False,
     epochs: EpochsOption = None,
     warmup: WarmupOption = None,
     batch_size: BatchSizeOption = None,
@@ -407,6 +417,7 @@ def apply(
         freeze=freeze,
         image_size=image_size,
         augment=augment and augment.value,
+        cache=not no_cache,
         epochs=epochs,
         warmup=warmup,
         batch_size=batch_size,
@@ -561,6 +572,7 @@ def predict(
     model: Annotated[Path, typer.Option(help="A file written with fit --save-model.")],
     output: OutputOption = "labels.parquet",
     labels: LabelsOption = None,
+    no_cache: NoCacheOption = False,
     precision: PrecisionOption = 0.95,
     device: DeviceOption = DeviceName.AUTO,
     amp: AmpOption = Amp.AUTO,
@@ -587,6 +599,7 @@ def predict(
         model=model,
         labels=labels,
         reading=reading,
+        cache=not no_cache,
         precision=precision,
         device=device.value,
         amp=amp.value,

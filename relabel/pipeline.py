@@ -26,13 +26,14 @@ from relabel.config import (
 from relabel.correctors.base import Corrector
 from relabel.correctors.files import CorrectorFile, read_corrector
 from relabel.data.images import probe_sizes
-from relabel.data.loading import ImageInputs, Inputs, VectorInputs, decode_all
+from relabel.data.loading import Inputs, VectorInputs, open_images
 from relabel.data.references import Joined
 from relabel.data.sources import UNLABELLED, Source, open_source, too_few_classes
 from relabel.data.trusted import TrustedSet, trusted_of
 from relabel.data.vectors import standardisation
 from relabel.device import Compute, resolve
 from relabel.errors import RelabelError
+from relabel.files import scratch_array
 from relabel.metrics import noise_matrix
 from relabel.model import EVIDENCE, Model
 from relabel.output import calibration
@@ -193,9 +194,15 @@ def _inputs(
     if source.vectors is not None:
         return VectorInputs(torch.from_numpy(source.vectors)), {}
     references = Joined([source.references, trusted.external])
-    watcher.stage("Decoding", len(references) - len(source.errors))
-    images, unreadable = decode_all(references, built["image_size"], set(source.errors), watcher.advance)
-    return ImageInputs(images, config.augment or DEFAULT_AUGMENTATION), unreadable
+    return open_images(
+        references,
+        built["image_size"],
+        config.augment or DEFAULT_AUGMENTATION,
+        set(source.errors),
+        watcher,
+        cache=config.cache,
+        remedies=", set a smaller --image-size, or add --no-cache",
+    )
 
 
 def default_image_size(source: Source, config: FitConfig) -> int:
@@ -328,7 +335,7 @@ def _frozen_features(
     backbone: Backbone, inputs: Inputs, compute: Compute, watcher: Watcher
 ) -> tuple[Inputs, _Frozen]:
     """Every row's penultimate features, computed once: with `--freeze` they are all that training sees."""
-    features = torch.empty(len(inputs), backbone.head.in_features)
+    features = torch.from_numpy(scratch_array((len(inputs), backbone.head.in_features), np.float32))
     watcher.stage("Features", len(inputs))
     for index, _, penultimate in backbones.evaluate(backbone, inputs, compute):
         features[index] = penultimate.cpu()
@@ -337,7 +344,7 @@ def _frozen_features(
     # lest the first unseen image that has it be multiplied by a million.
     mean, deviation = features.mean(dim=0), features.std(dim=0)
     scale = torch.where(deviation > 1e-6, 1 / deviation, 0.0)
-    return VectorInputs((features - mean) * scale), _Frozen(backbone, mean, scale)
+    return VectorInputs(features.sub_(mean).mul_(scale)), _Frozen(backbone, mean, scale)
 
 
 def _train(training: Training, config: FitConfig, source: Source, split: _Split, watcher: Watcher) -> None:
