@@ -2,6 +2,7 @@
 
 import errno
 import math
+import mmap
 import os
 import secrets
 import shutil
@@ -65,6 +66,17 @@ def scratch_array(shape: tuple[int, ...], dtype: DTypeLike, remedies: str = "") 
                 f"Set TMPDIR to a folder on another disk{remedies}.",
             ) from error
         return np.memmap(file, dtype=dtype, mode="r+", shape=shape)
+
+
+def release(array: NDArray[Any]) -> None:
+    """Take a scratch array's pages out of this process's memory; its values stay, and come back when read.
+
+    Otherwise every page that was ever touched counts as the process's own for as long as the system has room.
+    Nothing happens to other arrays, nor where the system cannot do it.
+    """
+    shared = isinstance(array, np.memmap) and array.mode in ("r", "r+")
+    if shared and isinstance(array.base, mmap.mmap) and hasattr(mmap, "MADV_DONTNEED"):
+        array.base.madvise(mmap.MADV_DONTNEED)
 
 
 def _reserve(descriptor: int, size: int) -> None:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from relabel.errors import RelabelError, RunError
-from relabel.files import atomic_path, check_output, scratch_array
+from relabel.files import atomic_path, check_output, release, scratch_array
 
 
 @pytest.mark.parametrize("failure", [KeyboardInterrupt, ValueError])
@@ -151,3 +151,27 @@ def test_an_array_that_does_not_fit_is_refused_in_one_sentence(
         assert refusal.value.message.endswith("free: Disk quota exceeded.")
     assert refusal.value.hint == "Set TMPDIR to a folder on another disk or eat less."
     assert os.listdir(scratch) == []
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="tells memory on Linux alone")
+def test_a_released_array_is_out_of_memory_and_keeps_its_values() -> None:
+    def mapped() -> int:
+        lines = Path("/proc/self/status").read_text().splitlines()
+        return sum(int(line.split()[1]) for line in lines if line.startswith(("RssFile", "RssShmem")))
+
+    array = scratch_array((64, 2**18), np.uint8)
+    array[:] = np.arange(64)[:, None]
+    before = mapped()
+    release(array)
+    assert before - mapped() > 12 * 1024, "of 16 MB, in kB"
+    assert (array == np.arange(64)[:, None]).all()
+
+
+def test_what_is_no_scratch_array_is_left_as_it_is(tmp_path: Path) -> None:
+    np.save(tmp_path / "a.npy", np.zeros(10_000))
+    own = np.load(tmp_path / "a.npy", mmap_mode="c")
+    for array in (np.ones(10_000), own):
+        array[:] = 1
+        release(array)
+        release(array[:5])
+        assert array.sum() == 10_000

@@ -22,13 +22,14 @@ from torch import Tensor
 from relabel.data.images import decode
 from relabel.data.references import References
 from relabel.errors import ImageError, RunError
-from relabel.files import scratch_array
+from relabel.files import release, scratch_array
 from relabel.progress import Watcher
 
 # ImageNet's channel statistics: what pretrained weights expect, and as good as any other for fresh ones.
 _MEAN = torch.tensor([0.485, 0.456, 0.406])
 _STD = torch.tensor([0.229, 0.224, 0.225])
 
+_RELEASED = 32  # images that are read before their part of a mapped file is let go
 AUGMENTATIONS = ("flip", "shift", "none")
 
 
@@ -55,15 +56,13 @@ class _SquareImages(Inputs):
         self.augmentation = augmentation
 
     @abstractmethod
-    def _look_up(self, index: Tensor) -> tuple[Tensor, Tensor]:
-        """Images uint8 [M, S, S, 3], and which of them the rows `index` [B] are: [B]."""
+    def _pixels(self, index: Tensor) -> Tensor:
+        """The rows `index` [B] as uint8 [B, S, S, 3]."""
 
     def batch(self, index: Tensor, device: torch.device, generator: torch.Generator | None) -> Tensor:
         """Shift, reflection and mirror are one gather: the index arithmetic is far cheaper than padding."""
-        images, places = self._look_up(index)
-        if generator is None or self.augmentation == "none":
-            picked = images[places]
-        else:
+        pixels = self._pixels(index)
+        if generator is not None and self.augmentation != "none":
             along = torch.arange(self.size)
             reach = self.size // 8
             shift = torch.randint(-reach, reach + 1, (2, len(index), 1), generator=generator)
@@ -71,11 +70,10 @@ class _SquareImages(Inputs):
             if self.augmentation == "flip":
                 mirrored = torch.rand(len(index), 1, generator=generator) < 0.5
                 columns = torch.where(mirrored, self.size - 1 - columns, columns)
-            picked = images[
-                places[:, None, None], self._reflect(rows)[:, :, None], self._reflect(columns)[:, None, :]
-            ]
-        picked = picked.to(device, non_blocking=True)
-        scaled = (picked.float() / 255 - _MEAN.to(device)) / _STD.to(device)
+            image = torch.arange(len(index))[:, None, None]
+            pixels = pixels[image, self._reflect(rows)[:, :, None], self._reflect(columns)[:, None, :]]
+        pixels = pixels.to(device, non_blocking=True)
+        scaled = (pixels.float() / 255 - _MEAN.to(device)) / _STD.to(device)
         return scaled.permute(0, 3, 1, 2)
 
     def _reflect(self, position: Tensor) -> Tensor:
@@ -90,12 +88,18 @@ class ImageInputs(_SquareImages):
     def __init__(self, images: NDArray[np.uint8], augmentation: str) -> None:
         super().__init__(images.shape[1], augmentation)
         self.images = torch.from_numpy(images)
+        self._array = images
 
     def __len__(self) -> int:
         return len(self.images)
 
-    def _look_up(self, index: Tensor) -> tuple[Tensor, Tensor]:
-        return self.images, index
+    def _pixels(self, index: Tensor) -> Tensor:
+        picked = torch.empty(len(index), *self.images.shape[1:], dtype=torch.uint8)
+        # An image can bring two megabytes of its surroundings into memory, and an epoch all of the file.
+        for part, rows in zip(picked.split(_RELEASED), index.split(_RELEASED), strict=True):
+            torch.index_select(self.images, 0, rows, out=part)
+            release(self._array)
+        return picked
 
 
 class EncodedInputs(_SquareImages):
@@ -113,7 +117,7 @@ class EncodedInputs(_SquareImages):
     def __len__(self) -> int:
         return len(self._references)
 
-    def _look_up(self, index: Tensor) -> tuple[Tensor, Tensor]:
+    def _pixels(self, index: Tensor) -> Tensor:
         # In the order of the rows, in which Parquet is read fastest.
         rows, places = torch.unique(index, return_inverse=True)
         images = torch.zeros(len(rows), self.size, self.size, 3, dtype=torch.uint8)
@@ -125,7 +129,7 @@ class EncodedInputs(_SquareImages):
 
         for _ in self._pool.map(one, range(len(rows)), rows.tolist()):
             pass
-        return images, places
+        return images[places]
 
     def _decoded(self, row: int) -> NDArray[np.uint8]:
         reference = self._references[row]
@@ -189,7 +193,12 @@ def decode_all(
     raises before any image is decoded. Returns the array and the reason per unusable row.
     """
     images: NDArray[np.uint8] = scratch_array((len(references), size, size, 3), np.uint8, remedies)
-    return images, _decode_each(references, size, skip, progress, images.__setitem__, workers)
+
+    def chunk_done(count: int) -> None:
+        release(images)
+        progress(count)
+
+    return images, _decode_each(references, size, skip, chunk_done, images.__setitem__, workers)
 
 
 def _decode_each(

@@ -13,6 +13,7 @@ from relabel.data import loading
 from relabel.data.images import decode
 from relabel.data.loading import EncodedInputs, ImageInputs, VectorInputs, decode_all, open_images
 from relabel.errors import RunError
+from relabel.files import scratch_array
 from relabel.progress import Silent
 
 CPU = torch.device("cpu")
@@ -190,6 +191,27 @@ def test_without_a_cache_the_same_is_shown(
 def test_without_a_cache_nothing_is_kept(references: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(loading, "scratch_array", None)
     open_images(references, 8, "none", set(), Silent(), cache=False, remedies="")
+
+
+def test_reading_all_of_a_cache_takes_no_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    kept: list[int] = []  # images read since the array was last let go
+    array = scratch_array((200, SIZE, SIZE, 3), np.uint8)
+    inputs = ImageInputs(array, "flip")
+    plain = torch.index_select
+
+    def counted(images: Tensor, dim: int, rows: Tensor, **out: Tensor) -> Tensor:
+        kept.append(len(rows))
+        return plain(images, dim, rows, **out)
+
+    def let_go(which: NDArray[np.uint8]) -> None:
+        assert which is array
+        assert sum(kept) <= 32
+        kept.clear()
+
+    monkeypatch.setattr(torch, "index_select", counted)
+    monkeypatch.setattr(loading, "release", let_go)
+    inputs.batch(torch.randperm(200), CPU, seeded())
+    assert kept == []
 
 
 def test_an_image_that_has_gone_ends_the_run_and_is_named(references: list[Path]) -> None:
