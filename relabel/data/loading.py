@@ -95,12 +95,15 @@ class ImageInputs(_SquareImages):
         return len(self.images)
 
     def _pixels(self, index: Tensor) -> Tensor:
-        picked = torch.empty(len(index), *self.images.shape[1:], dtype=torch.uint8)
+        rows = index.numpy()
+        images = torch.empty(len(rows), *self.images.shape[1:], dtype=torch.uint8)
+        picked = images.numpy()
         # An image can bring two megabytes of its surroundings into memory, and an epoch all of the file.
-        for part, rows in zip(torch.split(picked, _RELEASED), torch.split(index, _RELEASED), strict=True):
-            torch.index_select(self.images, 0, rows, out=part)
+        for start in range(0, len(rows), _RELEASED):
+            part = slice(start, start + _RELEASED)
+            np.take(self._array, rows[part], axis=0, out=picked[part], mode="clip")  # "raise" copies twice
             release(self._array)
-        return picked
+        return images
 
 
 class EncodedInputs(_SquareImages):

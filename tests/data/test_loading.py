@@ -1,6 +1,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -197,18 +198,18 @@ def test_reading_all_of_a_cache_takes_no_memory(monkeypatch: pytest.MonkeyPatch)
     kept: list[int] = []  # images read since the array was last let go
     array = scratch_array((200, SIZE, SIZE, 3), np.uint8)
     inputs = ImageInputs(array, "flip")
-    plain = torch.index_select
+    plain = np.take
 
-    def counted(images: Tensor, dim: int, rows: Tensor, **out: Tensor) -> Tensor:
+    def counted(images: NDArray[np.uint8], rows: NDArray[np.int64], **options: Any) -> NDArray[np.uint8]:
         kept.append(len(rows))
-        return plain(images, dim, rows, **out)
+        return plain(images, rows, **options)
 
     def let_go(which: NDArray[np.uint8]) -> None:
         assert which is array
         assert sum(kept) <= 32
         kept.clear()
 
-    monkeypatch.setattr(torch, "index_select", counted)
+    monkeypatch.setattr(np, "take", counted)
     monkeypatch.setattr(loading, "release", let_go)
     inputs.batch(torch.randperm(200), CPU, seeded())
     assert kept == []
