@@ -136,6 +136,13 @@ AugmentOption = Annotated[
     Augmentation | None,
     typer.Option(help="flip: shift and mirror, the default; shift: for digits and letters."),
 ]
+NoCacheOption = Annotated[
+    bool,
+    typer.Option(
+        "--no-cache",
+        help="Decode images anew for every batch instead of once to a temporary file: slower, and no disk.",
+    ),
+]
 EpochsOption = Annotated[int | None, typer.Option(help="Default: 20 to 80, fewer for larger data.")]
 WarmupOption = Annotated[
     int | None, typer.Option(help="Epochs before the corrector. Default: the corrector's share.")
@@ -228,6 +235,7 @@ def fit(
     freeze: FreezeOption = False,
     image_size: ImageSizeOption = None,
     augment: AugmentOption = None,
+    no_cache: NoCacheOption = False,
     epochs: EpochsOption = None,
     warmup: WarmupOption = None,
     batch_size: BatchSizeOption = None,
@@ -298,6 +306,7 @@ def fit(
         freeze=freeze,
         image_size=image_size,
         augment=augment and augment.value,
+        cache=not no_cache,
         epochs=epochs,
         warmup=warmup,
         batch_size=batch_size,
@@ -352,6 +361,7 @@ def apply(
     freeze: FreezeOption = False,
     image_size: ImageSizeOption = None,
     augment: AugmentOption = None,
+    no_cache: NoCacheOption = False,
     epochs: EpochsOption = None,
     warmup: WarmupOption = None,
     batch_size: BatchSizeOption = None,
@@ -403,6 +413,7 @@ def apply(
         freeze=freeze,
         image_size=image_size,
         augment=augment and augment.value,
+        cache=not no_cache,
         epochs=epochs,
         warmup=warmup,
         batch_size=batch_size,
@@ -557,6 +568,7 @@ def predict(
     model: Annotated[Path, typer.Option(help="A file written with fit --save-model.")],
     output: OutputOption = "labels.parquet",
     labels: LabelsOption = None,
+    no_cache: NoCacheOption = False,
     precision: PrecisionOption = 0.95,
     device: DeviceOption = DeviceName.AUTO,
     amp: AmpOption = Amp.AUTO,
@@ -583,6 +595,7 @@ def predict(
         model=model,
         labels=labels,
         reading=reading,
+        cache=not no_cache,
         precision=precision,
         device=device.value,
         amp=amp.value,

@@ -108,7 +108,7 @@ class FitConfig:
     trusted: None for no verified row, which takes a corrector that learns nothing from any; pretrained: a
     corrector file whose corrector is used as it is (`apply`); reading: what else SOURCE needs to be read.
     keep_model: whether `FitResult.model` is wanted, for whose calibration a share of the verified rows stays
-    out of the training.
+    out of the training. cache: keep decoded images on disk; the result is the same without.
     """
 
     source: str
@@ -124,6 +124,7 @@ class FitConfig:
     freeze: bool = False
     image_size: int | None = None
     augment: str | None = None
+    cache: bool = True
     epochs: int | None = None
     warmup: int | None = None
     batch_size: int | None = None
@@ -200,6 +201,7 @@ class PredictConfig:
     model: Path
     labels: Path | None = None
     reading: SourceOptions = field(default_factory=SourceOptions)
+    cache: bool = True
     precision: float = 0.95
     device: str = "auto"
     amp: str = "auto"
@@ -207,6 +209,8 @@ class PredictConfig:
     def __post_init__(self) -> None:
         """Refuse values no run can have; the message names the flag."""
         _check_precision(self.precision)
+        if not self.cache and self.reading.features is not None:
+            raise _for_images("--no-cache", self.reading.features)
 
 
 def _check_backbone(config: FitConfig) -> None:
@@ -222,12 +226,16 @@ def _check_backbone(config: FitConfig) -> None:
         ("--freeze", config.freeze),
         (f"--image-size {config.image_size}", config.image_size is not None),
         (f"--augment {config.augment}", config.augment is not None),
+        ("--no-cache", not config.cache),
     ):
         if given:
-            raise RelabelError(
-                f"{flag} is for images, and --features {features} names vectors.",
-                "Leave out one of the two.",
-            )
+            raise _for_images(flag, features)
+
+
+def _for_images(flag: str, features: str) -> RelabelError:
+    return RelabelError(
+        f"{flag} is for images, and --features {features} names vectors.", "Leave out one of the two."
+    )
 
 
 def _check_precision(precision: float) -> None:

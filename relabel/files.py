@@ -1,8 +1,11 @@
 """Files that are either there in full or not there at all."""
 
+import errno
 import math
+import mmap
 import os
 import secrets
+import shutil
 import stat
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -41,14 +44,54 @@ def check_output(path: Path, overwrite: bool) -> None:
         )
 
 
-def scratch_array(shape: tuple[int, ...], dtype: DTypeLike) -> NDArray[Any]:
+def scratch_array(shape: tuple[int, ...], dtype: DTypeLike, remedies: str = "") -> NDArray[Any]:
     """An array of zeros in a mapped temporary file: it occupies disk, not memory.
 
-    The file is unlinked at once, and is gone with the process however it ends.
+    The file is unlinked at once, and is gone with the process however it ends. Its space is taken at once,
+    because a disk that fills up later would end the process with SIGBUS. remedies: what else to do about too
+    little space, as words after "Set TMPDIR to a folder on another disk". Raises RunError.
     """
+    size = max(1, math.prod(shape) * np.dtype(dtype).itemsize)
+    folder = tempfile.gettempdir()
+    free = shutil.disk_usage(folder).free
     with tempfile.TemporaryFile(prefix="relabel-") as file:
-        os.truncate(file.fileno(), max(1, math.prod(shape) * np.dtype(dtype).itemsize))
+        try:
+            if size > free:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            _reserve(file.fileno(), size)
+        except OSError as error:
+            raise RunError(
+                f"Temporary data of {_gigabytes(size)} cannot be kept in {folder}, which has "
+                f"{_gigabytes(free)} free: {error.strerror}.",
+                f"Set TMPDIR to a folder on another disk{remedies}.",
+            ) from error
         return np.memmap(file, dtype=dtype, mode="r+", shape=shape)
+
+
+def release(array: NDArray[Any]) -> None:
+    """Take a scratch array's pages out of this process's memory; its values stay, and come back when read.
+
+    Otherwise every page that was ever touched counts as the process's own for as long as the system has room.
+    Nothing happens to other arrays, nor where the system cannot do it.
+    """
+    shared = isinstance(array, np.memmap) and array.mode in ("r", "r+")
+    if shared and isinstance(array.base, mmap.mmap) and hasattr(mmap, "MADV_DONTNEED"):
+        array.base.madvise(mmap.MADV_DONTNEED)
+
+
+def _reserve(descriptor: int, size: int) -> None:
+    """Give an empty file `size` bytes of zeros, and their place on the disk where the system can."""
+    if hasattr(os, "posix_fallocate"):
+        try:
+            os.posix_fallocate(descriptor, 0, size)
+        except OSError as error:
+            if error.errno not in (errno.EINVAL, errno.EOPNOTSUPP, errno.ENOSYS):
+                raise
+    os.truncate(descriptor, size)
+
+
+def _gigabytes(size: int) -> str:
+    return f"{size / 1e9:,.1f} GB"
 
 
 @contextmanager

@@ -26,7 +26,7 @@ from relabel.config import (
 from relabel.correctors.base import Corrector
 from relabel.correctors.files import CorrectorFile, read_corrector
 from relabel.data.images import probe_sizes
-from relabel.data.loading import ImageInputs, Inputs, VectorInputs, decode_all
+from relabel.data.loading import Inputs, VectorInputs, open_images
 from relabel.data.references import Joined
 from relabel.data.sources import UNLABELLED, Source, open_source, too_few_classes
 from relabel.data.trusted import TrustedSet, trusted_of
@@ -194,9 +194,15 @@ def _inputs(
     if source.vectors is not None:
         return VectorInputs(torch.from_numpy(source.vectors)), {}
     references = Joined([source.references, trusted.external])
-    watcher.stage("Decoding", len(references) - len(source.errors))
-    images, unreadable = decode_all(references, built["image_size"], set(source.errors), watcher.advance)
-    return ImageInputs(images, config.augment or DEFAULT_AUGMENTATION), unreadable
+    return open_images(
+        references,
+        built["image_size"],
+        config.augment or DEFAULT_AUGMENTATION,
+        set(source.errors),
+        watcher,
+        cache=config.cache,
+        remedies=", set a smaller --image-size, or add --no-cache",
+    )
 
 
 def default_image_size(source: Source, config: FitConfig) -> int:

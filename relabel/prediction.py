@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from relabel.config import PredictConfig
-from relabel.data.loading import ImageInputs, Inputs, VectorInputs, decode_all
+from relabel.data.loading import Inputs, VectorInputs, open_images
 from relabel.data.sources import UNLABELLED, Source, open_source
 from relabel.data.tables import first_few
 from relabel.data.trusted import TrustedSet
@@ -93,9 +93,15 @@ def _inputs(
             )
         return VectorInputs(torch.from_numpy(source.vectors)), {}
     assert model.image_size is not None
-    watcher.stage("Decoding", len(source) - len(source.errors))
-    images, unreadable = decode_all(source.references, model.image_size, set(source.errors), watcher.advance)
-    return ImageInputs(images, "none"), unreadable
+    return open_images(
+        source.references,
+        model.image_size,
+        "none",
+        set(source.errors),
+        watcher,
+        cache=config.cache,
+        remedies=", or add --no-cache",
+    )
 
 
 def _in_classes_of(model: Model, source: Source, config: PredictConfig) -> Source:

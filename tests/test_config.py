@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 
 from relabel import correctors
-from relabel.config import DEFAULT_CORRECTOR, PRESETS, RECIPES, FitConfig, SourceOptions
+from relabel.config import DEFAULT_CORRECTOR, PRESETS, RECIPES, FitConfig, PredictConfig, SourceOptions
 from relabel.correctors import REGISTRY
 from relabel.errors import RelabelError
 
@@ -43,11 +43,17 @@ def test_a_value_no_run_can_have_is_refused_by_its_flag(flag, values):
         ("--freeze", {"freeze": True}),
         ("--image-size 8", {"image_size": 8}),
         ("--augment none", {"augment": "none"}),
+        ("--no-cache", {"cache": False}),
     ],
 )
 def test_what_is_about_images_does_not_go_with_vectors(flag, value):
     with pytest.raises(RelabelError, match=f"^{flag} is for images, and --features f_\\* names vectors"):
         config(reading=SourceOptions(features="f_*"), **value)
+
+
+def test_a_model_of_vectors_decodes_nothing():
+    with pytest.raises(RelabelError, match=r"^--no-cache is for images, and --features f_\* names vectors"):
+        PredictConfig("v.parquet", Path("m.pt"), reading=SourceOptions(features="f_*"), cache=False)
 
 
 def test_the_mlp_goes_with_vectors_alone():

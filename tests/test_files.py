@@ -1,11 +1,14 @@
+import errno
 import os
 import stat
 from pathlib import Path
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 
 from relabel.errors import RelabelError, RunError
-from relabel.files import atomic_path, check_output
+from relabel.files import atomic_path, check_output, release, scratch_array
 
 
 @pytest.mark.parametrize("failure", [KeyboardInterrupt, ValueError])
@@ -90,3 +93,85 @@ def test_check_output_refuses_a_read_only_folder(tmp_path: Path, monkeypatch: py
     monkeypatch.setattr(os, "access", lambda path, mode: (path, mode) != (tmp_path, os.W_OK))
     with pytest.raises(RelabelError, match="may not write"):
         check_output(tmp_path / "new", overwrite=False)
+
+
+@pytest.fixture
+def scratch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The folder of temporary files."""
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    return tmp_path
+
+
+def test_a_scratch_array_takes_its_space_on_the_disk_at_once(
+    scratch: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    taken = []
+    monkeypatch.setattr("os.posix_fallocate", lambda *arguments: taken.append(arguments[1:]), raising=False)
+    array = scratch_array((3, 5), np.float32)
+    assert taken == [(0, 60)]
+    assert (array.shape, array.dtype, array.any()) == ((3, 5), np.float32, False)
+    assert scratch_array((0, 5), np.uint8).shape == (0, 5)
+    assert os.listdir(scratch) == []
+
+
+@pytest.mark.parametrize("code", [errno.EINVAL, errno.EOPNOTSUPP])
+def test_a_file_system_that_reserves_nothing_has_scratch_arrays_too(
+    scratch: Path, monkeypatch: pytest.MonkeyPatch, code: int
+) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr("os.posix_fallocate", refuse, raising=False)
+    array = scratch_array((1000,), np.int64)
+    array[-1] = 7
+    assert array.sum() == 7
+
+
+@pytest.mark.parametrize("told", [True, False])
+def test_an_array_that_does_not_fit_is_refused_in_one_sentence(
+    scratch: Path, monkeypatch: pytest.MonkeyPatch, told: bool
+) -> None:
+    """By the free space or, where that says nothing (quotas), by the system."""
+
+    def full(*_: object) -> None:
+        assert not told, "nothing is taken where it is known not to fit"
+        raise OSError(errno.EDQUOT, "Disk quota exceeded")
+
+    free = 3_100_000_000 if told else 2**50
+    monkeypatch.setattr("shutil.disk_usage", lambda folder: SimpleNamespace(free=free))
+    monkeypatch.setattr("os.posix_fallocate", full, raising=False)
+    with pytest.raises(RunError) as refusal:
+        scratch_array((100_000, 224, 224, 3), np.uint8, " or eat less")
+    if told:
+        assert refusal.value.message == (
+            f"Temporary data of 15.1 GB cannot be kept in {scratch}, which has 3.1 GB free: "
+            "No space left on device."
+        )
+    else:
+        assert refusal.value.message.endswith("free: Disk quota exceeded.")
+    assert refusal.value.hint == "Set TMPDIR to a folder on another disk or eat less."
+    assert os.listdir(scratch) == []
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="tells memory on Linux alone")
+def test_a_released_array_is_out_of_memory_and_keeps_its_values() -> None:
+    def mapped() -> int:
+        lines = Path("/proc/self/status").read_text().splitlines()
+        return sum(int(line.split()[1]) for line in lines if line.startswith(("RssFile", "RssShmem")))
+
+    array = scratch_array((64, 2**18), np.uint8)
+    array[:] = np.arange(64)[:, None]
+    before = mapped()
+    release(array)
+    assert before - mapped() > 12 * 1024, "of 16 MB, in kB"
+    assert (array == np.arange(64)[:, None]).all()
+
+
+def test_what_is_no_scratch_array_is_left_as_it_is(tmp_path: Path) -> None:
+    np.save(tmp_path / "a.npy", np.zeros(10_000))
+    own = np.load(tmp_path / "a.npy", mmap_mode="c")
+    for array in (np.ones(10_000), own):
+        array[:] = 1
+        release(array)
+        release(array[:5])
+        assert array.sum() == 10_000

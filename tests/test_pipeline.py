@@ -259,7 +259,7 @@ def test_a_corrector_that_means_nothing_here_is_refused_before_any_image_is_read
     mslc = correctors.create("mslc", 10, 256)
     nothing = calibration.fit({}, NONE, NONE, np.eye(10, dtype=np.int64), seed=0).experience
     CorrectorFile.of(mslc, "mslc", 10, 256, {}, {}, nothing).save(tmp_path / "mslc.pt")
-    monkeypatch.setattr(pipeline, "decode_all", None)
+    monkeypatch.setattr(pipeline, "open_images", None)
     for trusted in (None, digits.trusted):
         with pytest.raises(RelabelError, match="A trained mslc is of no use on other data") as refusal:
             pipeline.fit(replace(config, corrector=None, trusted=trusted, pretrained=tmp_path / "mslc.pt"))

@@ -1,17 +1,18 @@
 """Batches: decoded inputs by row index, augmented and normalised.
 
 Images are decoded once into a memory-mapped uint8 array, so that memory does not grow with the
-collection and an epoch costs no decoding; vectors (and features computed once) stay float32. Both answer
-the same two questions, so training never asks which of them it has.
+collection and an epoch costs no decoding, or else batch by batch, which takes no disk; vectors (and features
+computed once) stay float32. All answer the same two questions, so training never asks which of them it has.
 """
 
 from __future__ import annotations
 
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -20,13 +21,15 @@ from torch import Tensor
 
 from relabel.data.images import decode
 from relabel.data.references import References
-from relabel.errors import ImageError
-from relabel.files import scratch_array
+from relabel.errors import ImageError, RunError
+from relabel.files import release, scratch_array
+from relabel.progress import Watcher
 
 # ImageNet's channel statistics: what pretrained weights expect, and as good as any other for fresh ones.
 _MEAN = torch.tensor([0.485, 0.456, 0.406])
 _STD = torch.tensor([0.229, 0.224, 0.225])
 
+_RELEASED = 32  # images that are read before their part of a mapped file is let go
 AUGMENTATIONS = ("flip", "shift", "none")
 
 
@@ -41,26 +44,25 @@ class Inputs(ABC):
         """The rows `index` [B] as a float batch on `device`, augmented when a generator is given."""
 
 
-class ImageInputs(Inputs):
-    """Images uint8 [N, S, S, 3]; batches float32 [B, 3, S, S], channels last.
+class _SquareImages(Inputs):
+    """Images of `size` px; batches float32 [B, 3, S, S], channels last.
 
     `augmentation` is `flip` (random shift by an eighth of the side, reflected at the border, and mirror
     image), `shift` (for digits and letters) or `none`.
     """
 
-    def __init__(self, images: NDArray[np.uint8], augmentation: str) -> None:
-        self.images = torch.from_numpy(images)
-        self.size = images.shape[1]
+    def __init__(self, size: int, augmentation: str) -> None:
+        self.size = size
         self.augmentation = augmentation
 
-    def __len__(self) -> int:
-        return len(self.images)
+    @abstractmethod
+    def _pixels(self, index: Tensor) -> Tensor:
+        """The rows `index` [B] as uint8 [B, S, S, 3]."""
 
     def batch(self, index: Tensor, device: torch.device, generator: torch.Generator | None) -> Tensor:
         """Shift, reflection and mirror are one gather: the index arithmetic is far cheaper than padding."""
-        if generator is None or self.augmentation == "none":
-            picked = self.images[index]
-        else:
+        pixels = self._pixels(index)
+        if generator is not None and self.augmentation != "none":
             along = torch.arange(self.size)
             reach = self.size // 8
             shift = torch.randint(-reach, reach + 1, (2, len(index), 1), generator=generator)
@@ -68,17 +70,81 @@ class ImageInputs(Inputs):
             if self.augmentation == "flip":
                 mirrored = torch.rand(len(index), 1, generator=generator) < 0.5
                 columns = torch.where(mirrored, self.size - 1 - columns, columns)
-            picked = self.images[
-                index[:, None, None], self._reflect(rows)[:, :, None], self._reflect(columns)[:, None, :]
-            ]
-        picked = picked.to(device, non_blocking=True)
-        scaled = (picked.float() / 255 - _MEAN.to(device)) / _STD.to(device)
+            image = torch.arange(len(index))[:, None, None]
+            pixels = pixels[image, self._reflect(rows)[:, :, None], self._reflect(columns)[:, None, :]]
+        pixels = pixels.to(device, non_blocking=True)
+        # In place: on a CPU fresh memory for each step would cost more than the arithmetic.
+        scaled = pixels.float().div_(255).sub_(_MEAN.to(device)).div_(_STD.to(device))
         return scaled.permute(0, 3, 1, 2)
 
     def _reflect(self, position: Tensor) -> Tensor:
         last = self.size - 1
         reflected: Tensor = last - (last - position.abs()).abs()
         return reflected
+
+
+class ImageInputs(_SquareImages):
+    """Images that are decoded already: uint8 [N, S, S, 3]."""
+
+    def __init__(self, images: NDArray[np.uint8], augmentation: str) -> None:
+        super().__init__(images.shape[1], augmentation)
+        self.images = torch.from_numpy(images)
+        self._array = images
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def _pixels(self, index: Tensor) -> Tensor:
+        rows = index.numpy()
+        images = torch.empty(len(rows), *self.images.shape[1:], dtype=torch.uint8)
+        picked = images.numpy()
+        # An image can bring two megabytes of its surroundings into memory, and an epoch all of the file.
+        for start in range(0, len(rows), _RELEASED):
+            part = slice(start, start + _RELEASED)
+            np.take(self._array, rows[part], axis=0, out=picked[part], mode="clip")  # "raise" copies twice
+            release(self._array)
+        return images
+
+
+class EncodedInputs(_SquareImages):
+    """Images that are decoded anew for each batch; rows in `skip` are black, as they are in `decode_all`.
+
+    `batch` raises RunError for an image that cannot be decoded.
+    """
+
+    def __init__(self, references: References, size: int, augmentation: str, skip: Collection[int]) -> None:
+        super().__init__(size, augmentation)
+        self._references = references
+        self._skip = skip
+        self._pool = ThreadPoolExecutor(_workers())
+
+    def __len__(self) -> int:
+        return len(self._references)
+
+    def _pixels(self, index: Tensor) -> Tensor:
+        # In the order of the rows, in which Parquet is read fastest.
+        rows, places = torch.unique(index, return_inverse=True)
+        images = torch.zeros(len(rows), self.size, self.size, 3, dtype=torch.uint8)
+        pixels = images.numpy()
+
+        def one(place: int, row: int) -> None:
+            if row not in self._skip:
+                pixels[place] = self._decoded(row)
+
+        for _ in self._pool.map(one, range(len(rows)), rows.tolist()):
+            pass
+        return images[places]
+
+    def _decoded(self, row: int) -> NDArray[np.uint8]:
+        reference = self._references[row]
+        try:
+            return decode(reference, self.size)
+        except ImageError as error:
+            name = reference if isinstance(reference, Path) else reference.name
+            raise RunError(
+                f"{name} could be read when the run began and no longer can: {error.message}.",
+                "Leave the images in their place while relabel works on them.",
+            ) from error
 
 
 class VectorInputs(Inputs):
@@ -95,35 +161,85 @@ class VectorInputs(Inputs):
         return self.vectors[index].to(device, non_blocking=True)
 
 
+def open_images(
+    references: References,
+    size: int,
+    augmentation: str,
+    skip: set[int],
+    watcher: Watcher,
+    *,
+    cache: bool,
+    remedies: str,
+) -> tuple[Inputs, dict[int, str]]:
+    """Decode every image once, to keep it (`cache`) or only to know that it can be: `decode_all`'s errors.
+
+    What is shown is the same either way. remedies: of `scratch_array`.
+    """
+    watcher.stage("Decoding" if cache else "Checking", len(references) - len(skip))
+    if cache:
+        images, errors = decode_all(references, size, skip, watcher.advance, remedies=remedies)
+        return ImageInputs(images, augmentation), errors
+    errors = _decode_each(references, size, skip, watcher.advance, lambda row, pixels: None)
+    return EncodedInputs(references, size, augmentation, skip | set(errors)), errors
+
+
 def decode_all(
     references: References,
     size: int,
     skip: set[int],
     progress: Callable[[int], None],
     workers: int | None = None,
+    remedies: str = "",
 ) -> tuple[NDArray[np.uint8], dict[int, str]]:
     """Decode every image to size × size into a memory-mapped array [N, size, size, 3].
 
-    Rows in `skip` and rows that cannot be used stay black. Returns the array and the reason per unusable
-    row. Pillow decodes outside the interpreter lock, so threads are enough, and a thread cannot hang the run
-    the way a dead worker process can.
+    Rows in `skip` and rows that cannot be used stay black. remedies: of `scratch_array`, whose RunError this
+    raises before any image is decoded. Returns the array and the reason per unusable row.
     """
-    images: NDArray[np.uint8] = scratch_array((len(references), size, size, 3), np.uint8)
+    images: NDArray[np.uint8] = scratch_array((len(references), size, size, 3), np.uint8, remedies)
+
+    def chunk_done(count: int) -> None:
+        release(images)
+        progress(count)
+
+    return images, _decode_each(references, size, skip, chunk_done, images.__setitem__, workers)
+
+
+def _decode_each(
+    references: References,
+    size: int,
+    skip: set[int],
+    progress: Callable[[int], None],
+    keep: Callable[[int, NDArray[np.uint8]], None],
+    workers: int | None = None,
+) -> dict[int, str]:
+    """Hand every image [size, size, 3] to `keep`; returns why which rows cannot be used.
+
+    Pillow decodes outside the interpreter lock, so threads are enough, and a thread cannot hang the run the
+    way a dead worker process can.
+    """
     errors: dict[int, str] = {}
 
     def one(row: int) -> tuple[int, str | None]:
         try:
-            images[row] = decode(references[row], size)
+            keep(row, decode(references[row], size))
         except ImageError as error:
             return row, str(error)
         return row, None
 
     rows = (row for row in range(len(references)) if row not in skip)
-    with ThreadPoolExecutor(workers or os.cpu_count() or 1) as pool:
+    pool = ThreadPoolExecutor(_workers(workers))
+    try:
         # Chunks keep the queue short: a million pending futures would weigh more than the images.
         while chunk := list(islice(rows, 1024)):
             for row, reason in pool.map(one, chunk):
                 if reason is not None:
                     errors[row] = reason
             progress(len(chunk))
-    return images, errors
+    finally:
+        pool.shutdown(cancel_futures=True)  # Ctrl-C waits for the images in hand alone
+    return errors
+
+
+def _workers(wanted: int | None = None) -> int:
+    return wanted or os.cpu_count() or 1

@@ -1,14 +1,14 @@
 """Where the encoded image of a row lies: a file, a cell of a table, a member of an archive.
 
-A reference is opened when its image is decoded and holds no bytes before. Paths are references as they are;
-the rest are made from columns when a row is asked for, so that a million rows stay cheap.
+A reference is opened when its image is decoded and holds no bytes before. Paths are references as they are.
+All are made from columns when a row is asked for, so that a million rows stay cheap.
 """
 
 from __future__ import annotations
 
 import io
 from bisect import bisect_right
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import accumulate
@@ -66,6 +66,24 @@ class Embedded:
             with fsspec.open(path, "rb") as file:
                 return io.BytesIO(file.read())
         return Path(self.folder, path).open(mode)
+
+
+class Files:
+    """Files by name, relative to `root` or absolute; a list of names may grow later.
+
+    spelled: the true name of a row where it differs from that in `names`.
+    """
+
+    def __init__(self, root: Path, names: Sequence[str], spelled: Mapping[int, str]) -> None:
+        self._root = root
+        self._names = names
+        self._spelled = spelled
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+    def __getitem__(self, row: int) -> Path:
+        return self._root / self._spelled.get(row, self._names[row])
 
 
 class Joined:

@@ -115,7 +115,7 @@ def class_ids(names: Sequence[str], *, numbered: bool) -> dict[str, int]:
 
 def parent_folder(path: str) -> str | None:
     """Name of the folder a POSIX path lies in; None where it lies in none."""
-    return path.rpartition("/")[0].rpartition("/")[2] or None
+    return sys.intern(path.rpartition("/")[0].rpartition("/")[2]) or None  # one text a class, not a row
 
 
 def natural_key(name: str) -> tuple[str, str]:

@@ -3,7 +3,7 @@
 This module tells the forms apart and reads those whose images are files: a folder of class folders, a folder
 with Hugging Face `metadata.*` files, a manifest. `embedded`, `archives` and `hf` read the others, and
 `vectors` what takes the place of images. Every form is held in columns, with no object per row beyond the
-name, and the path of a file, so that a million rows stay cheap.
+name, so that a million rows stay cheap.
 """
 
 import os
@@ -20,7 +20,7 @@ from relabel.config import SourceOptions
 from relabel.data import archives, embedded, hf
 from relabel.data.images import IMAGE_SUFFIXES
 from relabel.data.listings import Listing, file_key, listed_twice, root_prefixes, unlisted_warnings
-from relabel.data.references import References
+from relabel.data.references import Files, References
 from relabel.data.rows import (
     CLASSES_FILE,
     METADATA_NAMES,
@@ -214,13 +214,17 @@ def _fix_classes(rows: Rows, location: str, given: str | None) -> None:
 class _Files(Rows):
     """Rows that are files, one after the other."""
 
-    references: list[Path] = field(default_factory=list)
+    def __post_init__(self) -> None:
+        self._spelled: dict[int, str] = {}  # where the file's name cannot be printed
+        self.references = Files(self.root, self.names, self._spelled)
 
     def add(self, name: str, label: str | None, *, found: bool) -> None:
         if not found:
             self.errors[len(self.names)] = "file not found"
-        self.names.append(printable(name))
-        self.references.append(self.root / name)
+        shown = printable(name)
+        if shown != name:
+            self._spelled[len(self.names)] = name
+        self.names.append(shown)
         self.labels.append(label)
 
 

@@ -93,6 +93,14 @@ def test_a_killed_run_continues_to_the_same_result(stop, run, whole, files):
     assert set(files()) - set(before) == {"labels.parquet", "whole.parquet"}
 
 
+def test_without_a_cache_ctrl_c_stops_between_two_images_and_the_run_can_go_on(stop, run, whole):
+    code, err = stop(*FIT, "--no-cache")
+    assert code == 130
+    _, *arguments = shlex.split(last_line(err).split("continue with: ")[1])
+    assert run(*arguments, "-q").code == 0
+    assert result("labels.parquet") == whole()
+
+
 def test_sigterm_cleans_up_and_says_how_to_continue(stop, files):
     before = files()
     code, err = stop(*FIT, signum=signal.SIGTERM)
@@ -110,9 +118,10 @@ def test_an_impatient_second_ctrl_c_changes_nothing(stop, files):
     assert set(files()) - set(before) == {".labels.parquet.checkpoint"}
 
 
-def test_ctrl_c_while_decoding_leaves_nothing(stop, files):
+@pytest.mark.parametrize("flags", [(), ("--no-cache",)])
+def test_ctrl_c_while_decoding_leaves_nothing(stop, files, flags):
     before = files()
-    code, err = stop(*FIT, after="decoding", program=("-c", SLOW_DECODING))
+    code, err = stop(*FIT, *flags, after="decoding", program=("-c", SLOW_DECODING))
     assert code == 130
     assert last_line(err) == "Interrupted. No epoch was finished and nothing was written."
     assert files() == before

@@ -74,7 +74,8 @@ def test_a_full_disk_ends_in_one_sentence_and_no_debris(fit, monkeypatch, files,
         raise OSError(errno.ENOSPC, "No space left on device")
 
     before = files()
-    monkeypatch.setattr("pyarrow.parquet.ParquetWriter.write_table" if when == "labels" else "torch.save", full)
+    written = "pyarrow.parquet.ParquetWriter.write_table" if when == "labels" else "torch.save"
+    monkeypatch.setattr(written, full)
     done = fit("-q")
     assert done.code == 1
     assert "could not be written: No space left on device. Free some space" in done.err

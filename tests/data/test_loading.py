@@ -1,5 +1,7 @@
 from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,7 +12,10 @@ from torch import Tensor
 
 from relabel.data import loading
 from relabel.data.images import decode
-from relabel.data.loading import ImageInputs, VectorInputs, decode_all
+from relabel.data.loading import EncodedInputs, ImageInputs, VectorInputs, decode_all, open_images
+from relabel.errors import RunError
+from relabel.files import scratch_array
+from relabel.progress import Silent
 
 CPU = torch.device("cpu")
 SIZE = 16
@@ -161,3 +166,70 @@ def test_a_source_without_rows_is_an_empty_array() -> None:
     images, errors = decode_all([], 8, set(), lambda _: None)
     assert images.shape == (0, 8, 8, 3)
     assert errors == {}
+
+
+@pytest.mark.parametrize("augmentation", loading.AUGMENTATIONS)
+@pytest.mark.parametrize("generator", [None, 0])
+def test_without_a_cache_the_same_is_shown(
+    references: list[Path], augmentation: str, generator: int | None
+) -> None:
+    cached, kept = open_images(references, SIZE, augmentation, {3, 9}, Silent(), cache=True, remedies="")
+    plain, errors = open_images(references, SIZE, augmentation, {3, 9}, Silent(), cache=False, remedies="")
+    assert isinstance(cached, ImageInputs)
+    assert isinstance(plain, EncodedInputs)
+    assert errors == kept
+    assert set(errors) == {5}
+    assert len(plain) == len(cached)
+    for index in (torch.arange(40), torch.tensor([30, 5, 2, 30, 9, 3]), torch.tensor([], dtype=torch.int64)):
+        seen = [
+            inputs.batch(index, CPU, None if generator is None else seeded(generator))
+            for inputs in (cached, plain)
+        ]
+        assert torch.equal(*seen)
+        assert seen[0].stride() == seen[1].stride()
+
+
+def test_without_a_cache_nothing_is_kept(references: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loading, "scratch_array", None)
+    open_images(references, 8, "none", set(), Silent(), cache=False, remedies="")
+
+
+def test_reading_all_of_a_cache_takes_no_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    kept: list[int] = []  # images read since the array was last let go
+    array = scratch_array((200, SIZE, SIZE, 3), np.uint8)
+    inputs = ImageInputs(array, "flip")
+    plain = np.take
+
+    def counted(images: NDArray[np.uint8], rows: NDArray[np.int64], **options: Any) -> NDArray[np.uint8]:
+        kept.append(len(rows))
+        return plain(images, rows, **options)
+
+    def let_go(which: NDArray[np.uint8]) -> None:
+        assert which is array
+        assert sum(kept) <= 32
+        kept.clear()
+
+    monkeypatch.setattr(np, "take", counted)
+    monkeypatch.setattr(loading, "release", let_go)
+    inputs.batch(torch.randperm(200), CPU, seeded())
+    assert kept == []
+
+
+def test_an_image_that_has_gone_ends_the_run_and_is_named(references: list[Path]) -> None:
+    inputs, _ = open_images(references, 8, "none", set(), Silent(), cache=False, remedies="")
+    references[7].unlink()
+    inputs.batch(torch.arange(7), CPU, None)
+    with pytest.raises(RunError) as refusal:
+        inputs.batch(torch.arange(20), CPU, None)
+    assert refusal.value.message == (
+        f"{references[7]} could be read when the run began and no longer can: file not found."
+    )
+
+
+def test_what_does_not_fit_on_the_disk_is_refused_before_anything_is_decoded(
+    references: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("shutil.disk_usage", lambda folder: SimpleNamespace(free=7000))
+    monkeypatch.setattr(loading, "decode", None)
+    with pytest.raises(RunError, match="Set TMPDIR to a folder on another disk, or pray"):
+        decode_all(references, 8, set(), lambda _: None, remedies=", or pray")

@@ -3,7 +3,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from relabel.data.references import Embedded, Joined, Slices
+from relabel.data.references import Embedded, Files, Joined, Slices
 from relabel.errors import ImageError
 
 
@@ -25,6 +25,18 @@ def test_an_address_is_opened_by_the_library_of_the_hub(tmp_path: Path) -> None:
     cell = {"bytes": None, "path": f"file://{tmp_path}/a.png"}
     with Embedded("row 1", lambda: cell, Path("elsewhere")).open("rb") as file:
         assert file.read() == b"content"
+
+
+def test_files_are_paths_made_when_asked_for(tmp_path: Path) -> None:
+    names = ["a/b.png", str(tmp_path / "c.png"), "\\udcff.png"]
+    files = Files(Path("root"), names, {2: "\udcff.png"})
+    assert [files[row] for row in range(len(files))] == [
+        Path("root/a/b.png"), tmp_path / "c.png", Path("root/\udcff.png")
+    ]  # fmt: skip
+    names.append("d.png")
+    assert len(files) == 4
+    with pytest.raises(IndexError):
+        files[4]
 
 
 def test_parts_are_joined_in_order() -> None:

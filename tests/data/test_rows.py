@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from relabel.data.rows import Rows, class_ids, natural_key, read_classes
+from relabel.data.rows import Rows, class_ids, natural_key, parent_folder, read_classes
 from relabel.errors import RelabelError
 
 
@@ -68,3 +68,7 @@ def test_other_classes_follow_those_whose_order_is_fixed() -> None:
 def test_numbers_are_ids_only_where_they_are_asked_for() -> None:
     assert class_ids(["1", "b"], numbered=True) == {"0": 0, "1": 0, "b": 1}
     assert class_ids(["1", "b"], numbered=False) == {"1": 0, "b": 1}
+
+
+def test_a_class_is_one_text_whatever_the_number_of_its_images() -> None:
+    assert parent_folder("a/some class/1.png") is parent_folder("b/some class/2.png")
