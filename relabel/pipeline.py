@@ -351,7 +351,7 @@ def _train(training: Training, config: FitConfig, source: Source, split: _Split,
     """Run the epochs, with a checkpoint after each when the config names one."""
     # What is in the corrector's file counts, not where it lies.
     pretrained = config.pretrained and _digest(config.pretrained.read_bytes())
-    settled = {"checkpoint": None, "resume": None, "precision": None, "pretrained": pretrained}
+    settled = {"checkpoint": None, "resume": None, "precision": None, "cache": None, "pretrained": pretrained}
     digest = checkpoint.fingerprint(
         {
             "config": asdict(config) | settled,
