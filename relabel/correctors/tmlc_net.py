@@ -41,7 +41,7 @@ _SMOOTHING = 0.1  # ε of eq. 10
 _PSEUDO_ROWS = 10
 _IGNORED = -100
 _KEPT = 16  # epochs in a history, beside the newest: memory does not grow with the length of the run
-_CANDIDATES = 20  # classes of a row that have a history, where there are more
+CANDIDATES = 20  # classes of a row that have a history, where there are more
 _CHOICES = (0, 1, 2, 4)  # epochs after which they are chosen, each time anew: the first know little
 _REPLAYED = 8  # of them, the LSTM runs through; on recorded runs more cost time and gained nothing
 
@@ -87,10 +87,10 @@ class TMLCNet(Corrector):
             epoch.probability, epoch.given, epoch.trained, raw=self.without == "nnp"
         )
         memory, passed = dict(epoch.memory), epoch.number
-        if epoch.probability.shape[1] > _CANDIDATES:
+        if epoch.probability.shape[1] > CANDIDATES:
             if "candidates" not in memory or epoch.number in _CHOICES:
-                memory = {"candidates": _likeliest(epoch.probability, epoch.given)}
-            passed = epoch.number - max(choice for choice in _CHOICES if choice <= epoch.number)
+                memory = {"candidates": likeliest(epoch.probability, epoch.given)}
+            passed = epoch.number - chosen(epoch.number)
             losses = losses.gather(1, memory["candidates"].long()[:, :, None].expand(-1, -1, 2))
         # Halves: the history is the largest thing the ledger holds.
         losses, entropy = losses[:, None].half(), entropy[:, None].half()
@@ -172,12 +172,17 @@ def kept(epochs: int) -> list[int]:
     return sorted({*range(stride - 1, epochs, stride), epochs - 1} - {-1})
 
 
-def _likeliest(probability: Tensor, given: Tensor) -> Tensor:
+def chosen(epoch: int) -> int:
+    """The epoch after which the candidates were chosen that are remembered after epoch `epoch`."""
+    return max(choice for choice in _CHOICES if choice <= epoch)
+
+
+def likeliest(probability: Tensor, given: Tensor) -> Tensor:
     """Each row's given label and its likeliest classes [N, 20], in order; probability: [N, C]."""
     rows = torch.arange(len(given))[given >= 0]
     preferred = probability.clone()
     preferred[rows, given[rows]] = 2.0
-    return preferred.topk(_CANDIDATES, dim=1).indices.sort(dim=1).values.to(torch.int32)
+    return preferred.topk(CANDIDATES, dim=1).indices.sort(dim=1).values.to(torch.int32)
 
 
 def normalized_features(

@@ -62,13 +62,14 @@ class Experience:
     """What the calibrations of other data sets leave to one without probes.
 
     weights: by evidence name, transition and keep last; relabelled, right, confidence: [P], as in
-    `Calibration`, of rows of those data sets.
+    `Calibration`, of rows of those data sets; withheld: whether corrections did them more harm than good.
     """
 
     weights: dict[str, float]
     relabelled: NDArray[np.bool_]
     right: NDArray[np.bool_]
     confidence: Floats
+    withheld: bool = False
 
     @property
     def evidence(self) -> list[str]:
@@ -83,6 +84,7 @@ class Experience:
             list(made.weights)[-2:] == ["transition", "keep"]
             and all(isinstance(weight, float) and math.isfinite(weight) for weight in made.weights.values())
             and _are_probes(made.relabelled, made.right, made.confidence)
+            and isinstance(made.withheld, bool)
         ):
             raise ValueError("these are not the values of an experience")
         return made
@@ -113,7 +115,7 @@ class Calibration:
     @property
     def experience(self) -> Experience:
         """What is of use to other data sets."""
-        return Experience(self.weights, self.relabelled, self.right, self.confidence)
+        return Experience(self.weights, self.relabelled, self.right, self.confidence, self.withheld)
 
     def soft_labels(self, evidence: Mapping[str, NDArray[np.floating]], given: Labels) -> Floats:
         """Calibrated [N, C] from distributions [N, C] by name and given labels [N] (−1: none)."""
@@ -262,7 +264,7 @@ def transferred(experience: Experience, transition: Floats) -> Calibration:
     return Calibration(
         weights=experience.weights,
         transition=transition,
-        withheld=False,
+        withheld=experience.withheld,
         relabelled=experience.relabelled,
         right=experience.right,
         confidence=experience.confidence,
@@ -307,12 +309,14 @@ def learn(solved: Sequence[Solved], seed: int) -> Experience:
         for place in np.flatnonzero(fold == part):
             soft[int(place)] = _softmax(groups[place][0] @ weights)
     changes = [_changes(soft[place], given) for place, (_, _, given) in enumerate(groups)]
+    right = np.concatenate([soft[place].argmax(1) == true for place, (_, true, _) in enumerate(groups)])
     fitted = _fit_weights([group[:2] for group in groups], prior)
     return Experience(
         weights=dict(zip(names, (float(weight) for weight in fitted), strict=True)),
         relabelled=np.concatenate([changed for _, changed in changes]),
-        right=np.concatenate([soft[place].argmax(1) == true for place, (_, true, _) in enumerate(groups)]),
+        right=right,
         confidence=np.concatenate([confidence for confidence, _ in changes]),
+        withheld=bool(right.sum() < sum((given == true).sum() for _, true, given in groups)),
     )
 
 

@@ -84,10 +84,11 @@ def observed(recording: Recording, epochs: int, without: str) -> Iterator[Memory
         yield memory
 
 
+@pytest.mark.parametrize("classes", [5, 23])
 @pytest.mark.parametrize("without", REGISTRY["tmlc"].options["without"])
-def test_a_replayed_history_is_what_training_would_have_remembered(without: str) -> None:
-    """After every epoch of a run that becomes many times as long as a history."""
-    recording = made_up(0, rows=20, classes=5, epochs=70)
+def test_a_replayed_history_is_what_training_would_have_remembered(without: str, classes: int) -> None:
+    """After every epoch of a run that becomes many times as long as a history, of 20 classes at most."""
+    recording = made_up(0, rows=20, classes=classes, epochs=70)
     dynamics = Dynamics.of(recording, without)
     rows = torch.tensor([7, 0, 19, 3])
     for passed, memory in enumerate(observed(recording, 70, without), start=1):
