@@ -7,6 +7,7 @@ corrected.
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -246,7 +247,14 @@ def _record_all(
             "seed": config.seed,
             # The second generation is made with what was learned from the whole first one.
             "learned": None if corrector is None else [config.episodes, config.steps],
-            "pools": [[pool.name, pool.images.shape, pool.true.tolist()] for pool in pools],
+            "pools": [
+                [
+                    pool.name,
+                    hashlib.sha256(np.ascontiguousarray(pool.images).data).hexdigest(),
+                    pool.true.tolist(),
+                ]
+                for pool in pools
+            ],
             "compute": compute.describe(),
             "versions": [__version__, torch.__version__],
         }

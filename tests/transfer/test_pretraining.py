@@ -383,6 +383,9 @@ def test_the_first_generation_outlives_other_steps_and_both_outlive_nothing_else
     (folder / "two/red/0.png").rename(folder / "two/blue/moved.png")
     run(steps=4, episodes=4, seed=1)
     assert numbers(made) == [0, 1, 2, 3, 4, 5], "other labels"
+    draw(folder / "two/red/1.png", "red", 5)
+    run(steps=4, episodes=4, seed=1)
+    assert numbers(made) == [0, 1, 2, 3, 4, 5], "other pixels"
 
 
 class Listening(Silent):
