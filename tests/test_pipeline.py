@@ -312,6 +312,8 @@ def test_a_borrowed_promise_names_its_condition(threshold, words):
     assert sentence.startswith(words)
     assert "1,282 are right" in sentence
     assert "(--trusted)" in sentence
+    withheld = promise_sentence(replace(borrowed, withheld=True), calibration.Promise(0.95, None, 0, 0, 19))
+    assert withheld.startswith("On the data the corrector learned from corrections did more harm")
 
 
 @pytest.mark.slow

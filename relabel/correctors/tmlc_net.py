@@ -42,7 +42,7 @@ _SMOOTHING = 0.1  # ε of eq. 10
 _PSEUDO_ROWS = 10
 _IGNORED = -100
 _KEPT = 16  # epochs in a history, beside the newest: memory does not grow with the length of the run
-_CANDIDATES = 20  # classes of a row that have a history, where there are more
+CANDIDATES = 20  # classes of a row that have a history, where there are more
 _CHOICES = (0, 1, 2, 4)  # epochs after which they are chosen, each time anew: the first know little
 _REPLAYED = 8  # of them, the LSTM runs through; on recorded runs more cost time and gained nothing
 
@@ -87,15 +87,15 @@ class TMLCNet(Corrector):
         """Append the epoch's features to every row's history, which keeps a few epochs of a long run."""
         rows, classes = epoch.probability.shape
         memory, passed = dict(epoch.memory), epoch.number
-        if classes > _CANDIDATES:
+        if classes > CANDIDATES:
             if "candidates" not in memory or epoch.number in _CHOICES:
-                memory = {"candidates": _likeliest(epoch.probability, epoch.given)}
-            passed = epoch.number - max(choice for choice in _CHOICES if choice <= epoch.number)
+                memory = {"candidates": likeliest(epoch.probability, epoch.given)}
+            passed = epoch.number - chosen(epoch.number)
         means = None
         if self.without != "nnp":
             means = mean_losses(epoch.probability, epoch.given, epoch.trained)
         # Halves: the history is the largest thing the ledger holds.
-        losses = per_sample(rows, min(classes, _CANDIDATES), 2, dtype=torch.float16)
+        losses = per_sample(rows, min(classes, CANDIDATES), 2, dtype=torch.float16)
         entropy = per_sample(rows, dtype=torch.float16)
         for block in blocks(rows, classes):
             found, entropy[block] = normalized_features(epoch.probability[block], means)
@@ -178,14 +178,19 @@ def kept(epochs: int) -> list[int]:
     return sorted({*range(stride - 1, epochs, stride), epochs - 1} - {-1})
 
 
-def _likeliest(probability: Tensor | Distributions, given: Tensor) -> Tensor:
+def chosen(epoch: int) -> int:
+    """The epoch after which the candidates were chosen that are remembered after epoch `epoch`."""
+    return max(choice for choice in _CHOICES if choice <= epoch)
+
+
+def likeliest(probability: Tensor | Distributions, given: Tensor) -> Tensor:
     """Each row's given label and its likeliest classes [N, 20], in order; probability: [N, C]."""
-    candidates = per_sample(len(given), _CANDIDATES, dtype=class_type(probability.shape[1]))
+    candidates = per_sample(len(given), CANDIDATES, dtype=class_type(probability.shape[1]))
     for block in blocks(*probability.shape):
         labelled = (given[block] >= 0).nonzero().squeeze(1)
         preferred = probability[block].clone()
         preferred[labelled, given[block][labelled]] = 2.0
-        candidates[block] = preferred.topk(_CANDIDATES, dim=1).indices.sort(dim=1).values.to(candidates.dtype)
+        candidates[block] = preferred.topk(CANDIDATES, dim=1).indices.sort(dim=1).values.to(candidates.dtype)
     return candidates
 
 

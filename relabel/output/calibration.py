@@ -65,13 +65,14 @@ class Experience:
     """What the calibrations of other data sets leave to one without probes.
 
     weights: by evidence name, transition and keep last; relabelled, right, confidence: [P], as in
-    `Calibration`, of rows of those data sets.
+    `Calibration`, of rows of those data sets; withheld: whether corrections did them more harm than good.
     """
 
     weights: dict[str, float]
     relabelled: NDArray[np.bool_]
     right: NDArray[np.bool_]
     confidence: Floats
+    withheld: bool = False
 
     @property
     def evidence(self) -> list[str]:
@@ -86,6 +87,7 @@ class Experience:
             list(made.weights)[-2:] == ["transition", "keep"]
             and all(isinstance(weight, float) and math.isfinite(weight) for weight in made.weights.values())
             and _are_probes(made.relabelled, made.right, made.confidence)
+            and isinstance(made.withheld, bool)
         ):
             raise ValueError("these are not the values of an experience")
         return made
@@ -116,7 +118,7 @@ class Calibration:
     @property
     def experience(self) -> Experience:
         """What is of use to other data sets."""
-        return Experience(self.weights, self.relabelled, self.right, self.confidence)
+        return Experience(self.weights, self.relabelled, self.right, self.confidence, self.withheld)
 
     def soft_labels(self, evidence: Mapping[str, NDArray[np.floating]], given: Labels) -> Floats:
         """Calibrated [N, C] from distributions [N, C] by name and given labels [N] (−1: none)."""
@@ -266,7 +268,7 @@ def transferred(experience: Experience, transition: Floats) -> Calibration:
     return Calibration(
         weights=experience.weights,
         transition=transition,
-        withheld=False,
+        withheld=experience.withheld,
         relabelled=experience.relabelled,
         right=experience.right,
         confidence=experience.confidence,
@@ -319,6 +321,7 @@ def learn(solved: Sequence[Solved], seed: int) -> Experience:
         relabelled=_changed(corrected, given),
         right=corrected == true,
         confidence=confidence,
+        withheld=int((corrected == true).sum()) < int((given == true).sum()),
     )
 
 

@@ -204,7 +204,8 @@ def promise_sentence(fitted: Calibration, promise: Promise) -> str:
     """What `fix` promises, or why it cannot, in one sentence."""
     percent = f"{promise.precision * 100:g} %"
     if fitted.withheld:
-        return "On the probe rows corrections did more harm than good, so every given label is kept."
+        judges = "data the corrector learned from" if fitted.borrowed else "probe rows"
+        return f"On the {judges} corrections did more harm than good, so every given label is kept."
     if fitted.borrowed:
         return _borrowed_sentence(percent, promise)
     judged = f"{promise.right} of the {promise.probes} probe rows relabelled with such confidence are right"

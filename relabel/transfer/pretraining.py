@@ -7,6 +7,7 @@ corrected.
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -22,7 +23,15 @@ from relabel.config import SourceOptions
 from relabel.correctors import create
 from relabel.correctors.base import Memory
 from relabel.correctors.files import CorrectorFile
-from relabel.correctors.tmlc_net import TMLCNet, kept, mean_losses, normalized_features
+from relabel.correctors.tmlc_net import (
+    CANDIDATES,
+    TMLCNet,
+    chosen,
+    kept,
+    likeliest,
+    mean_losses,
+    normalized_features,
+)
 from relabel.data.images import probe_sizes
 from relabel.data.loading import decode_all
 from relabel.data.sources import Source, open_source
@@ -134,7 +143,7 @@ def learn(
         recording = recordings[drawn]
         count, epochs, classes = recording.probability.shape
         passed = int(rng.integers(max(2, round(_FIRST_SHARE * epochs)), epochs + 1))
-        rows = torch.from_numpy(rng.permutation(count)[: max(64, _PAIRS // classes)])
+        rows = torch.from_numpy(rng.permutation(count)[: max(64, _PAIRS // min(classes, CANDIDATES))])
         loss = corrector.trusted_loss(
             recording.given[rows], recording.true[rows], dynamics[drawn].memory(rows, passed)
         )
@@ -149,29 +158,46 @@ def learn(
 
 @dataclass(frozen=True)
 class Dynamics:
-    """TMLC-Net's features of a recording: losses [n, E, C, 2], entropy [n, E]; without: the net's option."""
+    """TMLC-Net's features of a recording: losses [n, E, C, 2], entropy [n, E]; without: the net's option.
+
+    candidates: [n, 20] by the epoch whose end chose them, where there are more than 20 classes.
+    """
 
     losses: Tensor
     entropy: Tensor
     without: str
+    candidates: dict[int, Tensor]
 
     @classmethod
     def of(cls, recording: Recording, without: str = "nothing") -> Dynamics:
         """Computed once, because a step needs eight epochs of them."""
         everyone = torch.ones(len(recording.given), dtype=torch.bool)
+        probabilities = recording.probability.float().unbind(dim=1)
         found = []
-        for probability in recording.probability.float().unbind(dim=1):
+        for probability in probabilities:
             means = None if without == "nnp" else mean_losses(probability, recording.given, everyone)
             found.append(normalized_features(probability, means))
+        candidates = {}
+        if recording.probability.shape[2] > CANDIDATES:
+            candidates = {
+                epoch: likeliest(probabilities[epoch], recording.given)
+                for epoch in {chosen(epoch) for epoch in range(len(probabilities))}
+            }
         losses, entropy = (
             torch.stack([part.half() for part in parts], dim=1) for parts in zip(*found, strict=True)
         )
-        return cls(losses, entropy, without)
+        return cls(losses, entropy, without, candidates)
 
     def memory(self, rows: Tensor, epochs: int) -> Memory:
         """What a corrector remembers of `rows` after so many epochs."""
-        stored = [epochs - 1] if self.without == "tse" else kept(epochs)
-        return {"losses": self.losses[rows][:, stored], "entropy": self.entropy[rows][:, stored]}
+        first = chosen(epochs - 1) if self.candidates else 0
+        stored = [epochs - 1] if self.without == "tse" else [first + place for place in kept(epochs - first)]
+        losses, entropy = self.losses[rows][:, stored], self.entropy[rows][:, stored]
+        if not self.candidates:
+            return {"losses": losses, "entropy": entropy}
+        candidates = self.candidates[first][rows]
+        wanted = candidates.long()[:, None, :, None].expand(-1, len(stored), -1, 2)
+        return {"candidates": candidates, "losses": losses.gather(2, wanted), "entropy": entropy}
 
 
 def experienced(recordings: Sequence[Recording], seed: int) -> Experience:
@@ -239,9 +265,14 @@ def _record_all(
             "seed": config.seed,
             # The second generation is made with what was learned from the whole first one.
             "learned": None if corrector is None else [config.episodes, config.steps],
-            "pools": [[pool.name, pool.images.shape, pool.true.tolist()] for pool in pools],
-            # Of vectors a name tells less: other columns of the same file are others.
-            **{f"mean {pool.name}": pool.images.mean(axis=0).tolist() for pool in pools if pool.has_vectors},
+            "pools": [
+                [
+                    pool.name,
+                    hashlib.sha256(np.ascontiguousarray(pool.images).data).hexdigest(),
+                    pool.true.tolist(),
+                ]
+                for pool in pools
+            ],
             "compute": compute.describe(),
             "versions": [__version__, torch.__version__],
         }

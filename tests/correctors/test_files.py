@@ -27,8 +27,11 @@ TRAINED = {"backbone": "cnn8", "class_names": ["a", "b", "c"]}
 
 def kept_experience(**changes: object) -> dict[str, object]:
     """`EXPERIENCE` as a file keeps it, but for some changes."""
-    kept = {key: torch.from_numpy(value) for key, value in vars(EXPERIENCE).items() if key != "weights"}
-    return {"weights": EXPERIENCE.weights, **kept, **changes}
+    kept = {
+        key: torch.from_numpy(value) if isinstance(value, np.ndarray) else value
+        for key, value in vars(EXPERIENCE).items()
+    }
+    return {**kept, **changes}
 
 
 def options_of(name: str) -> dict[str, str]:

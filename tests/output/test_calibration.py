@@ -406,7 +406,9 @@ def test_a_large_data_set_counts_no_more_than_another() -> None:
 
 
 def labelled_by(experience: Experience, data: Solved) -> Floats:
-    return transferred(experience, data.transition).soft_labels(data.evidence, data.given)
+    """What its weights say, were they withheld or not."""
+    lent = replace(transferred(experience, data.transition), withheld=False)
+    return lent.soft_labels(data.evidence, data.given)
 
 
 def test_what_is_learned_is_judged_on_data_sets_that_were_left_out() -> None:
@@ -487,6 +489,20 @@ def test_a_borrowed_calibration_says_so_and_can_be_lent_again(experience: Experi
     assert again.weights == experience.weights
     assert (again.confidence == experience.confidence).all()
     assert not fitted(simulate(20, 0)).borrowed
+
+
+def test_what_did_more_harm_than_good_is_withheld_from_other_data_too() -> None:
+    """Evidence that is sure of a wrong class, and nothing else to learn the weights from."""
+    made = solved(300, 0)
+    harmful = learn([replace(made, evidence={"mean": np.roll(made.evidence["mean"], 1, axis=1)})], 0)
+    assert harmful.withheld
+    data = solved(500, 9)
+    lent = transferred(Experience.restored(vars(harmful)), data.transition)
+    assert (lent.soft_labels(data.evidence, data.given).argmax(axis=1) == data.given).all()
+    assert lent.experience.withheld
+    assert not learn([solved(300, seed) for seed in range(4)], 0).withheld
+    with pytest.raises(ValueError, match="not the values of an experience"):
+        Experience.restored({**vars(harmful), "withheld": 1})
 
 
 def test_an_experience_without_any_row_promises_nothing() -> None:

@@ -84,10 +84,11 @@ def observed(recording: Recording, epochs: int, without: str) -> Iterator[Memory
         yield memory
 
 
+@pytest.mark.parametrize("classes", [5, 23])
 @pytest.mark.parametrize("without", REGISTRY["tmlc"].options["without"])
-def test_a_replayed_history_is_what_training_would_have_remembered(without: str) -> None:
-    """After every epoch of a run that becomes many times as long as a history."""
-    recording = made_up(0, rows=20, classes=5, epochs=70)
+def test_a_replayed_history_is_what_training_would_have_remembered(without: str, classes: int) -> None:
+    """After every epoch of a run that becomes many times as long as a history, of 20 classes at most."""
+    recording = made_up(0, rows=20, classes=classes, epochs=70)
     dynamics = Dynamics.of(recording, without)
     rows = torch.tensor([7, 0, 19, 3])
     for passed, memory in enumerate(observed(recording, 70, without), start=1):
@@ -386,6 +387,9 @@ def test_the_first_generation_outlives_other_steps_and_both_outlive_nothing_else
     (folder / "two/red/0.png").rename(folder / "two/blue/moved.png")
     run(steps=4, episodes=4, seed=1)
     assert numbers(made) == [0, 1, 2, 3, 4, 5], "other labels"
+    draw(folder / "two/red/1.png", "red", 5)
+    run(steps=4, episodes=4, seed=1)
+    assert numbers(made) == [0, 1, 2, 3, 4, 5], "other pixels"
 
 
 class Listening(Silent):
