@@ -88,12 +88,11 @@ class Task:
         self, network: Backbone, rows: NDArray[np.int64], labels: NDArray[np.int64], schedule: Schedule
     ) -> Training:
         """Plain training of `network` on `rows` [n] under `labels` [N], not yet begun."""
-        none = torch.arange(0)
         return Training(
             network,
             Plain(network.head.out_features, network.head.in_features),
             self.inputs,
-            Rows(torch.from_numpy(rows), torch.from_numpy(labels), none, none, none),
+            Rows(torch.from_numpy(rows), torch.from_numpy(labels)),
             schedule,
             self.compute,
             self.config.seed,

@@ -675,6 +675,7 @@ def our_epoch(
     import torch
 
     from relabel import backbones, correctors
+    from relabel.correctors.base import Verified
     from relabel.correctors.files import read_corrector
     from relabel.data.loading import ImageInputs
     from relabel.training import Rows, Schedule, Training
@@ -690,7 +691,10 @@ def our_epoch(
         weight_decay=5e-4, meta_learning_rate=1e-3, meta_batch_size=64, meta_gradient=meta_gradient,
     )  # fmt: skip
     given, order = torch.from_numpy(labels), torch.arange(len(labels))
-    rows = Rows(order, given, order[:0], order[:500], given[:500], order[500:670], given[500:670])
+    meta, witness = (
+        Verified(order[part], given[part], given[part]) for part in (slice(500), slice(500, 670))
+    )
+    rows = Rows(order, given, meta=meta, witness=witness)
     training = Training(backbone, corrector, ImageInputs(pixels, "flip"), rows, schedule, compute, seed=0)
     for _ in range(warmup):
         training.run_epoch()

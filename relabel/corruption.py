@@ -167,7 +167,6 @@ class SourceValues:
         low, high = EPOCH_LIMITS
         epochs = config.epochs or min(high, max(low, math.ceil(SAMPLES_SEEN / len(rows))))
         batch_size = default_batch_size(len(rows))
-        nothing = torch.empty(0, dtype=torch.int64)
         schedule = Schedule(
             epochs=epochs,
             warmup_epochs=0,
@@ -191,7 +190,7 @@ class SourceValues:
                 backbone,
                 correctors.create("none", len(source.class_names), backbone.head.in_features),
                 inputs,
-                Rows(torch.from_numpy(rows), torch.from_numpy(source.given), nothing, nothing, nothing),
+                Rows(torch.from_numpy(rows), torch.from_numpy(source.given)),
                 schedule,
                 compute,
                 seed,

@@ -23,7 +23,7 @@ from relabel.config import (
     SHIPPED_CORRECTOR,
     FitConfig,
 )
-from relabel.correctors.base import Corrector
+from relabel.correctors.base import Corrector, Verified
 from relabel.correctors.files import CorrectorFile, read_corrector
 from relabel.data.images import probe_sizes
 from relabel.data.loading import Inputs, VectorInputs, open_images
@@ -285,11 +285,16 @@ def _rows(source: Source, errors: dict[int, str], split: _Split) -> Rows:
         train=torch.from_numpy(np.flatnonzero(taught & (source.given >= 0))),
         given=torch.from_numpy(source.given),
         unlabelled=torch.from_numpy(np.flatnonzero(taught & (source.given < 0))),
-        meta=torch.from_numpy(split.meta),
-        meta_labels=torch.from_numpy(split.meta_labels),
-        witness=torch.from_numpy(split.witness),
-        witness_labels=torch.from_numpy(split.witness_labels),
+        meta=_verified(split.meta, split.meta_labels, source),
+        witness=_verified(split.witness, split.witness_labels, source),
     )
+
+
+def _verified(rows: NDArray[np.int64], labels: NDArray[np.int64], source: Source) -> Verified:
+    given = np.full(len(rows), UNLABELLED)
+    inside = rows < len(source)
+    given[inside] = source.given[rows[inside]]
+    return Verified(*map(torch.from_numpy, (rows, labels, given)))
 
 
 def schedule_for(config: FitConfig, rows: int) -> Schedule:

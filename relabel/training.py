@@ -18,7 +18,7 @@ from torch import Tensor
 
 from relabel import hypergradient
 from relabel.backbones import Backbone, evaluate
-from relabel.correctors.base import Corrector, Epoch, Memory, WarmUp, nobody
+from relabel.correctors.base import Corrector, Epoch, Memory, Verified, WarmUp, nobody
 from relabel.correctors.plain import Plain
 from relabel.data.loading import Inputs
 from relabel.device import Compute
@@ -67,18 +67,15 @@ class Rows:
     train: [n] labelled rows to train on, probe rows among them: under their given label at first, under the
     corrector's in the meta phase;
     given: [N] class ids, −1 unlabelled; unlabelled: [u] rows that are predicted, and trained on only by a
-    corrector that reads no given labels; meta, meta_labels: [M] trusted rows that drive φ, among `train` only
-    for a corrector with `trains_on_meta_rows`; witness, witness_labels: [W] trusted rows among `train`, for a
-    corrector with `has_witnesses`.
+    corrector that reads no given labels; meta: trusted rows that drive φ, among `train` only for a corrector
+    with `trains_on_meta_rows`; witness: trusted rows among `train`, for a corrector with `has_witnesses`.
     """
 
     train: Tensor
     given: Tensor
-    unlabelled: Tensor
-    meta: Tensor
-    meta_labels: Tensor
-    witness: Tensor = field(default_factory=nobody)
-    witness_labels: Tensor = field(default_factory=nobody)
+    unlabelled: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.int64))
+    meta: Verified = field(default_factory=nobody)
+    witness: Verified = field(default_factory=nobody)
 
 
 @dataclass(frozen=True)
@@ -259,21 +256,13 @@ class Training:
         return logits[: len(inputs)], features[: len(inputs)]
 
     def _begin_meta_phase(self) -> None:
-        given = torch.full_like(self.rows.meta, -1)
-        inside = self.rows.meta < len(self.rows.given)
-        given[inside] = self.rows.given[self.rows.meta[inside]]
-        device = self.compute.device
         warm_up = WarmUp(
             mean_probability=self.ledger.mean,
             probability=self.ledger.latest,
             head=self.backbone.head,
             features=self._frozen_features,
             meta=self.rows.meta,
-            meta_true=self.rows.meta_labels.to(device),
-            meta_given=given.to(device),
             witness=self.rows.witness,
-            witness_given=self.rows.given[self.rows.witness],
-            witness_true=self.rows.witness_labels,
         )
         self.ledger.memory |= self.corrector.begin(warm_up)
         self.backbone.train()
@@ -288,10 +277,7 @@ class Training:
             given=self.rows.given,
             memory=self.ledger.memory,
             meta=self.rows.meta,
-            meta_true=self.rows.meta_labels,
             witness=self.rows.witness,
-            witness_given=self.rows.given[self.rows.witness],
-            witness_true=self.rows.witness_labels,
         )
         self.ledger.memory |= self.corrector.observe(finished)
 
@@ -319,8 +305,8 @@ class Training:
     def _trusted_batch(self, batch: Tensor, generator: torch.Generator) -> _TrustedBatch:
         if len(batch) == 1:
             batch = batch.repeat(2)  # BatchNorm needs two values to normalise, and the mean stays
-        inputs = self.inputs.batch(self.rows.meta[batch], self.compute.device, generator)
-        labels = self.rows.meta_labels[batch].to(self.compute.device)
+        inputs = self.inputs.batch(self.rows.meta.rows[batch], self.compute.device, generator)
+        labels = self.rows.meta.true[batch].to(self.compute.device)
         exact = self.schedule.meta_gradient == "exact"
         return _TrustedBatch(inputs, labels, None if exact else self._trusted_features(inputs))
 
@@ -370,11 +356,11 @@ class Training:
     def _direct_step(self, batch: Tensor) -> Tensor:
         """One step of φ down its own loss on trusted rows that training passes through; returns the loss."""
         assert self.meta_optimizer is not None
-        rows = self.rows.meta[batch]
+        rows = self.rows.meta.rows[batch]
         device = self.compute.device
         loss = self.corrector.trusted_loss(
             self.rows.given[rows].to(device),
-            self.rows.meta_labels[batch].to(device),
+            self.rows.meta.true[batch].to(device),
             self.ledger.read(rows, device),
         )
         self.meta_optimizer.zero_grad()

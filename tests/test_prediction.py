@@ -173,8 +173,8 @@ def test_trusted_rows_without_a_given_label_are_not_trained_on(folder, tmp_path,
     names = [source.file_names[row] for row in range(0, 48, 2)]
     (tmp_path / "labels.csv").write_text("\n".join(["file_name,label", *(f"{name}," for name in names)]))
     _, training = fit(folder, monkeypatch, corrector="metalabelnet", labels=tmp_path / "labels.csv")
-    meta = training.rows.meta
-    assert (training.rows.given[meta] == -1).any()
+    meta = training.rows.meta.rows
+    assert (training.rows.meta.given == -1).any()
     assert not np.isin(meta, torch.cat([training.rows.train, training.rows.unlabelled])).any()
 
 

@@ -16,7 +16,7 @@ import relabel.training
 from relabel import backbones, correctors, hypergradient
 from relabel.backbones import Backbone
 from relabel.correctors import REGISTRY
-from relabel.correctors.base import Epoch, Memory, Store, WarmUp
+from relabel.correctors.base import Epoch, Memory, Store, Verified, WarmUp, nobody
 from relabel.correctors.mlc import MLC
 from relabel.correctors.tmlc_net import TMLCNet
 from relabel.data.loading import ImageInputs
@@ -58,8 +58,13 @@ def labels() -> Tensor:
     return given
 
 
+def verified(rows: Tensor) -> Verified:
+    given = torch.cat([labels(), torch.full((len(TRUE) - SOURCE,), -1)])
+    return Verified(rows, TRUE[rows], given[rows])
+
+
 WITNESS = TRAIN[::4]
-ROWS = Rows(TRAIN, labels(), UNLABELLED, META, TRUE[META], WITNESS, TRUE[WITNESS])
+ROWS = Rows(TRAIN, labels(), UNLABELLED, verified(META), verified(WITNESS))
 
 
 def with_other_given(rows: Tensor) -> Rows:
@@ -70,7 +75,7 @@ def with_other_given(rows: Tensor) -> Rows:
 
 def with_external() -> Rows:
     meta = torch.cat([META, EXTERNAL])
-    return replace(ROWS, meta=meta, meta_labels=TRUE[meta])
+    return replace(ROWS, meta=verified(meta))
 
 
 def tiny() -> Backbone:
@@ -104,7 +109,7 @@ class Setting:
         corrector = correctors.create(self.corrector, CLASSES, backbone.head.in_features, self.options)
         rows = self.rows
         if corrector.trains_on_meta_rows:
-            rows = replace(rows, train=torch.cat([rows.train, rows.meta]))
+            rows = replace(rows, train=torch.cat([rows.train, rows.meta.rows]))
         return Training(
             backbone,
             corrector,
@@ -368,7 +373,7 @@ def test_tmlc_s_meta_rows_are_trained_on_like_any_other() -> None:
 def test_verified_labels_teach_the_corrector_and_not_the_warm_up(corrector: str) -> None:
     setting = Setting(corrector=corrector, options=deaf(corrector))
     one = setting.training()
-    other = replace(setting, rows=replace(ROWS, meta_labels=TRUE[META].flip(0))).training()
+    other = replace(setting, rows=replace(ROWS, meta=replace(ROWS.meta, true=TRUE[META].flip(0)))).training()
     for _ in range(2):
         one.run_epoch()
         other.run_epoch()
@@ -527,14 +532,9 @@ def test_the_warm_up_hands_over_what_it_knows(rows: Rows) -> None:
     (warm_up,) = handed
     assert torch.equal(warm_up.mean_probability[:], expected.ledger.mean[:])
     assert (expected.ledger.visits[TRAIN] == 2).all()
-    assert warm_up.meta.tolist() == rows.meta.tolist()
-    assert warm_up.meta_true.tolist() == TRUE[rows.meta].tolist()
-    outside = len(rows.meta) - len(META)
-    assert warm_up.meta_given.tolist() == [*ROWS.given[META].tolist(), *[-1] * outside]
+    assert warm_up.meta is rows.meta
     assert torch.equal(warm_up.probability[:], expected.ledger.latest[:])
-    assert warm_up.witness.tolist() == WITNESS.tolist()
-    assert warm_up.witness_given.tolist() == ROWS.given[WITNESS].tolist()
-    assert warm_up.witness_true.tolist() == TRUE[WITNESS].tolist()
+    assert warm_up.witness is rows.witness
     assert warm_up.head is training.backbone.head
     with torch.no_grad():
         shown = training.inputs.batch(torch.arange(len(TRUE)), torch.device("cpu"), None)
@@ -561,8 +561,8 @@ def test_every_epoch_is_shown_to_the_corrector(corrector: str) -> None:
     for before, epoch in zip([None, *seen], seen, strict=False):
         assert epoch.trained.nonzero()[:, 0].tolist() == trained.tolist()
         assert torch.equal(epoch.given, ROWS.given)
-        assert torch.equal(epoch.meta, META)
-        assert torch.equal(epoch.meta_true, TRUE[META])
+        assert epoch.meta is ROWS.meta
+        assert epoch.witness is ROWS.witness
         torch.testing.assert_close(epoch.probability[:].sum(dim=1), torch.ones(SOURCE))
         if before is not None:
             assert (epoch.probability[trained] != before.probability[trained]).any(dim=1).all()
@@ -663,16 +663,13 @@ def test_predictions_use_no_augmentation_and_change_nothing() -> None:
 )
 def test_a_batch_of_one_small_image_can_be_normalised(corrector: str, gradient: str) -> None:
     """At the end of cnn8 an 8 px image is one value a channel, which BatchNorm refuses alone."""
-    rows = replace(
-        ROWS, train=TRAIN[:2], unlabelled=UNLABELLED[:1], meta=META[:1], meta_labels=ROWS.meta_labels[:1]
-    )
+    rows = replace(ROWS, train=TRAIN[:2], unlabelled=UNLABELLED[:1], meta=verified(META[:1]))
     schedule = replace(SCHEDULE, epochs=2, warmup_epochs=1, batch_size=1, meta_gradient=gradient)
     training = Setting(corrector=corrector, rows=rows, schedule=schedule, backbone="cnn8").training()
     assert all(math.isfinite(report.loss) for report in run(training))
 
 
 EVERYONE = torch.cat([TRAIN, META])
-NOBODY = torch.zeros(0, dtype=torch.int64)
 
 
 @functools.cache
@@ -687,7 +684,7 @@ def transferred(kept_share: float = 0.1, schedule: Schedule = SCHEDULE) -> Train
     """A training that nobody has verified a row for, with a frozen corrector."""
     setting = Setting(
         corrector="none",
-        rows=replace(ROWS, train=EVERYONE, meta=NOBODY, meta_labels=NOBODY),
+        rows=replace(ROWS, train=EVERYONE, meta=nobody()),
         schedule=schedule,
     )
     training = setting.training()
@@ -700,7 +697,7 @@ def transferred(kept_share: float = 0.1, schedule: Schedule = SCHEDULE) -> Train
 
 @functools.cache
 def uncorrected() -> Training:
-    return finished(corrector="none", rows=replace(ROWS, train=EVERYONE, meta=NOBODY, meta_labels=NOBODY))
+    return finished(corrector="none", rows=replace(ROWS, train=EVERYONE, meta=nobody()))
 
 
 def test_a_frozen_corrector_corrects_as_it_is_without_any_verified_row() -> None:
@@ -733,9 +730,7 @@ def test_a_frozen_corrector_corrects_as_it_is_without_any_verified_row() -> None
 
 def test_a_frozen_corrector_changes_nothing_in_the_warm_up_and_much_after_it() -> None:
     training = transferred()
-    other = Setting(
-        corrector="none", rows=replace(ROWS, train=EVERYONE, meta=NOBODY, meta_labels=NOBODY)
-    ).training()
+    other = Setting(corrector="none", rows=replace(ROWS, train=EVERYONE, meta=nobody())).training()
     for epoch in range(3):
         assert torch.equal(training.backbone.head.weight, other.backbone.head.weight), epoch
         training.run_epoch()

@@ -31,9 +31,23 @@ Store = dict[str, PerSample]
 """All rows of it."""
 
 
-def nobody() -> Tensor:
-    """No rows [0]."""
-    return torch.zeros(0, dtype=torch.int64)
+@dataclass(frozen=True)
+class Verified:
+    """Trusted rows [M]: `rows`, indices into a source's rows and the external images behind them; `true`,
+    their verified labels; `given`, their given ones, −1 for rows without one.
+    """
+
+    rows: Tensor
+    true: Tensor
+    given: Tensor
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+
+def nobody() -> Verified:
+    """No rows."""
+    return Verified(*(torch.zeros(0, dtype=torch.int64) for _ in range(3)))
 
 
 @dataclass(frozen=True)
@@ -42,21 +56,16 @@ class WarmUp:
 
     mean_probability: [N, C], the rows' average softmax so far; probability: [N, C], that of the last epoch;
     head: the backbone's classifier layer; features: gives the penultimate features [N + E, D] of all rows,
-    without augmentation and in evaluation mode, at the cost of one pass; meta: [M] trusted rows that drive φ,
-    indices into those N + E; meta_true: [M] their verified labels; meta_given: [M] their given ones, −1 for
-    rows without one; witness, witness_given, witness_true: [W], trusted rows among those trained on.
+    without augmentation and in evaluation mode, at the cost of one pass; meta: trusted rows that drive φ;
+    witness: trusted rows among those trained on.
     """
 
     mean_probability: Tensor | Distributions
     probability: Tensor | Distributions
     head: nn.Linear
     features: Callable[[], Tensor]
-    meta: Tensor
-    meta_true: Tensor
-    meta_given: Tensor
-    witness: Tensor = field(default_factory=nobody)
-    witness_given: Tensor = field(default_factory=nobody)
-    witness_true: Tensor = field(default_factory=nobody)
+    meta: Verified
+    witness: Verified = field(default_factory=nobody)
 
 
 @dataclass(frozen=True)
@@ -64,8 +73,7 @@ class Epoch:
     """One finished epoch over N rows.
 
     number: from 0; probability: [N, C], its softmax; trained: [N] bool, rows trained on under a given label;
-    given: [N], −1 unlabelled; memory: of all rows, by name; meta, meta_true, witness, witness_given,
-    witness_true: as in `WarmUp`.
+    given: [N], −1 unlabelled; memory: of all rows, by name; meta, witness: as in `WarmUp`.
     """
 
     number: int
@@ -73,11 +81,8 @@ class Epoch:
     trained: Tensor
     given: Tensor
     memory: Store
-    meta: Tensor
-    meta_true: Tensor
-    witness: Tensor = field(default_factory=nobody)
-    witness_given: Tensor = field(default_factory=nobody)
-    witness_true: Tensor = field(default_factory=nobody)
+    meta: Verified
+    witness: Verified = field(default_factory=nobody)
 
 
 class Corrector(nn.Module, ABC):

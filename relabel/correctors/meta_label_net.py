@@ -49,13 +49,13 @@ class MetaLabelNet(Corrector):
         features = warm_up.features()
         if self.start == "classifier":
             self.generator.load_state_dict(warm_up.head.state_dict())
-        self._guard(features[warm_up.meta], warm_up.meta_true)
+        self._guard(features[warm_up.meta.rows], warm_up.meta.true)
         return {"features": features}
 
     def observe(self, epoch: Epoch) -> Store:
         """Put W and b back to their best when the trusted rows' loss of q has risen."""
         if "features" in epoch.memory:
-            self._guard(epoch.memory["features"][epoch.meta], epoch.meta_true)
+            self._guard(epoch.memory["features"][epoch.meta.rows], epoch.meta.true)
         return {}
 
     def soft_label(self, logits: Tensor, given: Tensor, memory: Memory) -> Tensor:

@@ -46,10 +46,10 @@ class MLC(Corrector):
 
     def begin(self, warm_up: WarmUp) -> Store:
         """Start T, by default from how the meta rows were labelled."""
-        labelled = warm_up.meta_given >= 0
+        labelled = warm_up.meta.given >= 0
         if self.start == "trusted" and bool(labelled.any()):
-            given, true = warm_up.meta_given[labelled], warm_up.meta_true[labelled]
-            counts = noise_matrix(given.cpu().numpy(), true.cpu().numpy(), len(self.scores))
+            given, true = warm_up.meta.given[labelled], warm_up.meta.true[labelled]
+            counts = noise_matrix(given.numpy(), true.numpy(), len(self.scores))
             self._set(torch.from_numpy(smoothed_transition(counts)))
         return {}
 

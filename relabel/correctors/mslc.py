@@ -70,9 +70,9 @@ class MSLC(Corrector):
         if not self.has_witnesses or len(seen.witness) == 0 or "soft_label" not in memory:
             return
         like = next(self.parameters())
-        given, true = seen.witness_given.to(like.device), seen.witness_true.to(like.device)
-        logits = seen.probability[seen.witness].to(like).clamp(min=_FLOOR).log()
-        previous = {"soft_label": memory["soft_label"][seen.witness].to(like)}
+        given, true = seen.witness.given.to(like.device), seen.witness.true.to(like.device)
+        logits = seen.probability[seen.witness.rows].to(like).clamp(min=_FLOOR).log()
+        previous = {"soft_label": memory["soft_label"][seen.witness.rows].to(like)}
         optimizer = torch.optim.Adam(self.parameters(), lr=1e-2)
         for _ in range(steps):
             a, b = self.coefficients(logits, given, previous["soft_label"])

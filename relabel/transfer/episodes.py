@@ -282,8 +282,7 @@ def _training(
     compute: Compute,
     seed: int,
 ) -> Training:
-    nobody = torch.zeros(0, dtype=torch.int64)
-    rows = Rows(torch.arange(len(given)), torch.from_numpy(given), nobody, nobody, nobody)
+    rows = Rows(torch.arange(len(given)), torch.from_numpy(given))
     return Training(backbone, corrector, inputs, rows, schedule, compute, seed)
 
 

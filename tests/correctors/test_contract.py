@@ -19,7 +19,7 @@ from torch.func import functional_call
 from relabel import hypergradient
 from relabel.backbones import Backbone
 from relabel.correctors import REGISTRY, create
-from relabel.correctors.base import Corrector, Epoch, Memory, WarmUp
+from relabel.correctors.base import Corrector, Epoch, Memory, Verified, WarmUp
 
 N, E, C, D = 12, 2, 4, 5
 """Rows of the source, trusted rows outside of it, classes, penultimate features."""
@@ -125,16 +125,15 @@ def _scene(variant: str, class_order: tuple[int, ...]) -> Scene:
         head.bias.copy_(normal(C)[order])
     features = normal(N + E, D)
     witness = torch.tensor([0, 2, 7])
-    witnesses = {"witness": witness, "witness_given": given[witness], "witness_true": true[witness]}
+    witnesses = Verified(witness, true[witness], given[witness])
+    verified = Verified(meta, true[meta], meta_given)
     warm_up = WarmUp(
         mean_probability=normal(N, C)[:, order].softmax(dim=1),
         probability=normal(N, C)[:, order].softmax(dim=1),
         head=head,
         features=features.clone,
-        meta=meta,
-        meta_true=true[meta],
-        meta_given=meta_given,
-        **witnesses,
+        meta=verified,
+        witness=witnesses,
     )
     memory: Memory = {}
     epoch = Epoch(
@@ -143,9 +142,8 @@ def _scene(variant: str, class_order: tuple[int, ...]) -> Scene:
         trained=torch.arange(N) != 3,
         given=torch.where(torch.arange(N) == 3, -1, given[:N]),
         memory=memory,
-        meta=meta,
-        meta_true=true[meta],
-        **witnesses,
+        meta=verified,
+        witness=witnesses,
     )
     for number in range(EPOCHS):
         if number == EPOCHS - 1:
@@ -342,12 +340,8 @@ def test_starting_and_observing_leave_their_inputs_alone(variant: str) -> None:
             (
                 warm_up.mean_probability,
                 warm_up.probability,
-                warm_up.meta,
-                warm_up.meta_given,
-                warm_up.meta_true,
-                warm_up.witness,
-                warm_up.witness_given,
-                warm_up.witness_true,
+                *vars(warm_up.meta).values(),
+                *vars(warm_up.witness).values(),
             ),
             (epoch.probability, epoch.trained, epoch.given),
             {name: values[:] for name, values in epoch.memory.items()},

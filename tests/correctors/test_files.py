@@ -9,7 +9,7 @@ import torch
 
 from relabel import __version__
 from relabel.correctors import REGISTRY, create
-from relabel.correctors.base import Epoch
+from relabel.correctors.base import Epoch, nobody
 from relabel.correctors.files import CorrectorFile, read_corrector
 from relabel.correctors.tmlc_net import TMLCNet
 from relabel.errors import RelabelError
@@ -164,8 +164,8 @@ def test_a_tmlc_net_is_transferred_as_it_is(
     torch.testing.assert_close(dict(made.state_dict()), original.state, rtol=0, atol=0)
     probability = torch.rand(30, classes).softmax(dim=1)
     given = torch.arange(30) % classes
-    everyone, nobody = torch.ones(30, dtype=torch.bool), torch.zeros(0, dtype=torch.int64)
-    observed = made.observe(Epoch(0, probability, everyone, given, {}, nobody, nobody))
+    everyone = torch.ones(30, dtype=torch.bool)
+    observed = made.observe(Epoch(0, probability, everyone, given, {}, nobody()))
     memory = {name: values[:] for name, values in observed.items()}
     soft_label = made.soft_label(torch.empty(0), given, memory)
     assert soft_label.shape == (30, classes)

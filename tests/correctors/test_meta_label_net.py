@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from relabel import hypergradient
-from relabel.correctors.base import Epoch, WarmUp
+from relabel.correctors.base import Epoch, Verified, WarmUp
 from relabel.correctors.meta_label_net import MetaLabelNet
 
 N, C, D = 30, 4, 5
@@ -18,6 +18,7 @@ LOGITS = 2 * torch.randn(N, C, generator=GENERATOR).double()
 GIVEN = torch.randint(C, (N,), generator=GENERATOR)
 META = torch.tensor([3, 5, 8, 13, 21, 27])
 META_TRUE = torch.tensor([0, 1, 2, 3, 1, 0])
+VERIFIED = Verified(META, META_TRUE, torch.full_like(META, -1))
 MEMORY = {"features": FEATURES}
 
 
@@ -37,9 +38,7 @@ def warm_up(classifier: nn.Linear | None = None) -> WarmUp:
         probability=torch.full((N, C), 1 / C),
         head=classifier or head(),
         features=FEATURES.clone,
-        meta=META,
-        meta_true=META_TRUE,
-        meta_given=torch.full_like(META, -1),
+        meta=VERIFIED,
     )
 
 
@@ -49,8 +48,7 @@ EPOCH = Epoch(
     trained=torch.ones(N, dtype=torch.bool),
     given=GIVEN,
     memory=MEMORY,
-    meta=META,
-    meta_true=META_TRUE,
+    meta=VERIFIED,
 )
 
 

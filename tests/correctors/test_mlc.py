@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from relabel.correctors.base import WarmUp
+from relabel.correctors.base import Verified, WarmUp
 from relabel.correctors.mlc import MLC, projected
 from relabel.metrics import noise_matrix, smoothed_transition
 
@@ -144,9 +144,7 @@ def warm_up(given: list[int], true: list[int]) -> WarmUp:
         probability=torch.full((8, C), 1 / C),
         head=nn.Linear(D, C),
         features=lambda: torch.zeros(8, D),
-        meta=torch.arange(len(given)),
-        meta_true=torch.tensor(true),
-        meta_given=torch.tensor(given),
+        meta=Verified(torch.arange(len(given)), torch.tensor(true), torch.tensor(given)),
     )
 
 

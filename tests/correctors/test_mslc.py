@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from relabel.correctors.base import Epoch, Memory, WarmUp
+from relabel.correctors.base import Epoch, Memory, Verified, WarmUp, nobody
 from relabel.correctors.mslc import MSLC
 from relabel.ledger import Ledger
 
@@ -140,19 +140,15 @@ def simulated(rows: int = 400, witnesses: int = 300) -> WarmUp:
         probability=logits[0].softmax(dim=1),
         head=nn.Linear(D, 5),
         features=lambda: torch.zeros(rows, D),
-        meta=torch.zeros(0, dtype=torch.int64),
-        meta_true=torch.zeros(0, dtype=torch.int64),
-        meta_given=torch.zeros(0, dtype=torch.int64),
-        witness=witness,
-        witness_given=given[witness],
-        witness_true=true[witness],
+        meta=nobody(),
+        witness=Verified(witness, true[witness], given[witness]),
     )
 
 
 def learned_by_heart(warm_up: WarmUp, share: float) -> Epoch:
     """The same rows after an epoch whose predictions hold so much of the given label."""
     given = torch.zeros(len(warm_up.probability), dtype=torch.int64)
-    given[warm_up.witness] = warm_up.witness_given
+    given[warm_up.witness.rows] = warm_up.witness.given
     mixed = (1 - share) * warm_up.probability + share * F.one_hot(given, 5)
     return Epoch(
         number=1,
@@ -161,18 +157,15 @@ def learned_by_heart(warm_up: WarmUp, share: float) -> Epoch:
         given=given,
         memory={"soft_label": mixed},
         meta=warm_up.meta,
-        meta_true=warm_up.meta_true,
         witness=warm_up.witness,
-        witness_given=warm_up.witness_given,
-        witness_true=warm_up.witness_true,
     )
 
 
 def witness_soft_label(made: MSLC, seen: WarmUp | Epoch, memory: Memory) -> Tensor:
     """Eq. 6 of the witnesses [W, 5]."""
-    logits, previous = seen.probability[seen.witness].log(), memory["soft_label"][seen.witness]
+    logits, previous = seen.probability[seen.witness.rows].log(), memory["soft_label"][seen.witness.rows]
     with torch.no_grad():
-        return made.soft_label(logits, seen.witness_given, {"soft_label": previous})
+        return made.soft_label(logits, seen.witness.given, {"soft_label": previous})
 
 
 def log_likelihood(soft_label: Tensor, true: Tensor) -> float:
@@ -199,17 +192,17 @@ def test_the_trusted_start_makes_the_witnesses_verified_labels_likely() -> None:
     made, random = MSLC(5, D), MSLC(5, D, start="random")
     memory = made.begin(warm_up)
     random.begin(warm_up)
-    found = log_likelihood(witness_soft_label(made, warm_up, memory), warm_up.witness_true)
-    assert found > log_likelihood(witness_soft_label(random, warm_up, memory), warm_up.witness_true) + 0.1
+    found = log_likelihood(witness_soft_label(made, warm_up, memory), warm_up.witness.true)
+    assert found > log_likelihood(witness_soft_label(random, warm_up, memory), warm_up.witness.true) + 0.1
     # No fixed pair of coefficients does better: the nets tell the rows apart.
     terms = (
-        F.one_hot(warm_up.witness_given, 5).float(),
-        memory["soft_label"][warm_up.witness],
-        warm_up.probability[warm_up.witness],
+        F.one_hot(warm_up.witness.given, 5).float(),
+        memory["soft_label"][warm_up.witness.rows],
+        warm_up.probability[warm_up.witness.rows],
     )
     grid = torch.linspace(0, 0.95, 20)
     best = max(
-        log_likelihood(a * terms[0] + (1 - a) * (b * terms[1] + (1 - b) * terms[2]), warm_up.witness_true)
+        log_likelihood(a * terms[0] + (1 - a) * (b * terms[1] + (1 - b) * terms[2]), warm_up.witness.true)
         for a in grid
         for b in grid
     )
@@ -226,8 +219,8 @@ def test_a_label_learned_by_heart_is_not_believed_for_it() -> None:
     epoch = learned_by_heart(warm_up, 0.3)
 
     def believed(soft_label: Tensor) -> float:
-        wrong = epoch.witness_given != epoch.witness_true
-        return soft_label.gather(1, epoch.witness_given[:, None])[wrong].mean().item()
+        wrong = epoch.witness.given != epoch.witness.true
+        return soft_label.gather(1, epoch.witness.given[:, None])[wrong].mean().item()
 
     unfitted = believed(witness_soft_label(made, epoch, epoch.memory))
     for _ in range(6):
@@ -235,8 +228,8 @@ def test_a_label_learned_by_heart_is_not_believed_for_it() -> None:
     fitted = witness_soft_label(made, epoch, epoch.memory)
     assert unfitted > believed(before) + 0.1
     assert believed(fitted) < unfitted - 0.05
-    by_heart = epoch.probability[epoch.witness]
-    assert log_likelihood(fitted, epoch.witness_true) > log_likelihood(by_heart, epoch.witness_true) - 0.01
+    by_heart = epoch.probability[epoch.witness.rows]
+    assert log_likelihood(fitted, epoch.witness.true) > log_likelihood(by_heart, epoch.witness.true) - 0.01
 
 
 def test_a_few_witnesses_move_little() -> None:
@@ -247,9 +240,9 @@ def test_a_few_witnesses_move_little() -> None:
         made = MSLC(5, D)
         memory = made.begin(warm_up)
         with torch.no_grad():
-            rows = many.witness
+            rows = many.witness.rows
             found = made.coefficients(
-                warm_up.probability[rows].log(), many.witness_given, memory["soft_label"][rows]
+                warm_up.probability[rows].log(), many.witness.given, memory["soft_label"][rows]
             )
         coefficients.append(torch.cat(found, dim=1))
     assert (coefficients[0] - 0.5).abs().mean() < 0.6 * (coefficients[1] - 0.5).abs().mean()

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from relabel.correctors.base import Epoch, Memory, Store
+from relabel.correctors.base import Epoch, Memory, Store, Verified
 from relabel.correctors.tmlc_net import TMLCNet, kept, mean_losses, normalized_features
 
 N, C, D, EPOCHS = 40, 5, 3, 4
@@ -36,8 +36,7 @@ def epoch(probability: Tensor, memory: Store, number: int = 0) -> Epoch:
         trained=TRAINED,
         given=GIVEN,
         memory=memory,
-        meta=ROWS[:4],
-        meta_true=TRUE[:4],
+        meta=Verified(ROWS[:4], TRUE[:4], GIVEN[:4]),
     )
 
 

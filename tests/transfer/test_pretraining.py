@@ -15,7 +15,7 @@ from torch import Tensor
 
 from relabel import __version__
 from relabel.correctors import REGISTRY
-from relabel.correctors.base import Epoch, Memory
+from relabel.correctors.base import Epoch, Memory, nobody
 from relabel.correctors.files import CorrectorFile, read_corrector
 from relabel.correctors.tmlc_net import TMLCNet
 from relabel.device import Compute
@@ -68,7 +68,6 @@ def observed(recording: Recording, epochs: int, without: str) -> Iterator[Memory
     """What a TMLC-Net remembers after every one of so many epochs."""
     corrector = TMLCNet(recording.probability.shape[2], 1, without=without)
     memory: Memory = {}
-    nobody = torch.zeros(0, dtype=torch.int64)
     for number in range(epochs):
         memory |= corrector.observe(
             Epoch(
@@ -77,8 +76,7 @@ def observed(recording: Recording, epochs: int, without: str) -> Iterator[Memory
                 trained=torch.ones(len(recording.given), dtype=torch.bool),
                 given=recording.given,
                 memory=memory,
-                meta=nobody,
-                meta_true=nobody,
+                meta=nobody(),
             )
         )
         yield memory
