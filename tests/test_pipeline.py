@@ -95,6 +95,16 @@ def test_half_of_mslc_s_labelled_meta_rows_are_witnesses_and_no_trusted_row_is_l
     assert split.unseen.tolist() == split.meta.tolist(), "the backbone trains on witnesses"
 
 
+def test_the_training_is_told_how_trusted_rows_were_labelled_where_they_were(digits):
+    """The last two are images outside of the source."""
+    source = open_source(str(digits.images))
+    rows = np.array([5, 0, len(source), len(source) + 1])
+    found = pipeline._verified(rows, np.array([3, 1, 4, 1]), source)
+    assert found.rows.tolist() == rows.tolist()
+    assert found.true.tolist() == [3, 1, 4, 1]
+    assert found.given.tolist() == [source.given[5], source.given[0], -1, -1]
+
+
 def test_a_frozen_backbone_trains_only_its_head_on_features_computed_once(digits, tmp_path):
     from relabel import backbones
 
