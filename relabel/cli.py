@@ -144,6 +144,10 @@ NoCacheOption = Annotated[
     ),
 ]
 EpochsOption = Annotated[int | None, typer.Option(help="Default: 20 to 80, fewer for larger data.")]
+ApplyEpochsOption = Annotated[
+    int | None,
+    typer.Option(help="Default: 15 to 30, fewer for larger data; a long run learns left mistakes by heart."),
+]
 WarmupOption = Annotated[
     int | None, typer.Option(help="Epochs before the corrector. Default: the corrector's share.")
 ]
@@ -362,7 +366,7 @@ def apply(
     image_size: ImageSizeOption = None,
     augment: AugmentOption = None,
     no_cache: NoCacheOption = False,
-    epochs: EpochsOption = None,
+    epochs: ApplyEpochsOption = None,
     warmup: WarmupOption = None,
     batch_size: BatchSizeOption = None,
     lr: RateOption = None,

@@ -77,6 +77,19 @@ def test_trusted_rows_come_back_as_verified_and_are_split_for_meta_and_probes(di
     np.testing.assert_allclose(result.soft_label[:].sum(axis=1), 1, atol=1e-5)
 
 
+@pytest.mark.parametrize(
+    ("rows", "guided", "transferred"),
+    [(1_000, 80, 30), (20_000, 75, 30), (30_000, 50, 25), (60_000, 25, 15), (10**6, 20, 15)],
+)
+def test_larger_data_get_fewer_epochs_and_nobody_steers_a_transferred_corrector_for_long(
+    rows, guided, transferred
+):
+    for pretrained, expected in ((None, guided), (Path("tmlc.pt"), transferred)):
+        config = FitConfig("images", pretrained=pretrained)
+        assert pipeline.schedule_for(config, rows).epochs == expected
+        assert pipeline.schedule_for(replace(config, epochs=7), rows).epochs == 7
+
+
 @pytest.mark.parametrize("start", ["trusted", "random"])
 def test_half_of_mslc_s_labelled_meta_rows_are_witnesses_and_no_trusted_row_is_lost(start):
     given = np.tile(np.arange(3), 40)
