@@ -253,7 +253,7 @@ def test_a_disk_that_refuses_leaves_nothing(predict, model, files, monkeypatch):
     def full(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("relabel.output.parquet.write_table", full)
+    monkeypatch.setattr("pyarrow.parquet.ParquetWriter.write_table", full)
     done = predict()
     assert done.code == 1
     assert "labels.parquet could not be written: No space left on device." in done.err
