@@ -146,7 +146,7 @@ NoCacheOption = Annotated[
 EpochsOption = Annotated[int | None, typer.Option(help="Default: 20 to 80, fewer for larger data.")]
 ApplyEpochsOption = Annotated[
     int | None,
-    typer.Option(help="Default: 15 to 30, fewer for larger data; a long run learns left mistakes by heart."),
+    typer.Option(help="Default: 20 to 40, fewer for larger data; a long run learns left mistakes by heart."),
 ]
 WarmupOption = Annotated[
     int | None, typer.Option(help="Epochs before the corrector. Default: the corrector's share.")

@@ -79,7 +79,7 @@ def test_trusted_rows_come_back_as_verified_and_are_split_for_meta_and_probes(di
 
 @pytest.mark.parametrize(
     ("rows", "guided", "transferred"),
-    [(1_000, 80, 30), (20_000, 75, 30), (30_000, 50, 25), (60_000, 25, 15), (10**6, 20, 15)],
+    [(1_000, 80, 40), (20_000, 75, 40), (40_000, 38, 25), (60_000, 25, 20), (10**6, 20, 20)],
 )
 def test_larger_data_get_fewer_epochs_and_nobody_steers_a_transferred_corrector_for_long(
     rows, guided, transferred
