@@ -3,10 +3,10 @@
     python examples/memory.py 1000000 14
     python examples/memory.py 2400000 1000 --epochs 3
 
-Rows are 16 numbers around the centre of their class, 40 % of the labels are wrong, five rows a class are
-verified (100 at the least). `relabel fit` runs on them in a process of its own, whose memory is read off
-while it runs. Memory of its own (anonymous) is what the process needs; pages of mapped files are counted
-apart, because the system writes them back and takes them away when memory is short.
+Rows are 16 numbers around the centre of their class, 40 % of the labels are drawn at random, five rows a
+class are verified (100 at the least). `relabel fit` runs on them in a process of its own, whose memory is
+read off while it runs. Memory of its own (anonymous) is what the process needs; pages of mapped files are
+counted apart, because the system writes them back and takes them away when memory is short.
 """
 
 from __future__ import annotations

@@ -8,7 +8,7 @@ a `nn.Linear` joins by its torchvision name.
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import redirect_stdout
 from pathlib import Path
 from pickle import UnpicklingError
@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from relabel.data.loading import ImageInputs, Inputs, VectorInputs
 from relabel.device import Compute
 from relabel.errors import RelabelError
+from relabel.ledger import per_sample
 
 SMALL_IMAGE = 64  # up to this size a stem that divides the resolution by four would leave nothing to see
 
@@ -145,6 +146,17 @@ def evaluate(
         with torch.no_grad(), compute.autocast():
             logits, features = backbone(inputs.batch(index, compute.device, None))
         yield index, logits, features
+
+
+def frozen_features(
+    backbone: Backbone, inputs: Inputs, compute: Compute, on_batch: Callable[[int], None] = lambda rows: None
+) -> Tensor:
+    """Penultimate features [len(inputs), D] as the backbone stands, in host memory or a mapped file."""
+    features = per_sample(len(inputs), backbone.head.in_features)
+    for index, _, penultimate in evaluate(backbone, inputs, compute):
+        features[index] = penultimate.cpu()
+        on_batch(len(index))
+    return features
 
 
 def _conv(channels_in: int, channels_out: int, *, pool: bool = False) -> nn.Sequential:

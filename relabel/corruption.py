@@ -10,7 +10,7 @@ import math
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,9 +24,6 @@ from relabel.errors import RelabelError
 from relabel.metrics import noise_matrix
 from relabel.output.noisy_labels import shares
 from relabel.progress import Watcher
-
-if TYPE_CHECKING:
-    pass
 
 IMAGE_SIZE = 32  # at most: the size of CIFAR, which both models that look at images were made for
 SAMPLES_SEEN = 100_000  # the network's epochs are as many as make this many, within limits

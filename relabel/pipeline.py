@@ -33,7 +33,6 @@ from relabel.data.trusted import TrustedSet, trusted_of
 from relabel.data.vectors import standardisation
 from relabel.device import Compute, resolve
 from relabel.errors import RelabelError
-from relabel.ledger import per_sample
 from relabel.metrics import noise_matrix
 from relabel.model import EVIDENCE, Model
 from relabel.output import calibration
@@ -347,11 +346,8 @@ def _frozen_features(
     backbone: Backbone, inputs: Inputs, compute: Compute, watcher: Watcher
 ) -> tuple[Inputs, _Frozen]:
     """Every row's penultimate features, computed once: with `--freeze` they are all that training sees."""
-    features = per_sample(len(inputs), backbone.head.in_features)
     watcher.stage("Features", len(inputs))
-    for index, _, penultimate in backbones.evaluate(backbone, inputs, compute):
-        features[index] = penultimate.cpu()
-        watcher.advance(len(index))
+    features = backbones.frozen_features(backbone, inputs, compute, watcher.advance)
     # Unit variance: the head's learning rate then suits every backbone. A feature without any stays at 0,
     # lest the first unseen image that has it be multiplied by a million.
     mean, deviation = features.mean(dim=0), features.std(dim=0)

@@ -11,19 +11,20 @@ import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from relabel import hypergradient
-from relabel.backbones import Backbone, evaluate
+from relabel.backbones import Backbone, evaluate, frozen_features
 from relabel.correctors.base import Corrector, Epoch, Memory, Verified, WarmUp, nobody
 from relabel.correctors.plain import Plain
 from relabel.data.loading import Inputs
 from relabel.device import Compute
 from relabel.errors import RunError
-from relabel.ledger import Distributions, Ledger, per_sample
+from relabel.ledger import Distributions, Ledger
 
 _HEAD_START = 300  # steps of a directly learned φ before its first soft label
 
@@ -260,7 +261,7 @@ class Training:
             mean_probability=self.ledger.mean,
             probability=self.ledger.latest,
             head=self.backbone.head,
-            features=self._frozen_features,
+            features=partial(frozen_features, self.backbone, self.inputs, self.compute),
             meta=self.rows.meta,
             witness=self.rows.witness,
         )
@@ -280,13 +281,6 @@ class Training:
             witness=self.rows.witness,
         )
         self.ledger.memory |= self.corrector.observe(finished)
-
-    def _frozen_features(self) -> Tensor:
-        """Penultimate features [len(inputs), D] as the backbone stands, in host memory."""
-        features = per_sample(len(self.inputs), self.backbone.head.in_features)
-        for index, _, penultimate in evaluate(self.backbone, self.inputs, self.compute):
-            features[index] = penultimate.cpu()
-        return features
 
     def _trusted_features(self, inputs: Tensor) -> Tensor:
         """Features [M, D] of trusted inputs as training sees them, leaving no trace in the backbone.

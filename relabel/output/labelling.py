@@ -48,14 +48,15 @@ class SoftLabels:
         """The rows [B, C]; those verified are one-hot."""
         given, verified = self._given[rows], self._verified[rows]
         soft = np.empty((len(given), self.shape[1]), dtype=np.float32)
+        start = rows.indices(len(self))[0]
         # In parts, for the double precision on the way is ten times as large.
         for block in blocks(*soft.shape):
-            start = rows.indices(len(self))[0]
             part = slice(start + block.start, start + block.stop)
             evidence = {name: values[part].numpy() for name, values in self._evidence.items()}
             soft[block] = self._fitted.soft_labels(evidence, given[block])
-        known = verified != UNLABELLED
-        soft[known] = np.eye(self.shape[1], dtype=np.float32)[verified[known]]
+        known = np.flatnonzero(verified != UNLABELLED)
+        soft[known] = 0
+        soft[known, verified[known]] = 1
         return soft
 
 

@@ -24,7 +24,7 @@ _SHARES_PER_GROUP = 2**24
 COMPRESSION = "zstd"
 
 
-class Rows(Protocol):
+class SoftLabelRows(Protocol):
     """An array [N, C], or what computes a part of its rows when asked for them."""
 
     @property
@@ -70,7 +70,7 @@ def write_labels(
     *,
     file_names: Sequence[str],
     given: NDArray[np.int64],
-    soft_label: Rows,
+    soft_label: SoftLabelRows,
     noise_probability: NDArray[np.float32],
     action: Sequence[str] | NDArray[np.str_],
     trusted: NDArray[np.bool_],
@@ -134,7 +134,7 @@ class _Columns:
 
     file_names: Sequence[str]
     given: NDArray[np.int64]
-    soft_label: Rows
+    soft_label: SoftLabelRows
     noise_probability: NDArray[np.float32]
     action: Sequence[str] | NDArray[np.str_]
     trusted: NDArray[np.bool_]

@@ -172,15 +172,15 @@ class Dynamics:
     def of(cls, recording: Recording, without: str = "nothing") -> Dynamics:
         """Computed once, because a step needs eight epochs of them."""
         everyone = torch.ones(len(recording.given), dtype=torch.bool)
-        probabilities = recording.probability.float().unbind(dim=1)
+        probabilities = recording.probability.unbind(dim=1)
         found = []
-        for probability in probabilities:
+        for probability in map(Tensor.float, probabilities):
             means = None if without == "nnp" else mean_losses(probability, recording.given, everyone)
             found.append(normalized_features(probability, means))
         candidates = {}
         if recording.probability.shape[2] > CANDIDATES:
             candidates = {
-                epoch: likeliest(probabilities[epoch], recording.given)
+                epoch: likeliest(probabilities[epoch].float(), recording.given)
                 for epoch in {chosen(epoch) for epoch in range(len(probabilities))}
             }
         losses, entropy = (
