@@ -12,7 +12,8 @@ noise that `relabel corrupt` puts on the true labels, written NOISE-RATE: `symme
 corrector, run by `relabel fit` as a user would type it; `apply`, which is `relabel apply` without any
 verified row, with the corrector that comes with relabel or that of `--pretrained`; or one of three baselines
 that do without relabel (`baselines.py`). All have the same backbone, image size, augmentation and schedule;
-METHOD@EPOCHS, such as `cleanlab@20`, has a budget of its own. Verified rows are drawn at random for each
+METHOD@EPOCHS, such as `cleanlab@20`, has a budget of its own. `trusted-only` never sees a given label, so
+that one setting's run stands for all with its seed. Verified rows are drawn at random for each
 seed, given to every method but `apply` and left out of every figure. The options listed below go to every
 method; options that are not this script's go to `relabel` alone. `--rows N` takes the first N rows of the
 data.
@@ -38,6 +39,7 @@ from __future__ import annotations
 
 import argparse
 import csv
+import fcntl
 import importlib.util
 import itertools
 import json
@@ -50,6 +52,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -72,6 +75,7 @@ if TYPE_CHECKING:
     Epoch = Callable[[], Iterator[Tensor]]
 
 BASELINES = ("cleanlab", "fine-tune", "trusted-only")
+WITHOUT_LABELS = ("trusted-only",)  # whose networks the noise of a setting does not reach
 METHODS = ("none", "mslc", "mlc", "metalabelnet", "tmlc", "apply", *BASELINES)
 SETTINGS = {
     "cifar10n": (
@@ -271,6 +275,7 @@ def planned(arguments: argparse.Namespace) -> list[Run]:
         for seed in arguments.seeds
         for setting in arguments.settings
         for method, epochs in arguments.plan
+        if method not in WITHOUT_LABELS or setting == arguments.settings[0]
     ]
 
 
@@ -301,8 +306,9 @@ def count_rows(arguments: argparse.Namespace) -> int:
 
 def is_done(run: Run, arguments: argparse.Namespace) -> bool:
     """Whether the output holds this run, with a test accuracy if one is asked for."""
+    setting = ("setting",) if run.method in WITHOUT_LABELS else ()
     return any(
-        _key(result) == asdict(run)
+        _key(result, *setting) == _key(asdict(run), *setting)
         and (not arguments.test or run.method == "apply" or result.get("test_accuracy") is not None)
         for result in read_results(arguments.output)
     )
@@ -519,17 +525,29 @@ def read_results(output: Path) -> list[Result]:
 def add_result(output: Path, result: Result) -> None:
     """Add a run to the file, in place of an earlier one of the same key; a reader never sees half a file.
 
-    The file is read anew, so that two processes may add to it by turns.
+    The folder is locked and the file read anew, so that several processes may add to it.
     """
-    results = [other for other in read_results(output) if _key(other) != _key(result)] + [result]
-    figures = dict.fromkeys(name for row in results for name in row if name not in KEY)
-    schema = pa.schema([*KEY.items(), *((name, pa.float64()) for name in figures)])
-    with atomic_path(output) as temporary:
-        pq.write_table(pa.Table.from_pylist(results, schema=schema), temporary)
+    with locked(output.absolute().parent):
+        results = [other for other in read_results(output) if _key(other) != _key(result)] + [result]
+        figures = dict.fromkeys(name for row in results for name in row if name not in KEY)
+        schema = pa.schema([*KEY.items(), *((name, pa.float64()) for name in figures)])
+        with atomic_path(output) as temporary:
+            pq.write_table(pa.Table.from_pylist(results, schema=schema), temporary)
 
 
-def _key(result: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: result[name] for name in KEY}
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Wait until no other process is in here for this folder."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)  # which unlocks
+
+
+def _key(result: Mapping[str, Any], *without: str) -> dict[str, Any]:
+    return {name: result[name] for name in KEY if name not in without}
 
 
 def _describe(run: Run) -> str:
@@ -587,7 +605,9 @@ def _setting_table(runs: Sequence[Result]) -> str:
 def _overview(by_setting: Mapping[str, Sequence[Result]], figure: Figure) -> str:
     rows = []
     for method in _by_method(run["method"] for runs in by_setting.values() for run in runs):
-        of_method = ([run for run in runs if run["method"] == method] for runs in by_setting.values())
+        of_method = [[run for run in runs if run["method"] == method] for runs in by_setting.values()]
+        if method.partition("@")[0] in WITHOUT_LABELS:
+            of_method = [list(itertools.chain(*of_method))] * len(by_setting)
         rows.append([method, *(_mean(own, figure) for own in of_method)])
     return table(["method", *by_setting], rows)
 
