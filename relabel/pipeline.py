@@ -33,11 +33,20 @@ from relabel.data.trusted import TrustedSet, trusted_of
 from relabel.data.vectors import standardisation
 from relabel.device import Compute, resolve
 from relabel.errors import RelabelError
+from relabel.ledger import blocks
 from relabel.metrics import noise_matrix
 from relabel.model import EVIDENCE, Model
 from relabel.output import calibration
 from relabel.output.calibration import Calibration
-from relabel.output.labelling import Labelling, label_rows, usable_rows, versions, warn_of_errors
+from relabel.output.labelling import (
+    Labelling,
+    SoftLabels,
+    label_rows,
+    noise_probabilities,
+    usable_rows,
+    versions,
+    warn_of_errors,
+)
 from relabel.progress import Silent, Watcher
 from relabel.training import (
     EpochReport,
@@ -420,15 +429,19 @@ def _labelled(
     if pretrained is None:
         fitted = fit_to_probes({name: values[probes].numpy() for name, values in evidence.items()})
     else:
-        soft_label = training.soft_labels()
-        available = {**evidence, calibration.CORRECTOR: soft_label}
+        corrector_label = training.soft_labels()
+        available = {**evidence, calibration.CORRECTOR: corrector_label}
         evidence = {name: available[name] for name in pretrained.experience.evidence}
         given = np.where(usable_rows(source, errors), source.given, UNLABELLED)
-        transition = calibration.estimated_transition(soft_label, given)
+        transition = calibration.estimated_transition(corrector_label, given)
         fitted = calibration.transferred(pretrained.experience, transition)
+        soft_label = SoftLabels(evidence, given, fitted, TrustedSet.empty())
+        noise = [noise_probabilities(soft_label[rows], given[rows]) for rows in blocks(*soft_label.shape)]
+        of_labelled = np.concatenate(noise)[given != UNLABELLED].astype(np.float64)
+        fitted = calibration.levelled(fitted, of_labelled, training.contradicted)
         if len(scored):
             of_probes = {name: values[probes].numpy() for name, values in evidence.items()}
-            fitted = fit_to_probes(of_probes, prior=pretrained.experience.weights, transition=transition)
+            fitted = fit_to_probes(of_probes, prior=fitted.weights, transition=transition)
     run = {
         "corrector": config.recipe.corrector,
         "preset": config.preset,

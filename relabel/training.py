@@ -22,10 +22,13 @@ from relabel.backbones import Backbone, evaluate, frozen_features
 from relabel.correctors.base import Corrector, Epoch, Memory, Verified, WarmUp, nobody
 from relabel.correctors.plain import Plain
 from relabel.data.loading import Inputs
+from relabel.data.sources import UNLABELLED
 from relabel.device import Compute
 from relabel.errors import RunError
 from relabel.ledger import Distributions, Ledger
+from relabel.output import calibration
 
+_LEAST_EARLY = 4  # epochs; before, even the predictions it is surest of are guesses
 _HEAD_START = 300  # steps of a directly learned φ before its first soft label
 
 
@@ -59,6 +62,12 @@ def default_batch_size(rows: int) -> int:
 def default_learning_rate(batch_size: int) -> float:
     """The peak rate that suits a batch size: its square root keeps the noise of a step the same."""
     return 0.2 * math.sqrt(batch_size / 256)
+
+
+def early_epochs(epochs: int) -> int | None:
+    """After how many of the epochs a network knows much of the truth and little by heart; None if too few."""
+    early = round(epochs / 4)
+    return early if early >= _LEAST_EARLY else None
 
 
 @dataclass(frozen=True)
@@ -126,6 +135,8 @@ class Training:
         self.compute = compute
         self.seed = seed
         self.epoch = 0
+        self.contradicted: float | None = None
+        """The share of that name (`calibration.contradicted`), once the early epochs have passed."""
         self.ledger = Ledger(len(rows.given), backbone.head.out_features)
         self._warmup = Plain(backbone.head.out_features, backbone.head.in_features)
         decayed = [p for p in backbone.parameters() if p.ndim > 1]
@@ -214,6 +225,10 @@ class Training:
         if not math.isfinite(mean_loss):
             raise RunError(f"The training loss is no longer finite in epoch {epoch + 1}.", "Lower --lr.")
         self.epoch += 1
+        if self.epoch == early_epochs(schedule.epochs):
+            given = torch.full_like(self.rows.given, UNLABELLED)
+            given[self.rows.train] = self.rows.given[self.rows.train]
+            self.contradicted = calibration.contradicted(self.ledger.latest, given)
         return EpochReport(
             epoch=epoch,
             epochs=schedule.epochs,
@@ -436,6 +451,7 @@ class Training:
             "corrector": self.corrector.state_dict(),
             "meta_optimizer": self.meta_optimizer.state_dict() if self.meta_optimizer else None,
             "ledger": self.ledger.state_dict(),
+            "contradicted": self.contradicted,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -447,6 +463,7 @@ class Training:
         if self.meta_optimizer:
             self.meta_optimizer.load_state_dict(state["meta_optimizer"])
         self.ledger.load_state_dict(state["ledger"])
+        self.contradicted = state["contradicted"]
 
 
 @contextmanager

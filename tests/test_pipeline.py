@@ -247,12 +247,13 @@ def test_a_pretrained_corrector_s_soft_label_is_evidence_where_its_weight_is_kno
     half = digits.images / "half.csv"
     with half.open("w", newline="") as file:
         csv.writer(file).writerows([("file_name", "label"), *table])
-    weights = {"mean": 1.5, "last": 0.25, "corrector": 0.5, "transition": 0.4, "keep": 0.1}
+    weights = {"mean": 1.5, "last": 0.25, "corrector": 0.5, "transition": 0.4, "keep": 1.1}
     learned = read_corrector(corrector_file)
     replace(learned, experience=replace(learned.experience, weights=weights)).save(tmp_path / "tmlc.pt")
-    result, training = apply(digits, tmp_path / "tmlc.pt", source=str(half))
+    result, training = apply(digits, tmp_path / "tmlc.pt", source=str(half), epochs=14)
     half.unlink()
-    assert result.metadata["calibration"]["weights"] == weights
+    found = result.metadata["calibration"]["weights"]
+    assert {**found, "keep": 1.1} == weights
     given = result.source.given
     without = given < 0
     assert without.sum() == 180
@@ -269,8 +270,16 @@ def test_a_pretrained_corrector_s_soft_label_is_evidence_where_its_weight_is_kno
     for name, values in {**training.evidence(), "corrector": soft_label}.items():
         logits += weights[name] * np.log(np.clip(values[:].double().numpy(), 1e-4, None))
     logits[~without] += 0.4 * np.log(transition[:, given[~without]].T)
-    logits[~without, given[~without]] += 0.1
-    expected = torch.from_numpy(logits).softmax(dim=1).numpy()
+    labelled = np.flatnonzero(~without)
+    levels = []
+    for keep in (1.1, found["keep"]):
+        own = logits.copy()
+        own[labelled, given[labelled]] += keep
+        expected = torch.from_numpy(own).softmax(dim=1).numpy()
+        levels.append(1 - expected[labelled, given[labelled]].mean())
+    lent, moved, told = (np.log(level / (1 - level)) for level in (*levels, training.contradicted))
+    assert moved == pytest.approx(lent + 2 / 3 * (told - lent), abs=1e-3)
+    assert abs(moved - lent) > 0.1
     np.testing.assert_allclose(result.soft_label[:], expected, atol=1e-5)
 
 

@@ -8,13 +8,16 @@ are exchangeable with the rows nobody verified. On them a softmax over the class
 is fitted: p^k are distributions from training (the epoch average, the last prediction, the corrector's
 soft label), T_{c,y} = p(given y | true c) the trusted rows' smoothed noise matrix. The few weights are
 shared by all classes, so permuting the classes permutes q. An unlabelled row has no last two terms.
+
+A data set without a verified row borrows the weights of others, and sets w_keep to its own noise rate as far
+as that shows: `levelled`.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -42,6 +45,8 @@ _FOLDS = 10
 _ROWS_LEARNED = 300  # of a data set, for the weights that suit many
 _FIGURES = ("probe_accuracy_before", "probe_accuracy_after", "probe_calibration_error")
 _FLOOR = 1e-4  # what bf16 logits resolve; below it a logarithm would be noise
+_SUREST = 1 / 5
+_CONTRADICTED_WEIGHT = 2 / 3
 
 
 @dataclass(frozen=True)
@@ -277,24 +282,70 @@ def transferred(experience: Experience, transition: Floats) -> Calibration:
     )
 
 
+def contradicted(probability: Tensor | Distributions, given: Tensor) -> float:
+    """The share of wrong labels among the rows that an early network is surest of: those it contradicts.
+
+    probability: [N, C], the newest predictions after a quarter of the epochs; given: [N], −1 for rows that do
+    not count. Of the others the fifth with the largest probability is asked. By then a network knows these
+    rows' classes and has not learned their labels by heart: with symmetric, pair and instance-dependent noise
+    on 5,000 CIFAR-10 images, TrashNet and digits this share was between .6 and 1.3 times the noise rate.
+    Noise that another network has drawn along its boundaries is learned like the truth, and stays hidden.
+    """
+    best, label = torch.zeros(len(given)), torch.zeros(len(given), dtype=torch.int64)
+    for block in blocks(*probability.shape):
+        best[block], label[block] = probability[block].float().max(dim=1)
+    best[given < 0] = -1  # behind all others
+    surest = best.argsort(descending=True, stable=True)[: math.ceil(int((given >= 0).sum()) * _SUREST)]
+    wrong = int((label[surest] != given[surest]).sum())
+    return (wrong + 0.5) / (len(surest) + 1)
+
+
+def levelled(fitted: Calibration, noise_probability: Floats, contradicted: float | None) -> Calibration:
+    """`fitted` with a w_keep that lets the mean noise probability of its data set be two thirds of the way
+    (in log-odds) towards the share of `contradicted` labels.
+
+    noise_probability: [N], by `fitted`, of the rows with a given label. How much a network doubts its labels
+    depends on how far it got, so a borrowed level is off: by .80 log-odds (root mean square over 15 recorded
+    runs, each left out of the weights), and by .66 when moved; their calibration error fell from .117 to
+    .109, their label accuracy rose from 6.9 to 7.6 points above the given labels'. All of the way was worse
+    where noise follows the features. Without a share, as without rows, nothing moves.
+    """
+    if fitted.withheld or len(noise_probability) == 0 or contradicted is None:
+        return fitted
+    raised = fitted.weights["keep"] + _keep_offset(noise_probability, contradicted)
+    return replace(fitted, weights={**fitted.weights, "keep": raised})
+
+
+def _keep_offset(noise_probability: Floats, contradicted: float) -> float:
+    """What to add to w_keep: it divides the odds of every row's given label being wrong alike."""
+    from scipy.optimize import brentq
+    from scipy.special import expit, logit
+
+    noise = logit(np.clip(noise_probability, 1e-6, 1 - 1e-6))
+    own = logit(expit(noise).mean())
+    wanted = expit(own + _CONTRADICTED_WEIGHT * (logit(contradicted) - own))
+    return float(brentq(lambda offset: expit(noise - offset).mean() - wanted, -30, 30))
+
+
 @dataclass(frozen=True)
 class Solved:
     """A data set whose truth is known, with what a fit on it found.
 
     evidence: distributions [N, C] by name, the first of them the most telling; given, true: [N] class ids;
-    transition: [C, C], from `estimated_transition`.
+    transition: [C, C], from `estimated_transition`; contradicted: the share of that name, if there is one.
     """
 
     evidence: Mapping[str, NDArray[np.floating]]
     given: Labels
     true: Labels
     transition: Floats
+    contradicted: float | None
 
 
 def learn(solved: Sequence[Solved], seed: int) -> Experience:
     """The weights that suit all those data sets, each of which counts alike, whatever its size.
 
-    What they are worth is told by rows of data sets that were left out of the fit.
+    What they are worth is told by rows of data sets that were left out of the fit, `levelled` as in use.
     """
     rng = np.random.default_rng(seed)
     groups = []
@@ -310,8 +361,12 @@ def learn(solved: Sequence[Solved], seed: int) -> Experience:
     for part in np.unique(fold):
         rest = [group[:2] for place, group in enumerate(groups) if fold[place] != part]
         weights = _fit_weights(rest, prior) if rest else prior
-        for place in np.flatnonzero(fold == part):
-            soft[int(place)] = _softmax(groups[place][0] @ weights)
+        for place in np.flatnonzero(fold == part).tolist():
+            features, _, given = groups[place]
+            soft[place], share = _softmax(features @ weights), solved[place].contradicted
+            if share is not None:
+                offset = _keep_offset(1 - soft[place][np.arange(len(given)), given], share)
+                soft[place] = _softmax(features @ weights + offset * features[..., -1])
     found = [best(soft[place]) for place in range(len(groups))]
     corrected, confidence = (np.concatenate(parts) for parts in zip(*found, strict=True))
     true, given = (np.concatenate([group[column] for group in groups]) for column in (1, 2))

@@ -60,6 +60,12 @@ class SoftLabels:
         return soft
 
 
+def noise_probabilities(soft_label: NDArray[np.float32], given: NDArray[np.int64]) -> NDArray[np.float32]:
+    """1 minus the given label's share [B] of soft labels [B, C]; NaN where there is none (−1)."""
+    shares = soft_label[np.arange(len(given)), given]
+    return np.where(given >= 0, 1 - shares, np.float32(np.nan))
+
+
 @dataclass(frozen=True)
 class Labelling:
     """The labels file's columns, one entry per row of the source unless said.
@@ -125,13 +131,12 @@ def label_rows(
     labelled = given >= 0
     soft_label = SoftLabels(evidence, given, fitted, trusted)
     corrected, confidence = np.empty(len(source), dtype=np.int64), np.empty(len(source))
-    noise_probability = np.full(len(source), np.nan, dtype=np.float32)
+    noise_probability = np.empty(len(source), dtype=np.float32)
     joint = np.zeros((num_classes, num_classes))
     for block in blocks(len(source), num_classes):
         soft = soft_label[block]
         corrected[block], confidence[block] = calibration.best(soft)
-        rows = np.flatnonzero(labelled[block])
-        noise_probability[block][rows] = 1 - soft[rows, given[block][rows]]
+        noise_probability[block] = noise_probabilities(soft, given[block])
         joint += calibration.joint_counts(soft, np.where(usable[block], given[block], UNLABELLED))
 
     is_trusted = np.zeros(len(source), dtype=bool)

@@ -41,6 +41,7 @@ from relabel.output import calibration
 from relabel.output.calibration import Experience, Solved
 from relabel.output.labelling import versions
 from relabel.progress import Silent, Watcher
+from relabel.training import early_epochs
 from relabel.transfer.episodes import Episode, Pool, Recording, draw, drawn_from, record
 
 _STEPS = 3_000
@@ -211,7 +212,9 @@ def experienced(recordings: Sequence[Recording], seed: int) -> Experience:
             calibration.CORRECTOR: soft_label.numpy(),
         }
         transition = calibration.estimated_transition(soft_label, given)
-        solved.append(Solved(evidence, given, recording.true.numpy(), transition))
+        early = early_epochs(recording.probability.shape[1])
+        share = early and calibration.contradicted(recording.probability[:, early - 1], recording.given)
+        solved.append(Solved(evidence, given, recording.true.numpy(), transition, share))
     return calibration.learn(solved, seed)
 
 

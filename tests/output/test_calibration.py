@@ -8,6 +8,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
+from relabel.ledger import Distributions
 from relabel.metrics import expected_calibration_error, noise_matrix, smoothed_transition
 from relabel.output import calibration
 from relabel.output.calibration import (
@@ -17,11 +18,13 @@ from relabel.output.calibration import (
     Solved,
     actions,
     best,
+    contradicted,
     estimated_transition,
     expected_noise_matrix,
     fit,
     joint_counts,
     learn,
+    levelled,
     transferred,
 )
 
@@ -371,7 +374,7 @@ def solved(rows: int, seed: int, classes: int = C, sharpness: float = 1.0, noise
     np.fill_diagonal(transition, 1 - noise_rate)
     given = (rng.random((rows, 1)) > transition[true].cumsum(axis=1)).sum(axis=1).clip(max=classes - 1)
     image = rng.normal(size=(rows, classes)) + SIGNAL * np.eye(classes)[true]
-    return Solved({"mean": softmax(sharpness * SIGNAL * image)}, given, true, transition)
+    return Solved({"mean": softmax(sharpness * SIGNAL * image)}, given, true, transition, noise_rate)
 
 
 def test_the_weights_that_suit_many_data_sets_are_found_whatever_their_classes() -> None:
@@ -398,7 +401,7 @@ def test_further_evidence_of_many_data_sets_earns_its_weight_too() -> None:
 def test_a_large_data_set_counts_no_more_than_another() -> None:
     flat, sharp = solved(6000, 0, sharpness=0.4), solved(300, 1, sharpness=1.5)
     first = {name: values[:300] for name, values in flat.evidence.items()}
-    small = Solved(first, flat.given[:300], flat.true[:300], flat.transition)
+    small = Solved(first, flat.given[:300], flat.true[:300], flat.transition, flat.contradicted)
     learned = learn([flat, sharp], 0)
     assert learned.weights == pytest.approx(learn([small, sharp], 0).weights, abs=0.15)
     assert learned.weights["mean"] < learn([flat], 0).weights["mean"] - 0.5, "what the large one alone says"
@@ -406,9 +409,15 @@ def test_a_large_data_set_counts_no_more_than_another() -> None:
 
 
 def labelled_by(experience: Experience, data: Solved) -> Floats:
-    """What its weights say, were they withheld or not."""
+    """What its weights say at the data set's own level, were they withheld or not."""
     lent = replace(transferred(experience, data.transition), withheld=False)
+    lent = levelled(lent, doubt(lent.soft_labels(data.evidence, data.given), data), data.contradicted)
     return lent.soft_labels(data.evidence, data.given)
+
+
+def doubt(soft_label: Floats, data: Solved) -> Floats:
+    """The noise probabilities."""
+    return 1 - soft_label[np.arange(len(data.given)), data.given]
 
 
 def test_what_is_learned_is_judged_on_data_sets_that_were_left_out() -> None:
@@ -429,6 +438,13 @@ def test_what_is_learned_is_judged_on_data_sets_that_were_left_out() -> None:
     assert np.abs(np.sort(np.concatenate(seen)) - np.sort(expected)).max() > 0.02
 
 
+def test_a_data_set_whose_share_is_not_known_is_judged_at_the_borrowed_level() -> None:
+    data = [replace(solved(200, seed), contradicted=0.02 if seed else None) for seed in range(3)]
+    found = learn(data, 0)
+    expected = [labelled_by(learn([*data[:k], *data[k + 1 :]], 0), data[k]).max(axis=1) for k in range(3)]
+    assert np.sort(found.confidence) == pytest.approx(np.sort(np.concatenate(expected)), abs=1e-3)
+
+
 def test_rows_of_right_relabelled_and_confidence_belong_together() -> None:
     found = learn([solved(300, seed) for seed in range(4)], 0)
     sure = found.confidence > 0.95
@@ -441,8 +457,8 @@ def test_rows_of_right_relabelled_and_confidence_belong_together() -> None:
 
 def test_one_data_set_alone_is_judged_by_the_weights_without_any() -> None:
     data = solved(200, 0)
-    soft_label = fit({"mean": np.ones((0, C))}, NOBODY, NOBODY, np.zeros((C, C), dtype=np.int64), 0)
-    expected = replace(soft_label, transition=data.transition).soft_labels(data.evidence, data.given)
+    prior = fit({"mean": np.ones((0, C))}, NOBODY, NOBODY, np.zeros((C, C), dtype=np.int64), 0)
+    expected = labelled_by(prior.experience, data)
     assert np.sort(learn([data], 0).confidence) == pytest.approx(np.sort(expected.max(axis=1)))
 
 
@@ -503,6 +519,73 @@ def test_what_did_more_harm_than_good_is_withheld_from_other_data_too() -> None:
     assert not learn([solved(300, seed) for seed in range(4)], 0).withheld
     with pytest.raises(ValueError, match="not the values of an experience"):
         Experience.restored({**vars(harmful), "withheld": 1})
+
+
+def test_the_surest_fifth_of_the_rows_is_asked_whether_it_contradicts_its_labels() -> None:
+    probability = torch.full((25, C), 0.1)
+    sure = torch.tensor([3, 8, 9, 15, 24])
+    probability[sure, torch.tensor([0, 1, 2, 0, 1])] = torch.linspace(0.6, 0.9, 5)
+    given = torch.full((25,), 2)
+    given[sure] = torch.tensor([0, 1, 1, 2, 1])  # the third and the fourth contradicted
+    assert contradicted(probability, given) == pytest.approx(2.5 / 6)
+    shuffled = torch.randperm(25, generator=torch.Generator().manual_seed(0))
+    assert contradicted(probability[shuffled], given[shuffled]) == pytest.approx(2.5 / 6)
+    kept = Distributions(25, C)
+    kept[torch.arange(25)] = probability
+    assert contradicted(kept, given) == pytest.approx(2.5 / 6)
+
+    given[9] = -1  # 24 rows are left, and the fifth of them is still five: with one that is sure of nothing
+    probability[0, 1] = 0.2
+    assert contradicted(probability, given) == pytest.approx(2.5 / 6)
+    assert contradicted(probability[:1], torch.tensor([1])) == pytest.approx(0.25)
+
+
+def test_many_rows_of_many_classes_are_asked_in_parts() -> None:
+    probability = torch.rand((60_000, 40), generator=torch.Generator().manual_seed(0))
+    given = probability.argmax(dim=1)
+    assert contradicted(probability, given) == pytest.approx(0.5 / 12_001)
+    assert contradicted(probability, (given + 1) % 40) == pytest.approx(12_000.5 / 12_001)
+
+
+@pytest.mark.parametrize("share", [0.04, 0.6])
+def test_the_level_moves_two_thirds_of_the_way_to_the_contradicted_share(share: float) -> None:
+    data = solved(3_000, 3, noise_rate=0.3)
+    lent = transferred(learn([solved(300, seed) for seed in range(4)], 0), data.transition)
+    before = doubt(lent.soft_labels(data.evidence, data.given), data)
+    moved = levelled(lent, before, share)
+    after = doubt(moved.soft_labels(data.evidence, data.given), data)
+    own, wanted = (np.log(level / (1 - level)) for level in (before.mean(), share))
+    assert after.mean() == pytest.approx(1 / (1 + np.exp(-(own + 2 / 3 * (wanted - own)))), abs=1e-4)
+    assert (np.diff(after[np.argsort(before)]) >= -1e-9).all(), "the order of the rows stays"
+    assert {name for name in lent.weights if lent.weights[name] != moved.weights[name]} == {"keep"}
+
+
+def test_a_level_that_is_right_stays_and_one_that_is_wrong_comes_nearer(experience: Experience) -> None:
+    """Rows of 5 % noise, by weights from data sets with 30 %, and by a transition that says so too."""
+    data = solved(4_000, 60, noise_rate=0.05)
+    lent = transferred(experience, solved(10, 0).transition)
+    soft_label = lent.soft_labels(data.evidence, data.given)
+    moved = levelled(lent, doubt(soft_label, data), data.contradicted)
+    better = moved.soft_labels(data.evidence, data.given)
+    wrong = data.given != data.true
+    errors = [expected_calibration_error(doubt(soft, data), wrong) for soft in (soft_label, better)]
+    assert errors[0] is not None
+    assert errors[1] is not None
+    assert errors[1] < errors[0] / 2
+    assert accuracy(better.argmax(axis=1), data.true) > accuracy(soft_label.argmax(axis=1), data.true)
+    noise = doubt(better, data)
+    again = levelled(moved, noise, float(noise.mean()))
+    assert again.weights == pytest.approx(moved.weights, abs=1e-4)
+
+
+def test_nothing_to_level_is_left_as_it_is(experience: Experience) -> None:
+    lent = transferred(experience, TRANSITION.clip(1e-3))
+    assert levelled(lent, np.zeros(0), 0.2) is lent
+    assert levelled(lent, np.full(5, 0.3), None) is lent
+    withheld = replace(lent, withheld=True)
+    assert levelled(withheld, np.full(5, 0.3), 0.2) is withheld
+    for certain in (np.zeros(5), np.ones(5)):
+        assert np.isfinite(levelled(lent, certain, 0.2).weights["keep"])
 
 
 def test_an_experience_without_any_row_promises_nothing() -> None:
