@@ -278,8 +278,8 @@ def test_a_pretrained_corrector_s_soft_label_is_evidence_where_its_weight_is_kno
         expected = torch.from_numpy(own).softmax(dim=1).numpy()
         levels.append(1 - expected[labelled, given[labelled]].mean())
     lent, moved, told = (np.log(level / (1 - level)) for level in (*levels, training.contradicted))
-    assert moved == pytest.approx(lent + 2 / 3 * (told - lent), abs=1e-3)
-    assert abs(moved - lent) > 0.1
+    assert moved == pytest.approx(lent + 2 / 3 * (told - lent), abs=2e-4)
+    assert abs(moved - lent) > 0.01  # nearly right before, on digits
     np.testing.assert_allclose(result.soft_label[:], expected, atol=1e-5)
 
 
