@@ -8,9 +8,11 @@ corrected label on top, the action is `fix` where the label changed and `keep` e
 probability is 1 - p(given), which nobody has calibrated. The epochs, unless given, are those of the `fit`
 that trains on the fewest rows and so has the most, so that no method sees more samples than a baseline.
 
+plain         Plain training on the given labels; every label gives way to the finished network's argmax. It
+              has no use for verified labels: those rows count as any other.
 cleanlab      Three networks, each trained on two thirds of the rows under their given labels, predict the
               third. `find_label_issues` flags, and a flagged row takes the argmax; the rest keep their label.
-              It has no use for verified labels: those rows count as any other. Test images get the mean of
+              It has no use for verified labels either. Test images get the mean of
               the three networks: no fourth training, and more than a user's one network would give.
 fine-tune     Plain training on the given labels, then the whole network on the verified rows, at a constant
               learning rate. Rate and epochs are those with the best accuracy on a third of the verified
@@ -115,6 +117,14 @@ class Outcome:
     figures: dict[str, float] = field(default_factory=dict)
 
 
+def plain(task: Task) -> Outcome:
+    """The argmax of a network that was trained on the given labels."""
+    rows = np.arange(len(task.source))
+    training = task.train(rows, task.source.given, task.schedule)
+    probability = predict(training, rows)
+    return Outcome(probability, probability.argmax(axis=1), [training])
+
+
 def cleanlab(task: Task) -> Outcome:
     """Out-of-sample predictions of K networks; flagged rows take the argmax."""
     given = task.source.given
@@ -132,20 +142,20 @@ def cleanlab(task: Task) -> Outcome:
 def fine_tune(task: Task) -> Outcome:
     """Plain training, then the whole network on the verified rows."""
     rows = np.arange(len(task.source))
-    plain = task.train(rows, task.source.given, task.schedule)
+    trained = task.train(rows, task.source.given, task.schedule)
     shuffled = np.random.default_rng(task.config.seed).permutation(task.trusted.rows)
     held_out, rest = np.split(shuffled, [len(shuffled) // 3])
 
-    score, rate, epochs = accuracy_and_loss(plain, held_out, task.verified), FINE_TUNE_RATES[0], 0
+    score, rate, epochs = accuracy_and_loss(trained, held_out, task.verified), FINE_TUNE_RATES[0], 0
     for tried in FINE_TUNE_RATES:
-        training = _fine_tuning(task, plain, rest, tried)
+        training = _fine_tuning(task, trained, rest, tried)
         while training.epoch < FINE_TUNE_EPOCHS[-1]:
             training.run_epoch()
             found = accuracy_and_loss(training, held_out, task.verified)
             if training.epoch in FINE_TUNE_EPOCHS and found > score:
                 score, rate, epochs = found, tried, training.epoch
 
-    training = _fine_tuning(task, plain, task.trusted.rows, rate)
+    training = _fine_tuning(task, trained, task.trusted.rows, rate)
     while training.epoch < epochs:
         training.run_epoch()
     probability = predict(training, rows)
@@ -167,22 +177,23 @@ def trusted_only(task: Task) -> Outcome:
 
 
 METHODS: dict[str, Callable[[Task], Outcome]] = {
+    "plain": plain,
     "cleanlab": cleanlab,
     "fine-tune": fine_tune,
     "trusted-only": trusted_only,
 }
 
 
-def _fine_tuning(task: Task, plain: Training, rows: NDArray[np.int64], rate: float) -> Training:
+def _fine_tuning(task: Task, trained: Training, rows: NDArray[np.int64], rate: float) -> Training:
     """A copy of a trained network, about to learn verified `rows` at a constant rate."""
     schedule = replace(
-        plain.schedule,
+        trained.schedule,
         epochs=FINE_TUNE_EPOCHS[-1],
-        batch_size=min(plain.schedule.batch_size, SMALL_BATCH),
+        batch_size=min(trained.schedule.batch_size, SMALL_BATCH),
         learning_rate=rate,
         milestones=(),
     )
-    return task.training(copy.deepcopy(plain.backbone), rows, task.verified, schedule)
+    return task.training(copy.deepcopy(trained.backbone), rows, task.verified, schedule)
 
 
 def accuracy_and_loss(

@@ -10,7 +10,7 @@ A *setting* is where the labels come from: `human` (the file's `label`; the trut
 noise that `relabel corrupt` puts on the true labels, written NOISE-RATE: `symmetric-0.4`,
 `instance-dependent-0.4` or any other of its models, `asymmetric` with CIFAR-10's usual map. A *method* is a
 corrector, run by `relabel fit` as a user would type it; `apply`, which is `relabel apply` without any
-verified row, with the corrector that comes with relabel or that of `--pretrained`; or one of three baselines
+verified row, with the corrector that comes with relabel or that of `--pretrained`; or one of four baselines
 that do without relabel (`baselines.py`). All have the same backbone, image size, augmentation and schedule;
 METHOD@EPOCHS, such as `cleanlab@20`, has a budget of its own. `trusted-only` never sees a given label, so
 that one setting's run stands for all with its seed. Verified rows are drawn at random for each
@@ -74,7 +74,7 @@ if TYPE_CHECKING:
 
     Epoch = Callable[[], Iterator[Tensor]]
 
-BASELINES = ("cleanlab", "fine-tune", "trusted-only")
+BASELINES = ("plain", "cleanlab", "fine-tune", "trusted-only")
 WITHOUT_LABELS = ("trusted-only",)  # whose networks the noise of a setting does not reach
 METHODS = ("none", "mslc", "mlc", "metalabelnet", "tmlc", "apply", *BASELINES)
 SETTINGS = {
@@ -195,7 +195,7 @@ def parse() -> tuple[argparse.Namespace, argparse.ArgumentParser]:
         "--settings", nargs="+", help="default: all six for cifar10n, symmetric-0.3 for trashnet"
     )
     parser.add_argument(
-        "--methods", nargs="*", help="default: all: none, the four correctors, apply and three baselines"
+        "--methods", nargs="*", help="default: all: none, the four correctors, apply and four baselines"
     )
     parser.add_argument("--pretrained", type=Path, help="another corrector file for apply")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])

@@ -136,7 +136,7 @@ def rows_of(markdown):
 
 @pytest.mark.slow
 def test_the_benchmark_runs_every_method_once_and_shows_the_tables(benchmark, tmp_path):
-    methods = ["none", "cleanlab", "fine-tune", "trusted-only"]
+    methods = ["none", "plain", "cleanlab", "fine-tune", "trusted-only"]
     if importlib.util.find_spec("cleanlab") is None:
         methods.remove("cleanlab")
     flags = ("--rows", "300", "--trusted", "60", "--seeds", "0", "--epochs", "2", "--device", "cpu")
