@@ -42,7 +42,7 @@ CORRECTOR = "corrector"
 """The name, among the evidence, of the soft label of a corrector that learned on other data sets."""
 _PRIOR_STRENGTH = 3.0
 _FOLDS = 10
-_ROWS_LEARNED = 300  # of a data set, for the weights that suit many
+_ROWS_LEARNED, _ROWS_JUDGED = 300, 3_000  # of a data set: for the weights that suit many, and for the promise
 _FIGURES = ("probe_accuracy_before", "probe_accuracy_after", "probe_calibration_error")
 _FLOOR = 1e-4  # what bf16 logits resolve; below it a logarithm would be noise
 _SUREST = 1 / 5
@@ -348,29 +348,25 @@ def learn(solved: Sequence[Solved], seed: int) -> Experience:
     What they are worth is told by rows of data sets that were left out of the fit, `levelled` as in use.
     """
     rng = np.random.default_rng(seed)
-    groups = []
-    for data in solved:
-        rows = rng.permutation(len(data.true))[:_ROWS_LEARNED]
-        given = data.given[rows]
-        evidence = {name: values[rows] for name, values in data.evidence.items()}
-        groups.append((_features(evidence, given, data.transition[:, given].T), data.true[rows], given))
     names = [*solved[0].evidence, "transition", "keep"]
     prior = np.array([_PRIOR.get(name, 0.0) for name in names])
+    judged = [_rows_of(data, rng.permutation(len(data.true))[:_ROWS_JUDGED]) for data in solved]
+    groups = [(features[:_ROWS_LEARNED], true[:_ROWS_LEARNED]) for features, true, _ in judged]
     fold = rng.permutation(len(groups)) % _FOLDS
     soft: dict[int, Floats] = {}
     for part in np.unique(fold):
-        rest = [group[:2] for place, group in enumerate(groups) if fold[place] != part]
+        rest = [group for place, group in enumerate(groups) if fold[place] != part]
         weights = _fit_weights(rest, prior) if rest else prior
         for place in np.flatnonzero(fold == part).tolist():
-            features, _, given = groups[place]
+            features, _, given = judged[place]
             soft[place], share = _softmax(features @ weights), solved[place].contradicted
             if share is not None:
                 offset = _keep_offset(1 - soft[place][np.arange(len(given)), given], share)
                 soft[place] = _softmax(features @ weights + offset * features[..., -1])
     found = [best(soft[place]) for place in range(len(groups))]
     corrected, confidence = (np.concatenate(parts) for parts in zip(*found, strict=True))
-    true, given = (np.concatenate([group[column] for group in groups]) for column in (1, 2))
-    fitted = _fit_weights([group[:2] for group in groups], prior)
+    true, given = (np.concatenate([rows[column] for rows in judged]) for column in (1, 2))
+    fitted = _fit_weights(groups, prior)
     return Experience(
         weights=dict(zip(names, (float(weight) for weight in fitted), strict=True)),
         relabelled=_changed(corrected, given),
@@ -378,6 +374,13 @@ def learn(solved: Sequence[Solved], seed: int) -> Experience:
         confidence=confidence,
         withheld=int((corrected == true).sum()) < int((given == true).sum()),
     )
+
+
+def _rows_of(data: Solved, rows: NDArray[np.int64]) -> tuple[Floats, Labels, Labels]:
+    """Features [n, C, K + 2], true and given labels [n] of some rows."""
+    given = data.given[rows]
+    evidence = {name: values[rows] for name, values in data.evidence.items()}
+    return _features(evidence, given, data.transition[:, given].T), data.true[rows], given
 
 
 def estimated_transition(soft_label: Tensor | Distributions, given: Labels) -> Floats:
