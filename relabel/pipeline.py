@@ -65,8 +65,9 @@ UNSEEN_SHARE = 1 / 4  # of the trusted rows, for the calibration of a model that
 SAMPLES_SEEN = 1_500_000
 EPOCH_LIMITS = (20, 80)
 # A transferred corrector is cautious and nothing steers it: in a long run the wrong labels that it leaves are
-# learned by heart, in a short one too many labels are doubted. After 30, 40 and 60 epochs of 10,000 rows the
-# calibration error was .02, .06 and .13 on human noise, and .13, .09 and .05 with 5 % of symmetric noise.
+# learned by heart, in a short one too many labels are doubted. After 20, 30, 40 and 60 epochs of 10,000 rows
+# with human noise 70.5, 72.6, 72.8 and 72.3 % of the labels were right, with calibration errors of .025, .036,
+# .062 and .100.
 TRANSFERRED_SAMPLES_SEEN = 1_000_000
 TRANSFERRED_EPOCH_LIMITS = (20, 40)
 
