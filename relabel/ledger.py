@@ -118,6 +118,7 @@ PerSample = Tensor | Distributions | History
 class Ledger:
     """Named memories of a corrector with one entry per sample, and the backbone's predictions: `mean`
     [N, C], their running average, and `latest` [N, C], the newest one; both uniform before the first.
+    `warm_up` [N, C] is the average over the warm-up, where it was put aside.
 
     Every training row is visited once per epoch, so a row's memory is read before it is written and the
     result does not depend on the order of the rows within the epoch.
@@ -133,6 +134,7 @@ class Ledger:
         self.mean = Distributions(num_rows, num_classes)
         self.latest = Distributions(num_rows, num_classes)
         self.visits = torch.zeros(num_rows)
+        self.warm_up: Distributions | None = None
         self.memory: dict[str, PerSample] = {}
 
     def add_prediction(self, index: Tensor, probability: Tensor) -> None:
@@ -146,6 +148,11 @@ class Ledger:
     def forget_predictions(self) -> None:
         """Start the averages anew: the next prediction of a row will be the whole of its average."""
         self.visits.zero_()
+
+    def put_aside(self) -> None:
+        """Keep the average so far as `warm_up`, and start anew."""
+        self.warm_up = self.mean.clone()
+        self.forget_predictions()
 
     def read(self, index: Tensor, device: torch.device) -> dict[str, Tensor]:
         """Every memory's rows `index` [B], on `device`."""
@@ -175,6 +182,7 @@ class Ledger:
             "mean": self.mean.state_dict(),
             "latest": self.latest.state_dict(),
             "visits": self.visits,
+            "warm_up": None if self.warm_up is None else self.warm_up.state_dict(),
             "memory": memory,
         }
 
@@ -183,6 +191,7 @@ class Ledger:
         self.mean.load_state_dict(state["mean"])
         self.latest.load_state_dict(state["latest"])
         self.visits.copy_(state["visits"])
+        self.warm_up = None if state["warm_up"] is None else self._restored(state["warm_up"])
         self.memory = {}
         for name, values in state["memory"].items():
             if isinstance(values, list):
@@ -190,9 +199,12 @@ class Ledger:
             elif isinstance(values, Tensor):
                 self.memory[name] = _copied(values)
             else:
-                restored = Distributions(*self.mean.shape)
-                restored.load_state_dict(values)
-                self.memory[name] = restored
+                self.memory[name] = self._restored(values)
+
+    def _restored(self, state: Mapping[str, Tensor]) -> Distributions:
+        restored = Distributions(*self.mean.shape)
+        restored.load_state_dict(state)
+        return restored
 
 
 def _copied(values: Tensor) -> Tensor:

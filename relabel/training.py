@@ -175,6 +175,19 @@ class Training:
     def _corrects(self, epoch: int) -> bool:
         return self.corrector.corrects and epoch >= self.schedule.warmup_epochs
 
+    @property
+    def _average_from(self) -> int:
+        """The epoch that the averages begin with: within the warm-up, where that has one of its own."""
+        if self.corrector.reads_given_labels:
+            return self.schedule.average_from
+        return min(self.schedule.average_from, self.schedule.warmup_epochs * 2 // 3)
+
+    def _begin_averages(self) -> None:
+        if self.epoch == self._average_from:
+            self.ledger.forget_predictions()
+        if self.epoch == self.schedule.warmup_epochs and not self.corrector.reads_given_labels:
+            self.ledger.put_aside()
+
     def _trained_rows(self, epoch: int) -> Tensor:
         """The rows an epoch trains on: unlabelled ones too, once nothing asks for their given label."""
         if self._corrects(epoch) and not self.corrector.reads_given_labels:
@@ -196,8 +209,7 @@ class Training:
             if corrector.trains_on_meta_rows:
                 for _ in range(_HEAD_START):  # an unlearned φ would undo the warm-up within an epoch
                     self._direct_step(next(meta_batches))
-        if epoch == schedule.average_from:
-            self.ledger.forget_predictions()
+        self._begin_averages()
         loss_sum = torch.zeros((), device=self.compute.device)
         meta_losses: list[Tensor] = []
         rows = self._trained_rows(epoch)
@@ -218,7 +230,7 @@ class Training:
             if trusted_loss is not None:
                 meta_losses.append(trusted_loss)
             on_step()
-        if epoch >= schedule.average_from and len(rows) == len(self.rows.train):
+        if epoch >= self._average_from and len(rows) == len(self.rows.train):
             self._predict_unlabelled()
         self._observe()
         mean_loss = loss_sum.item() / steps
@@ -226,9 +238,7 @@ class Training:
             raise RunError(f"The training loss is no longer finite in epoch {epoch + 1}.", "Lower --lr.")
         self.epoch += 1
         if self.epoch == early_epochs(schedule.epochs):
-            given = torch.full_like(self.rows.given, UNLABELLED)
-            given[self.rows.train] = self.rows.given[self.rows.train]
-            self.contradicted = calibration.contradicted(self.ledger.latest, given)
+            self.contradicted = self._contradicted()
         return EpochReport(
             epoch=epoch,
             epochs=schedule.epochs,
@@ -236,6 +246,11 @@ class Training:
             loss=mean_loss,
             meta_loss=torch.stack(meta_losses).mean().item() if meta_losses else None,
         )
+
+    def _contradicted(self) -> float:
+        given = torch.full_like(self.rows.given, UNLABELLED)
+        given[self.rows.train] = self.rows.given[self.rows.train]
+        return calibration.contradicted(self.ledger.latest, given)
 
     def _train_batch(
         self,
@@ -420,15 +435,19 @@ class Training:
     def evidence(self) -> dict[str, Distributions]:
         """What training says of every row, as distributions [N, C] by name, for the calibration.
 
-        `mean`: the epoch-averaged softmax; `last`: the finished backbone's, without augmentation. The
-        corrector's own soft label is not among them: beside the average of a backbone it has taught it
-        added nothing on TrashNet and cost 0.3 points on CIFAR-10N.
+        `mean`: the epoch-averaged softmax; `last`: the finished backbone's, without augmentation; `warm_up`:
+        the average over the warm-up, for a corrector that does not read given labels later. How well a
+        network takes to a label tells whether it is right, and one that no longer sees it does not tell: on
+        CIFAR-10 with 20 % of symmetric noise 88.0 % of MetaLabelNet's labels were right with one average over
+        both phases, 89.0 % with two. The corrector's own soft label is not among the evidence: beside the
+        average of a backbone it has taught it added nothing on TrashNet and cost 0.3 points on CIFAR-10N.
         """
         mean = self.ledger.mean
         last = Distributions(*mean.shape)
         for index, logits in self.predict(torch.arange(len(mean))):
             last[index] = torch.softmax(logits, dim=1).cpu()
-        return {"mean": mean, "last": last}
+        warm_up = {} if self.ledger.warm_up is None else {"warm_up": self.ledger.warm_up}
+        return {"mean": mean, "last": last, **warm_up}
 
     def soft_labels(self) -> Distributions:
         """The corrector's soft label [N, C] of every row after the epochs so far, for one with a memory."""

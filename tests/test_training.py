@@ -415,6 +415,25 @@ def test_metalabelnet_trains_on_unlabelled_rows_after_the_warm_up() -> None:
     assert (one.ledger.visits[META] == 0).all()
 
 
+@pytest.mark.parametrize(("warm_up", "average_from", "begun"), [(3, 1, 1), (3, 2, 2), (2, 3, 1), (1, 2, 0)])
+def test_what_the_warm_up_predicted_is_evidence_of_its_own_where_labels_are_not_read_later(
+    warm_up: int, average_from: int, begun: int
+) -> None:
+    schedule = replace(SCHEDULE, warmup_epochs=warm_up, average_from=average_from)
+    training = Setting(corrector="metalabelnet", schedule=schedule).training()
+    predictions = []
+    for _ in range(5):
+        training.run_epoch()
+        predictions.append(training.ledger.latest[:].clone())
+    rows = torch.cat([TRAIN, UNLABELLED])
+    found = training.evidence()
+    assert list(found) == ["mean", "last", "warm_up"]
+    for name, epochs in (("warm_up", predictions[begun:warm_up]), ("mean", predictions[warm_up:])):
+        torch.testing.assert_close(found[name][rows], torch.stack(epochs).mean(dim=0)[rows])
+    for corrector in ("none", "tmlc"):
+        assert list(finished(corrector=corrector).evidence()) == ["mean", "last"]
+
+
 def test_metalabelnet_reads_no_given_label_after_the_warm_up() -> None:
     begun = Setting(corrector="metalabelnet").training()
     for _ in range(2):
