@@ -288,7 +288,7 @@ def contradicted(probability: Tensor | Distributions, given: Tensor) -> float:
     probability: [N, C], the newest predictions after a quarter of the epochs; given: [N], −1 for rows that do
     not count. Of the others the fifth with the largest probability is asked. By then a network knows these
     rows' classes and has not learned their labels by heart: with symmetric, pair and instance-dependent noise
-    on CIFAR-10, TrashNet and digits (1,800 to 5,000 images, 40 epochs) the share was .7 to 1.5 times the noise
+    on CIFAR-10, TrashNet, digits (1,800 to 5,000 images, 40 epochs) the share was .7 to 1.5 times the noise
     rate in 13 of 14 runs. Noise along another network's boundaries is learned like the truth and stays hidden
     (.05 to .24 times in 4 of 5).
     """
