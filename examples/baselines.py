@@ -12,8 +12,8 @@ plain         Plain training on the given labels; every label gives way to the f
               has no use for verified labels: those rows count as any other.
 cleanlab      Three networks, each trained on two thirds of the rows under their given labels, predict the
               third. `find_label_issues` flags, and a flagged row takes the argmax; the rest keep their label.
-              It has no use for verified labels either. Test images get the mean of
-              the three networks: no fourth training, and more than a user's one network would give.
+              It has no use for verified labels either. Test images get the mean of the three networks: no
+              fourth training, and more than a user's one network would give.
 fine-tune     Plain training on the given labels, then the whole network on the verified rows, at a constant
               learning rate. Rate and epochs are those with the best accuracy on a third of the verified
               rows, held out for it; then all of them are used. No fine-tuning at all is among the choices.
