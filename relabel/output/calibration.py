@@ -292,18 +292,18 @@ def contradicted(probability: Tensor | Distributions, given: Tensor) -> float:
     rate in 13 of 14 runs. Noise along another network's boundaries is learned like the truth and stays hidden
     (.05 to .24 times in 4 of 5).
     """
-    best, label = torch.zeros(len(given)), torch.zeros(len(given), dtype=torch.int64)
+    sureness, label = torch.zeros(len(given)), torch.zeros(len(given), dtype=torch.int64)
     for block in blocks(*probability.shape):
-        best[block], label[block] = probability[block].float().max(dim=1)
-    best[given < 0] = -1  # behind all others
-    surest = best.argsort(descending=True, stable=True)[: math.ceil(int((given >= 0).sum()) * _SUREST)]
+        sureness[block], label[block] = probability[block].float().max(dim=1)
+    sureness[given < 0] = -1  # behind all others
+    surest = sureness.argsort(descending=True, stable=True)[: math.ceil(int((given >= 0).sum()) * _SUREST)]
     wrong = int((label[surest] != given[surest]).sum())
     return (wrong + 0.5) / (len(surest) + 1)
 
 
-def levelled(fitted: Calibration, noise_probability: Floats, contradicted: float | None) -> Calibration:
+def levelled(fitted: Calibration, noise_probability: Floats, share: float | None) -> Calibration:
     """`fitted` with a w_keep that lets the mean noise probability of its data set be two thirds of the way
-    (in log-odds) towards the share of `contradicted` labels.
+    (in log-odds) towards the `share` of labels that are `contradicted`.
 
     noise_probability: [N], by `fitted`, of the rows with a given label. How much a network doubts its labels
     depends on how far it got, so a borrowed level is off: by .80 log-odds (root mean square over 15 recorded
@@ -311,20 +311,20 @@ def levelled(fitted: Calibration, noise_probability: Floats, contradicted: float
     .109, their label accuracy rose from 6.9 to 7.6 points above the given labels'. All of the way was worse
     where noise follows the features. Without a share, as without rows, nothing moves.
     """
-    if fitted.withheld or len(noise_probability) == 0 or contradicted is None:
+    if fitted.withheld or len(noise_probability) == 0 or share is None:
         return fitted
-    raised = fitted.weights["keep"] + _keep_offset(noise_probability, contradicted)
+    raised = fitted.weights["keep"] + _keep_offset(noise_probability, share)
     return replace(fitted, weights={**fitted.weights, "keep": raised})
 
 
-def _keep_offset(noise_probability: Floats, contradicted: float) -> float:
+def _keep_offset(noise_probability: Floats, share: float) -> float:
     """What to add to w_keep: it divides the odds of every row's given label being wrong alike."""
     from scipy.optimize import brentq
     from scipy.special import expit, logit
 
     noise = logit(np.clip(noise_probability, 1e-6, 1 - 1e-6))
     own = logit(expit(noise).mean())
-    wanted = expit(own + _CONTRADICTED_WEIGHT * (logit(contradicted) - own))
+    wanted = expit(own + _CONTRADICTED_WEIGHT * (logit(share) - own))
     return float(brentq(lambda offset: expit(noise - offset).mean() - wanted, -30, 30))
 
 
