@@ -128,15 +128,29 @@ def plain(task: Task) -> Outcome:
 def cleanlab(task: Task) -> Outcome:
     """Out-of-sample predictions of K networks; flagged rows take the argmax."""
     given = task.source.given
-    probability = np.zeros((len(given), len(task.source.class_names)))
     networks = []
-    folds = StratifiedKFold(FOLDS, shuffle=True, random_state=task.config.seed)
-    for rest, held_out in folds.split(given, given):
-        networks.append(task.train(rest, given, task.schedule))
-        probability[held_out] = predict(networks[-1], held_out)
+
+    def train(rows: NDArray[np.int64]) -> Training:
+        networks.append(task.train(rows, given, task.schedule))
+        return networks[-1]
+
+    probability, corrected = without_issues(given, len(task.source.class_names), task.config.seed, train)
+    return Outcome(probability, corrected, networks)
+
+
+def without_issues(
+    given: NDArray[np.int64], classes: int, seed: int, train: Callable[[NDArray[np.int64]], Training]
+) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+    """Out-of-sample distributions [N, C], and given labels [N] with the flagged ones replaced by the argmax.
+
+    train: a finished training on some of the rows.
+    """
+    probability = np.zeros((len(given), classes))
+    for rest, held_out in StratifiedKFold(FOLDS, shuffle=True, random_state=seed).split(given, given):
+        probability[held_out] = predict(train(rest), held_out)
     # By name: AGPL, so an optional dependency of the examples alone.
     flagged = import_module("cleanlab.filter").find_label_issues(given, probability, n_jobs=1)
-    return Outcome(probability, np.where(flagged, probability.argmax(axis=1), given), networks)
+    return probability, np.where(flagged, probability.argmax(axis=1), given)
 
 
 def fine_tune(task: Task) -> Outcome:

@@ -707,7 +707,7 @@ def our_epoch(
         corrector = correctors.create(name, 10, backbone.head.in_features)
     warmup = 10 if corrector.trains_on_meta_rows else 1  # a history of the length that a real run has
     schedule = Schedule(
-        epochs=1000, warmup_epochs=warmup, average_from=0, batch_size=batch_size, learning_rate=0.1,
+        epochs=1000, warmup_epochs=warmup, batch_size=batch_size, learning_rate=0.1,
         weight_decay=5e-4, meta_learning_rate=1e-3, meta_batch_size=64, meta_gradient=meta_gradient,
     )  # fmt: skip
     given, order = torch.from_numpy(labels), torch.arange(len(labels))

@@ -8,9 +8,11 @@ labels. A corrector learns from two thirds of a source's episodes and is then tr
 the others, its own source's and every other's.
 
 The transfer table has a line for each source that was learned from, and for all of them but the target
-(`others`). Below stand the given labels, the argmax of the last epoch (`CE`) and of the epoch average, and
+(`others`). Below stand the given labels, the argmax of the last epoch (`CE`) and of the late average, and
 `own rows`: a corrector that learned on 100 verified rows of the very run it corrects, the meta-training that
-transfer spares its user. The ablation table has the paper's variants, learned from and tried on all sources.
+transfer spares its user. With `--cleanlab` three networks more are trained on each of the tried episodes, as
+long as its own, and the labels that cleanlab flags by their out-of-sample predictions take the argmax. The
+ablation table has the paper's variants, learned from and tried on all sources.
 Figures are the share of right labels over the rows of the episodes, mean over episodes, in %.
 
 `--figure states.svg` draws the paper's figure 3: a t-SNE of the LSTM's states, of up to 1,000 given labels of
@@ -23,15 +25,20 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 
+import numpy as np
 import torch
+from baselines import without_issues
+from numpy.typing import NDArray
 from torch import Tensor
 
 from relabel.correctors.tmlc_net import TMLCNet
 from relabel.errors import RelabelError
 from relabel.progress import Silent
-from relabel.transfer.episodes import Recording
+from relabel.training import Training
+from relabel.transfer.episodes import Episode, Pool, Recording, stage, training_of
 from relabel.transfer.pretraining import Dynamics, PretrainConfig, first_generation, learn
 
 VARIANTS = {
@@ -57,7 +64,10 @@ def main() -> None:
         steps=arguments.steps,
         seed=arguments.seed,
     )
-    episodes = first_generation(config, Silent())
+    pools, recorded = first_generation(config, Silent())
+    episodes: dict[str, list[Recording]] = {}
+    for episode, recording in recorded:
+        episodes.setdefault(episode.pool, []).append(recording)
     print(", ".join(f"{name}: {len(own)} episodes" for name, own in episodes.items()), flush=True)
     taught = {name: [r for place, r in enumerate(own) if place % 3] for name, own in episodes.items()}
     tried = {name: own[::3] for name, own in episodes.items()}
@@ -72,7 +82,15 @@ def main() -> None:
         others |= across({target: tried[target]}, corrected(learned(elsewhere)))
     rows["others"] = others
     rows["own rows"] = across(tried, own_rows)
-    rows["epoch average"] = across(tried, lambda recording: recording.mean.argmax(dim=1))
+    rows["late average"] = across(tried, lambda recording: recording.late.argmax(dim=1))
+    if arguments.cleanlab:
+        episode_of = {id(recording): episode for episode, recording in recorded}
+
+        def cleaned(recording: Recording) -> Tensor:
+            episode = episode_of[id(recording)]
+            return by_cleanlab(episode, pools[episode.pool])
+
+        rows["cleanlab"] = across(tried, cleaned)
     rows["CE"] = across(tried, lambda recording: recording.probability[:, -1].argmax(dim=1))
     rows["given"] = across(tried, lambda recording: recording.given)
     print("\n" + table("learned from \\ tried on", rows))
@@ -102,10 +120,13 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--episodes", type=int, default=24, help="of all sources, by turns")
     parser.add_argument("--steps", type=int, default=1_500, help="of each corrector's training")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--cleanlab", action="store_true", help="add a line for it")
     parser.add_argument("--figure", type=Path, help="an SVG file for the t-SNE of the LSTM's states")
     arguments = parser.parse_args()
     if len({Path(source).name for source in arguments.sources}) < 2:
         parser.error("name at least two sources")
+    if arguments.cleanlab and find_spec("cleanlab") is None:
+        parser.error("--cleanlab: install it first, pip install -e '.[benchmark]'")
     return arguments
 
 
@@ -140,6 +161,18 @@ def own_rows(recording: Recording) -> Tensor:
     labels = corrected(corrector)(recording)
     labels[rows] = -1
     return labels
+
+
+def by_cleanlab(episode: Episode, pool: Pool) -> Tensor:
+    """The given labels of an episode, those that cleanlab flags replaced by the out-of-sample argmax."""
+    scene = stage(episode, pool)
+
+    def train(rows: NDArray[np.int64]) -> Training:
+        training = training_of(episode, scene, None, pool.compute, rows)
+        training.run(lambda report: None, lambda: None)
+        return training
+
+    return torch.from_numpy(without_issues(scene.given, len(episode.classes), episode.seed, train)[1])
 
 
 def _half_wrong(recording: Recording) -> float:

@@ -167,7 +167,6 @@ class SourceValues:
         schedule = Schedule(
             epochs=epochs,
             warmup_epochs=0,
-            average_from=epochs,
             batch_size=batch_size,
             learning_rate=default_learning_rate(batch_size),
             weight_decay=5e-4,

@@ -117,8 +117,8 @@ PerSample = Tensor | Distributions | History
 
 class Ledger:
     """Named memories of a corrector with one entry per sample, and the backbone's predictions: `mean`
-    [N, C], their running average, and `latest` [N, C], the newest one; both uniform before the first.
-    `warm_up` [N, C] is the average over the warm-up, where it was put aside.
+    [N, C], their running average, `early` [N, C], the average that was put aside, and `latest` [N, C], the
+    newest one; all uniform before the first.
 
     Every training row is visited once per epoch, so a row's memory is read before it is written and the
     result does not depend on the order of the rows within the epoch.
@@ -133,8 +133,8 @@ class Ledger:
     def __init__(self, num_rows: int, num_classes: int) -> None:
         self.mean = Distributions(num_rows, num_classes)
         self.latest = Distributions(num_rows, num_classes)
+        self.early = Distributions(num_rows, num_classes)
         self.visits = torch.zeros(num_rows)
-        self.warm_up: Distributions | None = None
         self.memory: dict[str, PerSample] = {}
 
     def add_prediction(self, index: Tensor, probability: Tensor) -> None:
@@ -150,8 +150,8 @@ class Ledger:
         self.visits.zero_()
 
     def put_aside(self) -> None:
-        """Keep the average so far as `warm_up`, and start anew."""
-        self.warm_up = self.mean.clone()
+        """Keep the average so far as `early`, and start anew."""
+        self.early.load_state_dict(self.mean.state_dict())
         self.forget_predictions()
 
     def read(self, index: Tensor, device: torch.device) -> dict[str, Tensor]:
@@ -180,18 +180,18 @@ class Ledger:
                 memory[name] = values.epochs if isinstance(values, History) else values
         return {
             "mean": self.mean.state_dict(),
+            "early": self.early.state_dict(),
             "latest": self.latest.state_dict(),
             "visits": self.visits,
-            "warm_up": None if self.warm_up is None else self.warm_up.state_dict(),
             "memory": memory,
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore what `state_dict` returned."""
         self.mean.load_state_dict(state["mean"])
+        self.early.load_state_dict(state["early"])
         self.latest.load_state_dict(state["latest"])
         self.visits.copy_(state["visits"])
-        self.warm_up = None if state["warm_up"] is None else self._restored(state["warm_up"])
         self.memory = {}
         for name, values in state["memory"].items():
             if isinstance(values, list):
@@ -199,12 +199,9 @@ class Ledger:
             elif isinstance(values, Tensor):
                 self.memory[name] = _copied(values)
             else:
-                self.memory[name] = self._restored(values)
-
-    def _restored(self, state: Mapping[str, Tensor]) -> Distributions:
-        restored = Distributions(*self.mean.shape)
-        restored.load_state_dict(state)
-        return restored
+                restored = Distributions(*self.mean.shape)
+                restored.load_state_dict(values)
+                self.memory[name] = restored
 
 
 def _copied(values: Tensor) -> Tensor:

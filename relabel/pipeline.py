@@ -330,7 +330,6 @@ def schedule_for(config: FitConfig, rows: int) -> Schedule:
     return Schedule(
         epochs=epochs,
         warmup_epochs=min(warmup, epochs - 1),
-        average_from=min(max(1, round(epochs / 3)), epochs - 1),
         batch_size=batch_size,
         learning_rate=config.learning_rate or recipe.learning_rate or default_learning_rate(batch_size),
         weight_decay=recipe.weight_decay,

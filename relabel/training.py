@@ -42,7 +42,6 @@ class Schedule:
 
     epochs: int
     warmup_epochs: int
-    average_from: int
     batch_size: int
     learning_rate: float
     weight_decay: float
@@ -62,6 +61,12 @@ def default_batch_size(rows: int) -> int:
 def default_learning_rate(batch_size: int) -> float:
     """The peak rate that suits a batch size: its square root keeps the noise of a step the same."""
     return 0.2 * math.sqrt(batch_size / 256)
+
+
+def averaged_epochs(epochs: int) -> tuple[range, range]:
+    """What the early and the late average are over: from a sixth to half of the run, and from there on."""
+    half = epochs // 2
+    return range(epochs // 6, half), range(half, epochs)
 
 
 def early_epochs(epochs: int) -> int | None:
@@ -175,17 +180,11 @@ class Training:
     def _corrects(self, epoch: int) -> bool:
         return self.corrector.corrects and epoch >= self.schedule.warmup_epochs
 
-    @property
-    def _average_from(self) -> int:
-        """The epoch that the averages begin with: within the warm-up, where that has one of its own."""
-        if self.corrector.reads_given_labels:
-            return self.schedule.average_from
-        return min(self.schedule.average_from, self.schedule.warmup_epochs * 2 // 3)
-
     def _begin_averages(self) -> None:
-        if self.epoch == self._average_from:
+        early, late = averaged_epochs(self.schedule.epochs)
+        if self.epoch == early.start:
             self.ledger.forget_predictions()
-        if self.epoch == self.schedule.warmup_epochs and not self.corrector.reads_given_labels:
+        if self.epoch == late.start:
             self.ledger.put_aside()
 
     def _trained_rows(self, epoch: int) -> Tensor:
@@ -230,7 +229,7 @@ class Training:
             if trusted_loss is not None:
                 meta_losses.append(trusted_loss)
             on_step()
-        if epoch >= self._average_from and len(rows) == len(self.rows.train):
+        if epoch >= averaged_epochs(schedule.epochs)[0].start and len(rows) == len(self.rows.train):
             self._predict_unlabelled()
         self._observe()
         mean_loss = loss_sum.item() / steps
@@ -435,19 +434,19 @@ class Training:
     def evidence(self) -> dict[str, Distributions]:
         """What training says of every row, as distributions [N, C] by name, for the calibration.
 
-        `mean`: the epoch-averaged softmax; `last`: the finished backbone's, without augmentation; `warm_up`:
-        the average over the warm-up, for a corrector that does not read given labels later. How well a
-        network takes to a label tells whether it is right, and one that no longer sees it does not tell: on
-        CIFAR-10 with 20 % of symmetric noise 88.0 % of MetaLabelNet's labels were right with one average over
-        both phases, 89.0 % with two. The corrector's own soft label is not among the evidence: beside the
-        average of a backbone it has taught it added nothing on TrashNet and cost 0.3 points on CIFAR-10N.
+        `early`, `late`: the epoch-averaged softmax over the `averaged_epochs`; `last`: the finished
+        backbone's, without augmentation. With two averages the calibration stops early, as it were, as far as
+        labels learned by heart ask for it: on rows 10,000 to 20,000 of CIFAR-10N, 60 epochs, they raised the
+        label accuracy of plain training from 88.0 to 89.4 % with 20 % of symmetric noise and from 71.7 to
+        73.6 % with human noise, against one average over epochs 20 to 60. With TMLC-Net, which keeps the
+        network from learning wrong labels, one and two were within 0.1 points. The corrector's own soft label
+        is not among the evidence: beside the average of a backbone it has taught it added nothing on TrashNet
+        and cost 0.3 points on CIFAR-10N.
         """
-        mean = self.ledger.mean
-        last = Distributions(*mean.shape)
-        for index, logits in self.predict(torch.arange(len(mean))):
+        last = Distributions(*self.ledger.mean.shape)
+        for index, logits in self.predict(torch.arange(len(last))):
             last[index] = torch.softmax(logits, dim=1).cpu()
-        warm_up = {} if self.ledger.warm_up is None else {"warm_up": self.ledger.warm_up}
-        return {"mean": mean, "last": last, **warm_up}
+        return {"early": self.ledger.early, "late": self.ledger.mean, "last": last}
 
     def soft_labels(self) -> Distributions:
         """The corrector's soft label [N, C] of every row after the epochs so far, for one with a memory."""

@@ -55,6 +55,18 @@ def test_forgetting_starts_the_average_anew_and_keeps_the_memory() -> None:
     assert made.memory["soft_label"][:].all()
 
 
+@pytest.mark.parametrize("classes", [3, 100])
+def test_what_is_put_aside_stays_and_the_average_starts_anew(classes: int) -> None:
+    made, probability = Ledger(2, classes), torch.rand(2, classes).softmax(dim=1)
+    assert (made.early[:] - 1 / classes).abs().max() < 1e-3
+    made.add_prediction(torch.arange(2), probability)
+    expected = made.mean[:].clone()
+    made.put_aside()
+    made.add_prediction(torch.arange(2), probability.flip(0))
+    assert torch.equal(made.early[:], expected)
+    assert torch.equal(made.mean[:], made.latest[:])
+
+
 def test_predictions_are_kept_in_float32_and_without_a_graph() -> None:
     made = Ledger(2, 3)
     probability = ONE[None].bfloat16().requires_grad_()
@@ -122,6 +134,8 @@ def test_an_empty_memory_reads_and_writes_nothing() -> None:
 def test_the_state_goes_through_a_file(classes: int) -> None:
     made, probability = Ledger(4, classes), torch.rand(4, classes).softmax(dim=1)
     made.add_prediction(torch.arange(4), probability)
+    made.put_aside()
+    made.add_prediction(torch.arange(4), probability.roll(1, dims=0))
     soft_label = Distributions(4, classes)
     soft_label[:] = probability.flip(0)
     made.memory = {
@@ -137,6 +151,7 @@ def test_the_state_goes_through_a_file(classes: int) -> None:
     rows = torch.tensor([2, 0])
     for _ in range(2):
         assert torch.equal(restored.mean[:], made.mean[:])
+        assert torch.equal(restored.early[:], made.early[:])
         assert torch.equal(restored.latest[:], made.latest[:])
         read, expected = restored.read(rows, CPU), made.read(rows, CPU)
         assert list(read) == list(expected)

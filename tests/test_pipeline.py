@@ -247,7 +247,7 @@ def test_a_pretrained_corrector_s_soft_label_is_evidence_where_its_weight_is_kno
     half = digits.images / "half.csv"
     with half.open("w", newline="") as file:
         csv.writer(file).writerows([("file_name", "label"), *table])
-    weights = {"mean": 1.5, "last": 0.25, "corrector": 0.5, "transition": 0.4, "keep": 1.1}
+    weights = {"early": 0.6, "late": 0.9, "last": 0.25, "corrector": 0.5, "transition": 0.4, "keep": 1.1}
     learned = read_corrector(corrector_file)
     replace(learned, experience=replace(learned.experience, weights=weights)).save(tmp_path / "tmlc.pt")
     result, training = apply(digits, tmp_path / "tmlc.pt", source=str(half), epochs=14)

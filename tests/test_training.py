@@ -23,7 +23,7 @@ from relabel.data.loading import ImageInputs
 from relabel.device import Compute
 from relabel.errors import RunError
 from relabel.output.calibration import contradicted
-from relabel.training import EpochReport, Rows, Schedule, Training, early_epochs
+from relabel.training import EpochReport, Rows, Schedule, Training, averaged_epochs, early_epochs
 
 CLASSES, SIZE, WRONG = 3, 8, 0.25
 TRAIN, META, UNLABELLED = torch.arange(120), torch.arange(120, 150), torch.arange(150, 162)
@@ -32,14 +32,13 @@ TRUE = torch.arange(SOURCE + len(EXTERNAL)) % CLASSES
 SCHEDULE = Schedule(
     epochs=5,
     warmup_epochs=2,
-    average_from=2,
     batch_size=24,
     learning_rate=0.05,
     weight_decay=5e-4,
     meta_learning_rate=0.01,
     meta_batch_size=8,
 )
-AVERAGED = SCHEDULE.epochs - SCHEDULE.average_from
+LATE = SCHEDULE.epochs - SCHEDULE.epochs // 2
 
 
 def images() -> np.ndarray[Any, np.dtype[np.uint8]]:
@@ -356,7 +355,7 @@ def test_the_look_ahead_step_is_the_backbone_s_own_unless_the_corrector_says_oth
 @pytest.mark.parametrize("corrector", ["none", *LOOKING_AHEAD])
 def test_meta_rows_of_a_look_ahead_are_never_trained_on(corrector: str) -> None:
     training = finished(corrector=corrector, options=deaf(corrector))
-    assert (training.ledger.visits[TRAIN] == AVERAGED).all()
+    assert (training.ledger.visits[TRAIN] == LATE).all()
     assert (training.ledger.visits[META] == 0).all()
     # Other given labels of the meta rows change nothing at all.
     other = finished(corrector=corrector, options=deaf(corrector), rows=with_other_given(META))
@@ -365,7 +364,7 @@ def test_meta_rows_of_a_look_ahead_are_never_trained_on(corrector: str) -> None:
 
 def test_tmlc_s_meta_rows_are_trained_on_like_any_other() -> None:
     training = plain("tmlc")
-    assert (training.ledger.visits[torch.cat([TRAIN, META])] == AVERAGED).all()
+    assert (training.ledger.visits[torch.cat([TRAIN, META])] == LATE).all()
     other = finished(corrector="tmlc", rows=with_other_given(META))
     assert not torch.equal(other.backbone.head.weight, training.backbone.head.weight)
 
@@ -387,9 +386,10 @@ def test_verified_labels_teach_the_corrector_and_not_the_warm_up(corrector: str)
 @pytest.mark.parametrize("corrector", ["none", "mslc", "mlc", "tmlc"])
 def test_unlabelled_rows_are_predicted_and_not_trained_on(corrector: str) -> None:
     training = plain(corrector)
-    assert (training.ledger.visits[UNLABELLED] == AVERAGED).all()
-    mean = training.ledger.mean[:][UNLABELLED]
-    torch.testing.assert_close(mean.sum(dim=1), torch.ones(len(UNLABELLED)))
+    assert (training.ledger.visits[UNLABELLED] == LATE).all()
+    for mean in (training.ledger.early, training.ledger.mean):
+        torch.testing.assert_close(mean[:][UNLABELLED].sum(dim=1), torch.ones(len(UNLABELLED)))
+        assert (mean[:][UNLABELLED] - 1 / CLASSES).abs().max() > 0.01
     without = finished(corrector=corrector, rows=replace(ROWS, unlabelled=UNLABELLED[:0]))
     assert_identical(without.backbone.state_dict(), training.backbone.state_dict())
     assert (without.ledger.visits[UNLABELLED] == 0).all()
@@ -411,27 +411,34 @@ def test_metalabelnet_trains_on_unlabelled_rows_after_the_warm_up() -> None:
     run(one)
     run(other)
     assert not torch.equal(one.backbone.head.weight, other.backbone.head.weight)
-    assert (one.ledger.visits[torch.cat([TRAIN, UNLABELLED])] == AVERAGED).all()
+    assert (one.ledger.visits[torch.cat([TRAIN, UNLABELLED])] == LATE).all()
     assert (one.ledger.visits[META] == 0).all()
 
 
-@pytest.mark.parametrize(("warm_up", "average_from", "begun"), [(3, 1, 1), (3, 2, 2), (2, 3, 1), (1, 2, 0)])
-def test_what_the_warm_up_predicted_is_evidence_of_its_own_where_labels_are_not_read_later(
-    warm_up: int, average_from: int, begun: int
+@pytest.mark.parametrize("corrector", ["none", "tmlc", "metalabelnet"])
+@pytest.mark.parametrize(("epochs", "first", "half"), [(7, 1, 3), (5, 0, 2), (2, 0, 1)])
+def test_what_was_predicted_before_half_time_is_evidence_of_its_own(
+    corrector: str, epochs: int, first: int, half: int
 ) -> None:
-    schedule = replace(SCHEDULE, warmup_epochs=warm_up, average_from=average_from)
-    training = Setting(corrector="metalabelnet", schedule=schedule).training()
+    assert averaged_epochs(epochs) == (range(first, half), range(half, epochs))
+    schedule = replace(SCHEDULE, epochs=epochs, warmup_epochs=1)
+    training = Setting(corrector=corrector, schedule=schedule).training()
     predictions = []
-    for _ in range(5):
+    for _ in range(epochs):
         training.run_epoch()
         predictions.append(training.ledger.latest[:].clone())
     rows = torch.cat([TRAIN, UNLABELLED])
     found = training.evidence()
-    assert list(found) == ["mean", "last", "warm_up"]
-    for name, epochs in (("warm_up", predictions[begun:warm_up]), ("mean", predictions[warm_up:])):
-        torch.testing.assert_close(found[name][rows], torch.stack(epochs).mean(dim=0)[rows])
-    for corrector in ("none", "tmlc"):
-        assert list(finished(corrector=corrector).evidence()) == ["mean", "last"]
+    for name, averaged in (("early", predictions[first:half]), ("late", predictions[half:])):
+        torch.testing.assert_close(found[name][rows], torch.stack(averaged).mean(dim=0)[rows])
+
+
+def test_of_one_epoch_there_is_no_early_average() -> None:
+    assert averaged_epochs(1) == (range(0), range(1))
+    training = finished(schedule=replace(SCHEDULE, epochs=1, warmup_epochs=0))
+    found = training.evidence()
+    assert (found["early"][:] == 1 / CLASSES).all(), "which says nothing"
+    assert torch.equal(found["late"][TRAIN], training.ledger.latest[TRAIN])
 
 
 def test_metalabelnet_reads_no_given_label_after_the_warm_up() -> None:
@@ -650,7 +657,7 @@ def test_the_average_prediction_is_better_than_the_given_labels(
     corrector: str, amp: torch.dtype | None, gradient: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.undo()
-    schedule = replace(SCHEDULE, epochs=8, warmup_epochs=4, average_from=3, meta_gradient=gradient)
+    schedule = replace(SCHEDULE, epochs=8, warmup_epochs=4, meta_gradient=gradient)
     training = finished(corrector=corrector, amp=amp, schedule=schedule)
     mean = training.ledger.mean[:]
     assert accuracy(mean, TRAIN) > 1 - WRONG + 0.1
@@ -661,7 +668,7 @@ def test_the_average_prediction_is_better_than_the_given_labels(
 def test_the_evidence_is_one_distribution_a_row_and_source() -> None:
     training = plain("mslc")
     found = evidence(training)
-    assert list(found) == ["mean", "last"]
+    assert list(found) == ["early", "late", "last"]
     for values in found.values():
         assert values.shape == (SOURCE, CLASSES)
         torch.testing.assert_close(values.sum(dim=1), torch.ones(SOURCE))
@@ -745,7 +752,7 @@ def test_a_frozen_corrector_corrects_as_it_is_without_any_verified_row() -> None
         assert rows == (len(EVERYONE) if epoch >= 2 else 0)
     assert_identical(training.corrector.state_dict(), before)
     assert not any(parameter.requires_grad for parameter in training.corrector.parameters())
-    assert (training.ledger.visits[EVERYONE] == AVERAGED).all()
+    assert (training.ledger.visits[EVERYONE] == LATE).all()
 
 
 def test_a_frozen_corrector_changes_nothing_in_the_warm_up_and_much_after_it() -> None:

@@ -18,7 +18,7 @@ from relabel.errors import RelabelError
 from relabel.files import load_tensors, save_tensors
 from relabel.output.calibration import CORRECTOR, Experience
 
-_FORMAT = 3
+_FORMAT = 4
 _FIELDS = {
     "corrector": str, "num_classes": int, "num_features": int, "options": dict, "state": dict,
     "trained": dict, "experience": dict,
@@ -132,7 +132,7 @@ class CorrectorFile:
                 f"A trained {self.name} is of no use on other data.",
                 "Name a file that fit --corrector tmlc --save-corrector or pretrain has written.",
             )
-        unknown = set(self.experience.evidence) - {"mean", "last", CORRECTOR}
+        unknown = set(self.experience.evidence) - {"early", "late", "last", CORRECTOR}
         if unknown:
             raise RelabelError(
                 f"The corrector's calibration asks for {min(unknown)!r}, which this version does not know.",

@@ -5,7 +5,7 @@ are exchangeable with the rows nobody verified. On them a softmax over the class
 
     q_ic ∝ exp( Σ_k w_k log p^k_ic + w_T log T_{c,y_i} + w_keep 1[c = y_i] )
 
-is fitted: p^k are distributions from training (the epoch average, the last prediction, the corrector's
+is fitted: p^k are distributions from training (two epoch averages, the last prediction, the corrector's
 soft label), T_{c,y} = p(given y | true c) the trusted rows' smoothed noise matrix. The few weights are
 shared by all classes, so permuting the classes permutes q. An unlabelled row has no last two terms.
 
@@ -31,12 +31,12 @@ from relabel.metrics import expected_calibration_error, smoothed_transition
 Floats = NDArray[np.float64]
 Labels = NDArray[np.int64]
 
-_PRIOR = {"mean": 2.0, "prediction": 1.0, "transition": 0.25, "keep": 0.0}
+_PRIOR = {"early": 1.0, "late": 1.0, "prediction": 1.0, "transition": 0.25, "keep": 0.0}
 """Where the weights stand without probes, and what few probes are drawn towards.
 
-An average over epochs is flatter than its accuracy deserves, hence 2; a finished backbone's prediction of an
-unseen image is not (0.9 to 1.4 on digits, with a corrector); the others are near what hundreds of probes
-give on photographs and on CIFAR-10N, with and without a corrector.
+Averages over epochs are flatter than their accuracy deserves, hence 2 for both together; a finished
+backbone's prediction of an unseen image is not (0.9 to 1.4 on digits, with a corrector); the others are near
+what hundreds of probes give on photographs and on CIFAR-10N, with and without a corrector.
 """
 CORRECTOR = "corrector"
 """The name, among the evidence, of the soft label of a corrector that learned on other data sets."""
@@ -128,9 +128,8 @@ class Calibration:
     def soft_labels(self, evidence: Mapping[str, NDArray[np.floating]], given: Labels) -> Floats:
         """Calibrated [N, C] from distributions [N, C] by name and given labels [N] (−1: none)."""
         features = _features(evidence, given, self.transition[:, given].T)
-        if self.withheld:
-            return _kept(features[..., 0], given, self.transition)
-        return _softmax(features @ _vector(self.weights))
+        soft_label = _softmax(features @ _vector(self.weights))
+        return _kept(soft_label, given, self.transition) if self.withheld else soft_label
 
     def promise(self, corrected: Labels, confidence: Floats, given: Labels, precision: float) -> Promise:
         """Choose the threshold of `fix` for rows that nobody verified, by their `best` and given labels [N].
@@ -225,9 +224,9 @@ def fit(
 ) -> Calibration:
     """Fit the calibration on P probe rows.
 
-    evidence: distributions [P, C] by name, the first of them the most telling; given, true: [P] class ids,
-    given −1 where there is no label, which says something of the distributions and nothing of the rest;
-    counts: [C, C] verified rows by (true, given) over ALL trusted rows of the source, probes included;
+    evidence: distributions [P, C] by name; given, true: [P] class ids, given −1 where there is no label,
+    which says something of the distributions and nothing of the rest; counts: [C, C] verified rows by (true,
+    given) over ALL trusted rows of the source, probes included;
     seed: of the cross-validation folds; prior: weights by name, 0 where not named; transition: [C, C], where
     it is known without the verified rows. Works with no probe at all: the prior weights, and no promise.
     """
@@ -252,7 +251,7 @@ def fit(
     kept_right = int(np.count_nonzero(given == true))
     withheld = int(np.count_nonzero((held_out.argmax(axis=1) == true) & labelled)) < kept_right
     if withheld:
-        held_out = _kept(features[..., 0], given, transition)
+        held_out = _kept(held_out, given, transition)
     corrected, confidence = best(held_out)
     return Calibration(
         weights=dict(zip(names, (float(weight) for weight in weights), strict=True)),
@@ -332,7 +331,7 @@ def _keep_offset(noise_probability: Floats, share: float) -> float:
 class Solved:
     """A data set whose truth is known, with what a fit on it found.
 
-    evidence: distributions [N, C] by name, the first of them the most telling; given, true: [N] class ids;
+    evidence: distributions [N, C] by name; given, true: [N] class ids;
     transition: [C, C], from `estimated_transition`; contradicted: the share of that name, if there is one.
     """
 
@@ -454,16 +453,16 @@ def _fit_weights(groups: Sequence[tuple[Floats, Labels]], prior: Floats) -> Floa
     return fitted
 
 
-def _kept(log_mean: Floats, given: Labels, transition: Floats) -> Floats:
+def _kept(soft_label: Floats, given: Labels, transition: Floats) -> Floats:
     """Soft labels that change nothing: the pooled share of right labels on the given one, the rest spread.
 
-    Rows without a label get the epoch average, the only evidence they have.
+    Rows without a label have none to keep: their soft label [N, C] stays.
     """
     num_classes = len(transition)
     right = max(float(np.diag(transition).mean()), 0.5 + 1e-3)
-    soft = np.full(log_mean.shape, (1 - right) / (num_classes - 1))
-    soft[np.arange(len(given)), given] = right
-    return np.where((given >= 0)[:, None], soft, _softmax(log_mean))
+    kept = np.full(soft_label.shape, (1 - right) / (num_classes - 1))
+    kept[np.arange(len(given)), given] = right
+    return np.where((given >= 0)[:, None], kept, soft_label)
 
 
 def best(soft_label: NDArray[np.floating]) -> tuple[Labels, Floats]:

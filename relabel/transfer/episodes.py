@@ -26,7 +26,7 @@ from relabel.correctors.tmlc_net import TMLCNet
 from relabel.data.loading import Inputs
 from relabel.data.vectors import standardisation
 from relabel.device import Compute
-from relabel.training import Rows, Schedule, Training, default_learning_rate
+from relabel.training import Rows, Schedule, Training, averaged_epochs, default_learning_rate
 
 # Noise models and the largest share of wrong labels; beyond it a wrong class may outnumber the right one.
 _NOISE = {
@@ -80,7 +80,6 @@ class Pool:
             Schedule(
                 epochs=max(4, min(30, _JUDGE_SAMPLES // len(rows))),
                 warmup_epochs=0,
-                average_from=1,
                 batch_size=64,
                 learning_rate=default_learning_rate(64),
                 weight_decay=5e-4,
@@ -145,12 +144,19 @@ class Recording:
     soft_label: Tensor
     given: Tensor
     true: Tensor
-    average_from: int
 
     @property
-    def mean(self) -> Tensor:
-        """The average softmax [n, C] that a fit would end with."""
-        return self.probability[:, self.average_from :].float().mean(dim=1)
+    def early(self) -> Tensor:
+        """The early average softmax [n, C] that a fit would end with."""
+        return self._average(averaged_epochs(self.probability.shape[1])[0])
+
+    @property
+    def late(self) -> Tensor:
+        """The late one."""
+        return self._average(averaged_epochs(self.probability.shape[1])[1])
+
+    def _average(self, epochs: range) -> Tensor:
+        return self.probability[:, epochs.start : epochs.stop].float().mean(dim=1)
 
     def state(self) -> dict[str, Any]:
         """Tensors and plain values for a file."""
@@ -206,8 +212,17 @@ def draw(number: int, seed: int, pools: Sequence[Pool]) -> Episode:
     )
 
 
-def record(episode: Episode, pool: Pool, corrector: TMLCNet | None, compute: Compute) -> Recording:
-    """Run an episode, on the given labels or with a copy of the corrector, frozen; keep what it predicted."""
+@dataclass(frozen=True)
+class Scene:
+    """The data of an episode: images [n, S, S, 3] or vectors [n, D]; given and true class ids [n]."""
+
+    values: NDArray[np.uint8] | NDArray[np.float32]
+    given: NDArray[np.int64]
+    true: NDArray[np.int64]
+
+
+def stage(episode: Episode, pool: Pool) -> Scene:
+    """Draw an episode's rows and put its noise on their labels."""
     rng = np.random.default_rng(episode.seed)
     rows = np.sort(rng.permutation(np.flatnonzero(np.isin(pool.true, episode.classes)))[: episode.rows])
     true = np.searchsorted(np.array(episode.classes), pool.true[rows])
@@ -218,18 +233,29 @@ def record(episode: Episode, pool: Pool, corrector: TMLCNet | None, compute: Com
         seed = int(rng.integers(2**31))
         noisy = noise.corrupt(true, names, noise=kind, rate=rate, seed=seed, images=subset).labels
         given = np.where(given == true, noisy, given)
-    classes = len(names)
+    return Scene(subset.images, given, true)
+
+
+def training_of(
+    episode: Episode,
+    scene: Scene,
+    corrector: TMLCNet | None,
+    compute: Compute,
+    rows: NDArray[np.int64] | None = None,
+) -> Training:
+    """An episode's training, not yet begun: on the given labels of its `rows` (default: all), or with a copy
+    of the corrector, frozen."""
+    classes = len(episode.classes)
     torch.manual_seed(episode.seed)
-    backbone, inputs = backbones.for_values(subset.images, classes, episode.backbone, episode.augment)
-    training = _training(
+    backbone, inputs = backbones.for_values(scene.values, classes, episode.backbone, episode.augment)
+    return _training(
         backbone,
         _for_classes(corrector, classes) if corrector else Plain(classes, backbone.head.in_features),
         inputs,
-        given,
+        scene.given,
         Schedule(
             epochs=episode.epochs,
             warmup_epochs=min(episode.warmup_epochs, episode.epochs - 1),
-            average_from=max(1, round(episode.epochs / 3)),
             batch_size=episode.batch_size,
             learning_rate=episode.learning_rate,
             weight_decay=episode.weight_decay,
@@ -238,17 +264,22 @@ def record(episode: Episode, pool: Pool, corrector: TMLCNet | None, compute: Com
         ),
         compute,
         episode.seed,
+        rows,
     )
-    probability = torch.empty(len(rows), episode.epochs, classes, dtype=torch.float16)
+
+
+def record(episode: Episode, pool: Pool, corrector: TMLCNet | None, compute: Compute) -> Recording:
+    """Run an episode and keep what it predicted; corrector: as for `training_of`."""
+    scene = stage(episode, pool)
+    training = training_of(episode, scene, corrector, compute)
+    probability = torch.empty(len(scene.true), episode.epochs, len(episode.classes), dtype=torch.float16)
     for epoch in range(episode.epochs):
         training.run_epoch()
         probability[:, epoch] = training.ledger.latest[:].half()
     last = training.evidence()["last"][:].half()
     soft_label = training.soft_labels()[:].half() if corrector else torch.zeros_like(last)
-    return Recording(
-        probability, last, soft_label, torch.from_numpy(given), torch.from_numpy(true),
-        training.schedule.average_from,
-    )  # fmt: skip
+    given, true = torch.from_numpy(scene.given), torch.from_numpy(scene.true)
+    return Recording(probability, last, soft_label, given, true)
 
 
 def _for_classes(corrector: TMLCNet, classes: int) -> TMLCNet:
@@ -281,9 +312,12 @@ def _training(
     schedule: Schedule,
     compute: Compute,
     seed: int,
+    rows: NDArray[np.int64] | None = None,
 ) -> Training:
-    rows = Rows(torch.arange(len(given)), torch.from_numpy(given))
-    return Training(backbone, corrector, inputs, rows, schedule, compute, seed)
+    trained = torch.from_numpy(np.arange(len(given)) if rows is None else rows)
+    return Training(
+        backbone, corrector, inputs, Rows(trained, torch.from_numpy(given)), schedule, compute, seed
+    )
 
 
 def _scaled(

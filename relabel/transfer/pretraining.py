@@ -108,14 +108,16 @@ def pretrain(config: PretrainConfig, watcher: Watcher | None = None) -> Correcto
     return CorrectorFile.of(corrector, "tmlc", 2, 1, {}, trained, experience)
 
 
-def first_generation(config: PretrainConfig, watcher: Watcher) -> dict[str, list[Recording]]:
-    """Recordings of training on the given labels, by source; errors and folder as for `pretrain`."""
+def first_generation(
+    config: PretrainConfig, watcher: Watcher
+) -> tuple[dict[str, Pool], list[tuple[Episode, Recording]]]:
+    """The sources by name, and the episodes of training on the given labels with their recordings.
+
+    Errors and folder as for `pretrain`.
+    """
     compute = resolve(config.device, config.amp)
-    by_source: dict[str, list[Recording]] = {}
     pools = _pools(config, compute, watcher)
-    for name, recording in _record_all(1, None, pools, config, compute, watcher):
-        by_source.setdefault(name, []).append(recording)
-    return by_source
+    return {pool.name: pool for pool in pools}, _record_all(1, None, pools, config, compute, watcher)
 
 
 def learn(
@@ -207,7 +209,8 @@ def experienced(recordings: Sequence[Recording], seed: int) -> Experience:
     for recording in recordings:
         given, soft_label = recording.given.numpy(), recording.soft_label.double()
         evidence = {
-            "mean": recording.mean.numpy(),
+            "early": recording.early.numpy(),
+            "late": recording.late.numpy(),
             "last": recording.last.float().numpy(),
             calibration.CORRECTOR: soft_label.numpy(),
         }
@@ -261,8 +264,8 @@ def _record_all(
     config: PretrainConfig,
     compute: Compute,
     watcher: Watcher,
-) -> list[tuple[str, Recording]]:
-    """The recordings of one generation with their sources' names, those in the folder as they are."""
+) -> list[tuple[Episode, Recording]]:
+    """The episodes of one generation with their recordings, those in the folder as they are."""
     digest = checkpoint.fingerprint(
         {
             "seed": config.seed,
@@ -284,7 +287,7 @@ def _record_all(
     numbers = range(first) if generation == 1 else range(first, first + math.ceil(first / 3))
     episodes = [draw(number, config.seed, pools) for number in numbers]
     watcher.stage(f"Recording {generation}/2", sum(episode.epochs for episode in episodes))
-    recordings: list[tuple[str, Recording]] = []
+    recordings: list[tuple[Episode, Recording]] = []
     for episode in episodes:
         path = config.folder / f"{episode.number:04d}.episode"
         recording = _restored(path, digest)
@@ -297,7 +300,7 @@ def _record_all(
                 watcher.warn(f"Episode {episode.number + 1} diverged and is left out.")
                 continue
             checkpoint.save(path, recording.state(), digest)
-        recordings.append((episode.pool, recording))
+        recordings.append((episode, recording))
         watcher.advance(episode.epochs)
         watcher.say(_told(episode, recording))
     if not recordings:
@@ -316,9 +319,9 @@ def _told(episode: Episode, recording: Recording) -> str:
     noises = " and ".join(f"{kind} {rate:.2f}" for kind, rate in episode.noises)
     size = "" if episode.image_size is None else f" at {episode.image_size} px"
     right = (recording.given == recording.true).float().mean().item()
-    found = (recording.mean.argmax(dim=1) == recording.true).float().mean().item()
+    found = (recording.late.argmax(dim=1) == recording.true).float().mean().item()
     return (
         f"Episode {episode.number + 1}: {episode.rows:,} rows of {episode.pool} in {len(episode.classes)} "
         f"classes, {noises}, {episode.backbone}{size}, {episode.epochs} epochs: "
-        f"{right * 100:.1f} % of the labels right, of the average prediction {found * 100:.1f} %."
+        f"{right * 100:.1f} % of the labels right, of the late average {found * 100:.1f} %."
     )

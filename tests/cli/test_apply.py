@@ -180,7 +180,7 @@ def written(tmp_path_factory):
     written = tmp_path_factory.mktemp("correctors")
     nobody = torch.zeros(0, dtype=torch.int64).numpy()
     nothing = calibration.fit(
-        {"mean": torch.zeros(0, 2).numpy(), "last": torch.zeros(0, 2).numpy()},
+        {"late": torch.zeros(0, 2).numpy(), "last": torch.zeros(0, 2).numpy()},
         nobody, nobody, torch.zeros(2, 2, dtype=torch.int64).numpy(), 0,
     ).experience  # fmt: skip
     for name in ("tmlc", "mslc"):

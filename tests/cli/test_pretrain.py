@@ -91,7 +91,9 @@ def test_a_corrector_for_any_data_is_written_and_nothing_else(run, quick, files)
     done = run("apply", "second", "--corrector", "tmlc.pt", "--epochs", "2", "--device", "cpu", "-q")
     assert done.code == 0
     told = json.loads(run("inspect", "labels.parquet", "--json").out)
-    assert set(told["calibration"]["weights"]) == {"mean", "last", "corrector", "transition", "keep"}
+    assert set(told["calibration"]["weights"]) == {
+        "early", "late", "last", "corrector", "transition", "keep"
+    }  # fmt: skip
     assert told["pretrained"]["episodes"] == 4
 
 
@@ -224,13 +226,15 @@ def test_a_mistake_is_told_in_one_sentence_and_nothing_is_written(run, folder, f
 
 
 def test_the_transfer_tables_come_from_the_same_recordings(run, quick, recorded, monkeypatch, capfdbinary):
+    monkeypatch.syspath_prepend(EXAMPLES)  # as for a script in that folder
     spec = importlib.util.spec_from_file_location("transfer_example", EXAMPLES / "transfer.py")
     example = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(example)
     run("pretrain", "images", "second", "-o", "tmlc.pt", "--recordings", "kept", *EIGHT, "-q")
     recorded.clear()
     arguments = ["images", "second", "--recordings", "kept", *EIGHT, "--figure", "states.svg"]
-    monkeypatch.setattr(sys, "argv", ["transfer.py", *arguments])
+    has_cleanlab = importlib.util.find_spec("cleanlab") is not None
+    monkeypatch.setattr(sys, "argv", ["transfer.py", *arguments, *["--cleanlab"] * has_cleanlab])
     example.main()
     shown = capfdbinary.readouterr().out.decode()
     assert not recorded
@@ -238,10 +242,11 @@ def test_the_transfer_tables_come_from_the_same_recordings(run, quick, recorded,
     lines = [
         [cell.strip() for cell in line.strip("|").split("|")] for line in shown.splitlines() if "|" in line
     ]
-    first, variants = lines[:9], lines[9:]
+    count = 9 + has_cleanlab
+    first, variants = lines[:count], lines[count:]
     assert first[0] == ["learned from \\ tried on", "images", "second"]
     assert [cells[0] for cells in first[2:]] == [
-        "images", "second", "others", "own rows", "epoch average", "CE", "given"
+        "images", "second", "others", "own rows", "late average", *["cleanlab"] * has_cleanlab, "CE", "given"
     ]  # fmt: skip
     assert [cells[0] for cells in variants[2:]] == list(example.VARIANTS)
     # Of two sources all but the target are the other one.

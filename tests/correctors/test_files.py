@@ -17,7 +17,7 @@ from relabel.output.calibration import Experience
 
 C, D = 3, 5
 EXPERIENCE = Experience(
-    weights={"mean": 2.0, "last": 0.5, "transition": 0.25, "keep": -0.1},
+    weights={"late": 2.0, "last": 0.5, "transition": 0.25, "keep": -0.1},
     relabelled=np.array([True, False]),
     right=np.array([True, True]),
     confidence=np.array([0.9, 0.6]),
@@ -100,9 +100,9 @@ def test_a_corrector_comes_back_with_its_parameters_and_its_story(tmp_path: Path
         ({"trained": 3}, "is not a whole corrector file"),
         ({"experience": None}, "is not a whole corrector file"),
         ({"experience": {}}, "does not hold the parameters of mlc"),
-        ({"experience": kept_experience(weights={"mean": 1.0})}, "does not hold the parameters of mlc"),
+        ({"experience": kept_experience(weights={"late": 1.0})}, "does not hold the parameters of mlc"),
         (
-            {"experience": kept_experience(weights={"mean": 1.0, "transition": float("nan"), "keep": 0.0})},
+            {"experience": kept_experience(weights={"late": 1.0, "transition": float("nan"), "keep": 0.0})},
             "does not hold the parameters of mlc",
         ),
         ({"experience": kept_experience(right=torch.ones(3).bool())}, "does not hold the parameters of mlc"),
@@ -199,7 +199,7 @@ def test_no_other_corrector_means_anything_on_other_data(
 
 
 def test_a_calibration_by_unknown_evidence_is_refused() -> None:
-    weights = {"mean": 1.0, "tea-leaves": 1.0, "transition": 0.25, "keep": 0.0}
+    weights = {"late": 1.0, "tea-leaves": 1.0, "transition": 0.25, "keep": 0.0}
     file = CorrectorFile.of(create("tmlc", C, D, {}), "tmlc", C, D, {}, TRAINED, EXPERIENCE)
     file.transferred(C, D)
     with pytest.raises(RelabelError, match="asks for 'tea-leaves', which this version does not know"):

@@ -51,7 +51,7 @@ def simulate(rows: int, seed: int, sharpness: float = 1.0) -> Simulated:
     true = rng.integers(C, size=rows)
     given = (rng.random((rows, 1)) > TRANSITION[true].cumsum(axis=1)).sum(axis=1).clip(max=C - 1)
     image = rng.normal(size=(rows, C)) + SIGNAL * np.eye(C)[true]
-    return {"mean": softmax(sharpness * SIGNAL * image)}, given, true
+    return {"late": softmax(sharpness * SIGNAL * image)}, given, true
 
 
 def fitted(simulated: Simulated, seed: int = 0) -> Calibration:
@@ -66,8 +66,8 @@ def accuracy(labels: Labels, true: Labels) -> float:
 @pytest.mark.parametrize("sharpness", [0.5, 1.0, 1.5])
 def test_the_weights_undo_the_evidence_s_own_sharpness(sharpness: float) -> None:
     weights = fitted(simulate(4000, 0, sharpness)).weights
-    assert list(weights) == ["mean", "transition", "keep"]
-    assert weights["mean"] == pytest.approx(1 / sharpness, rel=0.1)
+    assert list(weights) == ["late", "transition", "keep"]
+    assert weights["late"] == pytest.approx(1 / sharpness, rel=0.1)
     assert weights["transition"] == pytest.approx(1, abs=0.15)  # Bayes: posterior ∝ p_c T_{c,y}
     assert weights["keep"] == pytest.approx(0, abs=0.2)
 
@@ -82,13 +82,13 @@ def test_noise_probabilities_are_calibrated_and_labels_improve_on_fresh_rows(sha
     assert error is not None
     assert error < 0.03
     uncalibrated = expected_calibration_error(
-        1 - fresh_evidence["mean"][np.arange(len(given)), given], given != true
+        1 - fresh_evidence["late"][np.arange(len(given)), given], given != true
     )
     assert uncalibrated is not None
     assert error < uncalibrated / 2
     corrected = accuracy(soft_label.argmax(axis=1), true)
     assert corrected > accuracy(given, true) + 0.05
-    assert corrected > accuracy(fresh_evidence["mean"].argmax(axis=1), true)
+    assert corrected > accuracy(fresh_evidence["late"].argmax(axis=1), true)
     before, after = (made.cross_validated[f"probe_accuracy_{when}"] for when in ("before", "after"))
     assert before == pytest.approx(accuracy(given, true), abs=0.06)
     assert after == pytest.approx(corrected, abs=0.04)
@@ -99,16 +99,16 @@ def test_further_evidence_starts_without_weight_and_earns_it() -> None:
     noise = softmax(np.random.default_rng(5).normal(size=(2000, C)))
     evidence["corrector"] = noise
     made = fitted((evidence, given, true))
-    assert list(made.weights) == ["mean", "corrector", "transition", "keep"]
+    assert list(made.weights) == ["late", "corrector", "transition", "keep"]
     assert made.weights["corrector"] == pytest.approx(0, abs=0.1)
-    swapped = fitted(({"mean": noise, "corrector": evidence["mean"]}, given, true))
+    swapped = fitted(({"late": noise, "corrector": evidence["late"]}, given, true))
     assert swapped.weights["corrector"] == pytest.approx(1, abs=0.1)
 
 
 def test_renaming_the_classes_renames_the_soft_labels() -> None:
     order = np.array([2, 0, 3, 1])  # new class k is old class order[k]
     evidence, given, true = simulate(300, 0)
-    renamed = {"mean": evidence["mean"][:, order]}, np.argsort(order)[given], np.argsort(order)[true]
+    renamed = {"late": evidence["late"][:, order]}, np.argsort(order)[given], np.argsort(order)[true]
     one, other = fitted((evidence, given, true)), fitted(renamed)
     assert other.transition == pytest.approx(one.transition[np.ix_(order, order)], abs=1e-12)
     soft_label = one.soft_labels(evidence, given)
@@ -129,7 +129,7 @@ def test_the_cross_validation_does_not_see_the_label_it_judges() -> None:
     rng = np.random.default_rng(0)
     true = np.arange(60) % 30
     given = rng.permutation(true)
-    evidence = {"mean": np.full((60, 30), 1 / 30)}
+    evidence = {"late": np.full((60, 30), 1 / 30)}
     made = fit(evidence, given, true, noise_matrix(given, true, 30), 0)
     assert made.right.mean() < 0.15
 
@@ -139,7 +139,7 @@ def test_soft_labels_sum_to_one_with_any_number_of_probes_and_with_unlabelled_ro
     made = fitted(simulate(probes, 0))
     evidence, given, _ = simulate(50, 1)
     given[::5] = -1
-    evidence["mean"][3] = [1, 0, 0, 0]
+    evidence["late"][3] = [1, 0, 0, 0]
     soft_label = made.soft_labels(evidence, given)
     assert soft_label.shape == (50, C)
     assert soft_label.min() >= 0
@@ -151,7 +151,7 @@ def test_an_unlabelled_row_has_the_evidence_alone() -> None:
     made = fitted(simulate(300, 0))
     evidence, given, _ = simulate(50, 1)
     given[:] = -1
-    expected = softmax(made.weights["mean"] * np.log(evidence["mean"].clip(1e-4)))
+    expected = softmax(made.weights["late"] * np.log(evidence["late"].clip(1e-4)))
     assert made.soft_labels(evidence, given) == pytest.approx(expected)
 
 
@@ -161,7 +161,7 @@ def test_without_probes_the_given_label_is_leant_to_and_nothing_is_promised() ->
     assert set(made.cross_validated.values()) == {None}
     given = np.array([0, 0])
     undecided, decided = [0.28, 0.3, 0.21, 0.21], [0.001, 0.997, 0.001, 0.001]
-    soft_label = made.soft_labels({"mean": np.array([undecided, decided])}, given)
+    soft_label = made.soft_labels({"late": np.array([undecided, decided])}, given)
     assert soft_label.argmax(axis=1).tolist() == [0, 1]
     promise = made.promise(*best(soft_label), given, 0.5)
     assert (promise.threshold, promise.probes) == (None, 0)
@@ -171,7 +171,7 @@ def test_without_probes_the_given_label_is_leant_to_and_nothing_is_promised() ->
 def misled() -> Calibration:
     """A probe whose label is right, and evidence that is sure of another class."""
     given = np.array([0])
-    evidence = {"mean": np.array([[1e-4, 1, 1e-4, 1e-4]])}
+    evidence = {"late": np.array([[1e-4, 1, 1e-4, 1e-4]])}
     return fitted((evidence, given, given))
 
 
@@ -182,7 +182,7 @@ def test_corrections_that_harm_the_probes_are_withheld(misled: Calibration) -> N
     assert misled.withheld
     assert misled.to_dict()["withheld"] is True
     assert (soft_label.argmax(axis=1) == given)[20:].all()
-    assert (soft_label.argmax(axis=1) == evidence["mean"].argmax(axis=1))[:20].all()
+    assert (soft_label.argmax(axis=1) == evidence["late"].argmax(axis=1))[:20].all()
     assert soft_label.sum(axis=1) == pytest.approx(1)
     promise = misled.promise(*best(soft_label), given, 0.95)
     assert promise.threshold is None
@@ -302,7 +302,7 @@ def test_the_expected_noise_matrix_reads_the_soft_labels() -> None:
     found = expected_noise_matrix(joint_counts(soft_label, np.array([0, 1, 1, -1])))
     assert found == pytest.approx(np.array([[1 / 1.5, 0.5 / 1.5], [0, 1]]))
     evidence, given, _ = simulate(20_000, 0)
-    posterior = softmax(np.log(evidence["mean"]) + np.log(TRANSITION[:, given].T.clip(1e-12)))
+    posterior = softmax(np.log(evidence["late"]) + np.log(TRANSITION[:, given].T.clip(1e-12)))
     assert expected_noise_matrix(joint_counts(posterior, given)) == pytest.approx(TRANSITION, abs=0.02)
     parts = joint_counts(posterior[:700], given[:700]) + joint_counts(posterior[700:], given[700:])
     assert parts == pytest.approx(joint_counts(posterior, given))
@@ -329,11 +329,11 @@ def test_probes_without_a_given_label_judge_the_evidence_alone() -> None:
     given[::2] = -1
     made = fitted((evidence, given, true))
     labelled = given >= 0
-    alone = fitted(({"mean": evidence["mean"][labelled]}, given[labelled], true[labelled]))
-    assert made.weights["mean"] == pytest.approx(2, rel=0.1)
+    alone = fitted(({"late": evidence["late"][labelled]}, given[labelled], true[labelled]))
+    assert made.weights["late"] == pytest.approx(2, rel=0.1)
     assert made.weights["transition"] == pytest.approx(alone.weights["transition"], abs=0.1)
     assert not made.relabelled[~labelled].any()
-    assert made.right[~labelled].mean() == pytest.approx(accuracy(evidence["mean"].argmax(1), true), abs=0.03)
+    assert made.right[~labelled].mean() == pytest.approx(accuracy(evidence["late"].argmax(1), true), abs=0.03)
     before, after = (alone.cross_validated[f"probe_accuracy_{when}"] for when in ("before", "after"))
     assert made.cross_validated["probe_accuracy_before"] == before
     assert made.cross_validated["probe_accuracy_after"] == pytest.approx(after, abs=0.02)
@@ -350,11 +350,11 @@ def test_without_any_given_label_no_correction_is_withheld_and_none_promised() -
 @pytest.mark.parametrize("probes", [0, 100])
 def test_a_calibration_is_restored_from_its_values(probes: int) -> None:
     made = fitted(simulate(probes, 0))
-    again = Calibration.restored(asdict(made), ["mean"], C)
+    again = Calibration.restored(asdict(made), ["late"], C)
     assert again.to_dict() == made.to_dict()
     rows = simulate(50, 1)[:2]
     assert (again.soft_labels(*rows) == made.soft_labels(*rows)).all()
-    for evidence, classes in ((["last"], C), (["mean"], C + 1)):
+    for evidence, classes in ((["last"], C), (["late"], C + 1)):
         with pytest.raises(ValueError, match="not the values of a calibration"):
             Calibration.restored(asdict(made), evidence, classes)
 
@@ -374,14 +374,14 @@ def solved(rows: int, seed: int, classes: int = C, sharpness: float = 1.0, noise
     np.fill_diagonal(transition, 1 - noise_rate)
     given = (rng.random((rows, 1)) > transition[true].cumsum(axis=1)).sum(axis=1).clip(max=classes - 1)
     image = rng.normal(size=(rows, classes)) + SIGNAL * np.eye(classes)[true]
-    return Solved({"mean": softmax(sharpness * SIGNAL * image)}, given, true, transition, noise_rate)
+    return Solved({"late": softmax(sharpness * SIGNAL * image)}, given, true, transition, noise_rate)
 
 
 def test_the_weights_that_suit_many_data_sets_are_found_whatever_their_classes() -> None:
     data = [solved(300, seed, classes, sharpness=0.5) for seed, classes in enumerate((2, 3, 5, 9) * 3)]
     weights = learn(data, 0).weights
-    assert list(weights) == ["mean", "transition", "keep"]
-    assert weights["mean"] == pytest.approx(2, rel=0.1)
+    assert list(weights) == ["late", "transition", "keep"]
+    assert weights["late"] == pytest.approx(2, rel=0.1)
     assert weights["transition"] == pytest.approx(1, abs=0.2)  # Bayes, as everywhere
     assert weights["keep"] == pytest.approx(0, abs=0.3)
 
@@ -391,10 +391,10 @@ def test_further_evidence_of_many_data_sets_earns_its_weight_too() -> None:
     for seed in range(6):
         made = solved(300, seed)
         noise = softmax(np.random.default_rng(100 + seed).normal(size=(300, C)))
-        data.append(replace(made, evidence={"mean": noise, "corrector": made.evidence["mean"]}))
+        data.append(replace(made, evidence={"late": noise, "corrector": made.evidence["late"]}))
     weights = learn(data, 0).weights
-    assert list(weights) == ["mean", "corrector", "transition", "keep"]
-    assert weights["mean"] == pytest.approx(0, abs=0.1)
+    assert list(weights) == ["late", "corrector", "transition", "keep"]
+    assert weights["late"] == pytest.approx(0, abs=0.1)
     assert weights["corrector"] == pytest.approx(1, abs=0.1)
 
 
@@ -404,7 +404,7 @@ def test_a_large_data_set_counts_no_more_than_another() -> None:
     small = Solved(first, flat.given[:300], flat.true[:300], flat.transition, flat.contradicted)
     learned = learn([flat, sharp], 0)
     assert learned.weights == pytest.approx(learn([small, sharp], 0).weights, abs=0.15)
-    assert learned.weights["mean"] < learn([flat], 0).weights["mean"] - 0.5, "what the large one alone says"
+    assert learned.weights["late"] < learn([flat], 0).weights["late"] - 0.5, "what the large one alone says"
     assert len(learned.right) == 3_000 + 300, "as judges all are welcome"
 
 
@@ -423,7 +423,7 @@ def doubt(soft_label: Floats, data: Solved) -> Floats:
 def test_what_is_learned_is_judged_on_data_sets_that_were_left_out() -> None:
     """One whose evidence is sure of a wrong class is no warning of itself."""
     data = [solved(200, seed) for seed in range(3)]
-    misleading = {"mean": np.roll(data[2].evidence["mean"], 1, axis=1)}
+    misleading = {"late": np.roll(data[2].evidence["late"], 1, axis=1)}
     data[2] = replace(data[2], evidence=misleading)
     found = learn(data, 0)
     soft = [labelled_by(learn([*data[:k], *data[k + 1 :]], 0), data[k]) for k in range(3)]
@@ -457,7 +457,7 @@ def test_rows_of_right_relabelled_and_confidence_belong_together() -> None:
 
 def test_one_data_set_alone_is_judged_by_the_weights_without_any() -> None:
     data = solved(200, 0)
-    prior = fit({"mean": np.ones((0, C))}, NOBODY, NOBODY, np.zeros((C, C), dtype=np.int64), 0)
+    prior = fit({"late": np.ones((0, C))}, NOBODY, NOBODY, np.zeros((C, C), dtype=np.int64), 0)
     expected = labelled_by(prior.experience, data)
     assert np.sort(learn([data], 0).confidence) == pytest.approx(np.sort(expected.max(axis=1)))
 
@@ -500,7 +500,7 @@ def test_a_borrowed_calibration_says_so_and_can_be_lent_again(experience: Experi
     assert told["weights"] == experience.weights
     assert {told[f"probe_{name}"] for name in ("accuracy_before", "accuracy_after")} == {None}
     assert told["probe_calibration_error"] is None
-    assert Calibration.restored(asdict(made), ["mean"], C).borrowed
+    assert Calibration.restored(asdict(made), ["late"], C).borrowed
     again = Experience.restored(vars(made.experience))
     assert again.weights == experience.weights
     assert (again.confidence == experience.confidence).all()
@@ -510,7 +510,7 @@ def test_a_borrowed_calibration_says_so_and_can_be_lent_again(experience: Experi
 def test_what_did_more_harm_than_good_is_withheld_from_other_data_too() -> None:
     """Evidence that is sure of a wrong class, and nothing else to learn the weights from."""
     made = solved(300, 0)
-    harmful = learn([replace(made, evidence={"mean": np.roll(made.evidence["mean"], 1, axis=1)})], 0)
+    harmful = learn([replace(made, evidence={"late": np.roll(made.evidence["late"], 1, axis=1)})], 0)
     assert harmful.withheld
     data = solved(500, 9)
     lent = transferred(Experience.restored(vars(harmful)), data.transition)
@@ -611,16 +611,16 @@ def test_the_transition_is_estimated_from_soft_labels() -> None:
 
 
 def test_a_prior_is_where_the_weights_stand_without_probes_and_start_with_few() -> None:
-    prior = {"mean": 5.0, "transition": 1.5, "keep": -2.0, "other": 9.0}
+    prior = {"late": 5.0, "transition": 1.5, "keep": -2.0, "other": 9.0}
 
     def weights(probes: int, **options: dict[str, float]) -> dict[str, float]:
         evidence, given, true = simulate(probes, 0)
         return fit(evidence, given, true, noise_matrix(given, true, C), 0, **options).weights
 
-    assert weights(0, prior=prior) == {"mean": 5.0, "transition": 1.5, "keep": -2.0}
+    assert weights(0, prior=prior) == {"late": 5.0, "transition": 1.5, "keep": -2.0}
     few, many = weights(4, prior=prior), weights(4000, prior=prior)
-    assert few["mean"] > 3.5
-    assert weights(4)["mean"] < 3
+    assert few["late"] > 3.5
+    assert weights(4)["late"] < 3
     assert many == pytest.approx(weights(4000), abs=0.2)
 
 

@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import Tensor
 
 from relabel import noise
 from relabel.correctors.tmlc_net import TMLCNet
@@ -17,7 +16,7 @@ from relabel.data.loading import AUGMENTATIONS
 from relabel.device import Compute
 from relabel.training import default_learning_rate
 from relabel.transfer import episodes
-from relabel.transfer.episodes import Episode, Pool, Recording, draw, record
+from relabel.transfer.episodes import Episode, Pool, Recording, draw, record, stage, training_of
 
 CPU = Compute(torch.device("cpu"), None)
 EPISODE = Episode(
@@ -172,10 +171,24 @@ def test_a_recording_holds_every_epoch_of_every_row() -> None:
     assert (before != after).any(dim=2).all(), "no epoch is a copy of another"
     assert (found.last != found.probability[:, -1]).any()
     assert not found.soft_label.any(), "no corrector, no soft label"
-    assert found.average_from == 1
-    by_hand = sum(found.probability[:, epoch].float() for epoch in (1, 2, 3)) / 3
-    assert isinstance(by_hand, Tensor)
-    torch.testing.assert_close(found.mean, by_hand)
+    first, second, third, fourth = found.probability.float().unbind(dim=1)
+    torch.testing.assert_close(found.early, (first + second) / 2)
+    torch.testing.assert_close(found.late, (third + fourth) / 2)
+
+
+def test_a_scene_can_be_learned_from_some_of_its_rows() -> None:
+    scene, found = stage(EPISODE, POOL), record(EPISODE, POOL, None, CPU)
+    assert scene.given.tolist() == found.given.tolist()
+    assert scene.true.tolist() == found.true.tolist()
+    assert len(scene.values) == len(scene.true)
+    some = np.arange(0, len(scene.true), 2)
+    training = training_of(EPISODE, scene, None, CPU, some)
+    training.run(lambda report: None, lambda: None)
+    assert training.ledger.visits.nonzero().squeeze(1).tolist() == some.tolist()
+    wrong = replace(scene, given=np.where(np.isin(np.arange(len(scene.given)), some), scene.given, 0))
+    other = training_of(EPISODE, wrong, None, CPU, some)
+    other.run(lambda report: None, lambda: None)
+    assert torch.equal(training.backbone.head.weight, other.backbone.head.weight)
 
 
 def test_fewer_rows_than_there_are_are_drawn_from_all_of_them() -> None:
@@ -288,7 +301,8 @@ def test_what_is_drawn_can_be_recorded(monkeypatch: pytest.MonkeyPatch) -> None:
         episode = draw(number, 0, [few])
         found = record(episode, few, corrector() if number % 2 else None, CPU)
         assert found.probability.shape == (episode.rows, episode.epochs, len(episode.classes))
-        assert found.mean.isfinite().all()
+        assert found.early.isfinite().all()
+        assert found.late.isfinite().all()
 
 
 def test_the_judge_of_features_has_learned_the_true_labels() -> None:
@@ -334,5 +348,5 @@ def test_the_mlp_learns_vectors_in_any_unit_under_every_noise(kind: str) -> None
     )
     found = record(drawn, vectors(), None, CPU)
     assert 0.6 < (found.given == found.true).float().mean() < 0.75
-    assert (found.mean.argmax(dim=1) == found.true).float().mean() > 0.8
+    assert (found.late.argmax(dim=1) == found.true).float().mean() > 0.8
     assert_identical(found, record(drawn, vectors(), None, CPU))

@@ -61,7 +61,7 @@ def made_up(seed: int, rows: int = 150, classes: int = 4, epochs: int = 12) -> R
     )
     probability = logits.softmax(dim=2).half()
     soft_label = (2 * probability.float().mean(dim=1).clamp(min=1e-4).log()).softmax(dim=1).half()
-    return Recording(probability, probability[:, -1], soft_label, given, true, epochs // 3)
+    return Recording(probability, probability[:, -1], soft_label, given, true)
 
 
 def observed(recording: Recording, epochs: int, without: str) -> Iterator[Memory]:
@@ -186,7 +186,7 @@ def test_every_recording_is_learned_from() -> None:
 def test_the_experience_is_of_the_ends_of_the_runs() -> None:
     recordings = [made_up(seed, classes=3 + seed) for seed in range(3)]
     found = experienced(recordings, 0)
-    assert list(found.weights) == ["mean", "last", "corrector", "transition", "keep"]
+    assert list(found.weights) == ["early", "late", "last", "corrector", "transition", "keep"]
     assert len(found.right) == len(found.relabelled) == len(found.confidence) == 450
     assert found.right.mean() > 0.85
     assert found.right[found.relabelled].mean() > 0.8
@@ -194,7 +194,10 @@ def test_the_experience_is_of_the_ends_of_the_runs() -> None:
     assert found.confidence.min() > 1 / 5
     spoilt = [replace(each, last=each.last.roll(1, dims=0)) for each in recordings]
     assert abs(experienced(spoilt, 0).weights["last"]) < abs(found.weights["last"]) / 2
-    assert experienced(spoilt, 0).weights["mean"] == pytest.approx(found.weights["mean"], rel=0.5)
+    averages = [
+        weights["early"] + weights["late"] for weights in (experienced(spoilt, 0).weights, found.weights)
+    ]
+    assert averages[0] == pytest.approx(averages[1], rel=0.5)
     silent = [replace(each, soft_label=torch.full_like(each.soft_label, 0.25)) for each in recordings]
     assert experienced(silent, 0).weights["corrector"] == pytest.approx(0, abs=1e-6), "says nothing"
 
@@ -285,7 +288,7 @@ def test_the_whole_of_it_gives_a_corrector_for_any_data(
         "seed": 5,
     }
     assert file.trained["versions"]["relabel"] == __version__
-    assert list(file.experience.weights) == ["mean", "last", "corrector", "transition", "keep"]
+    assert list(file.experience.weights) == ["early", "late", "last", "corrector", "transition", "keep"]
     corrector = again.transferred(7, 33)
     assert isinstance(corrector, TMLCNet)
     assert corrector.num_classes == 7
@@ -414,7 +417,7 @@ def test_rows_without_a_label_or_a_readable_image_are_left_out(made: Made, folde
     assert listening.warned[-1].startswith("1 of 36 images of ")
     assert "left out; first 'red/0.png': " in listening.warned[-1]
     assert listening.said[0].startswith("Episode 1: ")
-    assert "labels right, of the average prediction" in listening.said[0]
+    assert "labels right, of the late average" in listening.said[0]
     assert len(listening.said) == 4
 
 
