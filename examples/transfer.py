@@ -149,7 +149,7 @@ def own_rows(recording: Recording) -> Tensor:
     torch.manual_seed(0)
     rows = torch.randperm(len(recording.given))[: min(OWN_ROWS, len(recording.given) // 2)]
     dynamics = Dynamics.of(recording)
-    corrector = TMLCNet(2, 1)
+    corrector = TMLCNet(2, 1, start="random")
     corrector.kept_share.fill_(10 / (len(rows) + 10))
     optimizer = torch.optim.Adam(corrector.parameters(), lr=3e-3)
     memory = dynamics.memory(rows, recording.probability.shape[1])

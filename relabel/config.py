@@ -63,8 +63,8 @@ PRESETS = {
     ),
     # TMLC-Net, section IV-C (CIFAR); the rate of the meta-learner is not printed.
     "tmlc-paper": Recipe(
-        "tmlc", epochs=200, warmup=0.1, batch_size=128, learning_rate=0.1, weight_decay=1e-4,
-        milestones=(80 / 200, 120 / 200), meta_learning_rate=1e-3, meta_batch_size=128,
+        "tmlc", {"start": "random"}, epochs=200, warmup=0.1, batch_size=128, learning_rate=0.1,
+        weight_decay=1e-4, milestones=(80 / 200, 120 / 200), meta_learning_rate=1e-3, meta_batch_size=128,
     ),
 }  # fmt: skip
 """The papers' own settings (`--preset`)."""

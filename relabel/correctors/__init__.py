@@ -34,7 +34,11 @@ REGISTRY = {
     ),
     "tmlc": Entry(
         "relabel.correctors.tmlc_net.TMLCNet",
-        {"target": ("verified", "given"), "without": ("nothing", "nnp", "tse", "sd")},
+        {
+            "target": ("verified", "given"),
+            "without": ("nothing", "nnp", "tse", "sd"),
+            "start": ("pretrained", "random"),
+        },
     ),
     "none": Entry("relabel.correctors.plain.Plain"),
 }

@@ -29,17 +29,20 @@ thinks likeliest early on; the other classes get no share of the soft label.
 from __future__ import annotations
 
 import math
+from functools import cached_property
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from relabel.config import SHIPPED_CORRECTOR
 from relabel.correctors.base import Corrector, Epoch, Memory, Store, WarmUp
 from relabel.ledger import Distributions, History, blocks, class_type, per_sample
 
 _FLOOR = 1e-4  # of p: what bf16 logits resolve
 _SMOOTHING = 0.1  # ε of eq. 10
 _PSEUDO_ROWS = 10
+_PULL = 10.0  # as Gaussian prior: 1 / variance of each parameter around the pretrained one
 _IGNORED = -100
 _KEPT = 16  # epochs in a history, beside the newest: memory does not grow with the length of the run
 CANDIDATES = 20  # classes of a row that have a history, where there are more
@@ -55,6 +58,8 @@ class TMLCNet(Corrector):
     target: `verified`, the trusted rows' verified label, or `given`, eq. 10.
     without: the ablations of table V: `nnp` takes raw losses and entropies, `tse` the last epoch alone,
     `sd` the single best class in place of a distribution.
+    start: `pretrained` begins at the corrector that comes with relabel and stays near it, as far as its
+    target and inputs are those (else, and with `random`, at random).
     """
 
     trains_on_meta_rows = True
@@ -66,22 +71,43 @@ class TMLCNet(Corrector):
         num_features: int,
         target: str = "verified",
         without: str = "nothing",
+        start: str = "pretrained",
         hidden: int = 64,
     ) -> None:
         super().__init__()
         self.num_classes = num_classes
         self.target = target
         self.without = without
+        alike = target == "verified" and without in ("nothing", "sd")
+        self.start = start if alike else "random"
         self.register_buffer("kept_share", torch.zeros(()))
         self.kept_share: Tensor
+        self.register_buffer("pull", torch.zeros(()))
+        self.pull: Tensor
         self.encoder = nn.LSTM(4, hidden, batch_first=True)
         # No last bias: one that all classes share, a softmax does not see.
         self.decoder = nn.Sequential(nn.Linear(hidden, hidden), nn.ReLU(), nn.Linear(hidden, 1, bias=False))
 
     def begin(self, warm_up: WarmUp) -> Store:
-        """Decide how far the few or many meta rows are to be relied upon."""
-        self.kept_share.fill_(_PSEUDO_ROWS / (len(warm_up.meta) + _PSEUDO_ROWS))
+        """Decide how far the few or many meta rows are to be relied upon, and begin at the pretrained φ."""
+        if self.start == "random":
+            self.kept_share.fill_(_PSEUDO_ROWS / (len(warm_up.meta) + _PSEUDO_ROWS))
+            return {}
+        self.pull.fill_(_PULL / len(warm_up.meta))
+        with torch.no_grad():
+            for parameter, pretrained in zip(self.parameters(), self._pretrained, strict=True):
+                parameter.copy_(pretrained)
         return {}
+
+    @cached_property
+    def _pretrained(self) -> list[Tensor]:
+        """The parameters of the corrector that comes with relabel."""
+        from relabel.correctors.files import read_corrector  # which makes correctors
+
+        like = next(self.parameters())
+        with torch.random.fork_rng([]):  # a corrector is made at random first
+            shipped = read_corrector(SHIPPED_CORRECTOR).corrector()
+        return [parameter.detach().to(like.device, like.dtype) for parameter in shipped.parameters()]
 
     def observe(self, epoch: Epoch) -> Store:
         """Append the epoch's features to every row's history, which keeps a few epochs of a long run."""
@@ -128,7 +154,7 @@ class TMLCNet(Corrector):
         return soft_label
 
     def trusted_loss(self, given: Tensor, true: Tensor, memory: Memory) -> Tensor:
-        """Mean KL(target ‖ q) (eq. 11) up to the target's own entropy."""
+        """Mean KL(target ‖ q) (eq. 11) up to the target's own entropy, and what keeps φ near its start."""
         scores = self._scores(given, memory)
         smoothing = _SMOOTHING if self.target == "given" else 0.0
         is_target = self._is(given if self.target == "given" else true, memory)
@@ -137,7 +163,11 @@ class TMLCNet(Corrector):
         loss = F.cross_entropy(
             scores, position, label_smoothing=smoothing, ignore_index=_IGNORED, reduction="sum"
         )
-        return loss / is_target.any(dim=1).sum().clamp(min=1)
+        loss = loss / is_target.any(dim=1).sum().clamp(min=1)
+        if self.start == "pretrained":
+            pairs = zip(self.parameters(), self._pretrained, strict=True)
+            loss = loss + self.pull / 2 * sum((own - pretrained).square().sum() for own, pretrained in pairs)
+        return loss
 
     def states(self, given: Tensor, memory: Memory) -> Tensor:
         """The LSTM's last hidden state [B, C, H] of each row and class (or candidate), eq. 6's encoding."""

@@ -133,7 +133,7 @@ def learn(
     """
     torch.manual_seed(seed)
     rng = np.random.default_rng(seed)
-    corrector = create("tmlc", 2, 1, options)
+    corrector = create("tmlc", 2, 1, {**(options or {}), "start": "random"})
     assert isinstance(corrector, TMLCNet)
     optimizer = torch.optim.AdamW(corrector.parameters(), lr=_LEARNING_RATE, weight_decay=1e-2)
     # Of 20 steps the rate would rise in none, and torch divides by their number.

@@ -7,9 +7,11 @@ from itertools import pairwise
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
-from relabel.correctors.base import Epoch, Memory, Store, Verified
+from relabel.config import SHIPPED_CORRECTOR
+from relabel.correctors.base import Epoch, Memory, Store, Verified, WarmUp, nobody
+from relabel.correctors.files import read_corrector
 from relabel.correctors.tmlc_net import TMLCNet, kept, mean_losses, normalized_features
 
 N, C, D, EPOCHS = 40, 5, 3, 4
@@ -374,3 +376,68 @@ def test_verified_labels_teach_corrections() -> None:
     assert (soft_label.argmax(dim=1) == TRUE).double().mean() > 0.9
     own = soft_label.gather(1, TRUE[:, None])
     assert loss == pytest.approx(-own.log().mean().item())
+
+
+def beginning(made: TMLCNet, meta: int) -> TMLCNet:
+    rows = ROWS[:meta]
+    made.begin(
+        WarmUp(
+            mean_probability=PROBABILITIES[0],
+            probability=PROBABILITIES[0],
+            head=nn.Linear(D, C),
+            features=lambda: torch.zeros(N, D),
+            meta=Verified(rows, TRUE[rows], GIVEN[rows]),
+            witness=nobody(),
+        )
+    )
+    return made
+
+
+@pytest.mark.parametrize("without", ["nothing", "sd"])
+@pytest.mark.parametrize("meta", [2, 40])
+def test_it_begins_at_the_pretrained_corrector_and_few_meta_rows_hold_it_there(
+    without: str, meta: int
+) -> None:
+    made = beginning(corrector(without=without), meta)
+    shipped = read_corrector(SHIPPED_CORRECTOR).corrector()
+    for own, pretrained in zip(made.parameters(), shipped.parameters(), strict=True):
+        assert torch.equal(own, pretrained.double())
+    assert made.kept_share == 0
+    memory = history(made)
+    at_start = made.trusted_loss(GIVEN, TRUE, memory)
+    with torch.no_grad():
+        made.encoder.bias_hh_l0[0] += 0.5
+        made.decoder[2].weight[0, 1] -= 2.0
+    pulled = made.trusted_loss(GIVEN, TRUE, memory)
+    made.pull.zero_()
+    free = made.trusted_loss(GIVEN, TRUE, memory)
+    assert pulled.item() == pytest.approx(free.item() + 10 / meta / 2 * (0.5**2 + 2.0**2))
+    assert free != at_start
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"start": "random"}, {"target": "given"}, {"without": "nnp"}, {"without": "tse"}],
+    ids=lambda options: next(iter(options.values())),
+)
+def test_it_begins_at_random_where_asked_to_and_where_the_pretrained_one_means_nothing(
+    options: dict[str, str],
+) -> None:
+    torch.manual_seed(4)
+    made = TMLCNet(C, D, **options).double()
+    before = [parameter.detach().clone() for parameter in made.parameters()]
+    beginning(made, 10)
+    assert all(torch.equal(*pair) for pair in zip(made.parameters(), before, strict=True))
+    assert made.kept_share == 0.5
+    assert made.pull == 0
+
+
+def test_a_pull_goes_through_a_file_with_the_parameters() -> None:
+    made, other = beginning(corrector(), 5), corrector()
+    other.load_state_dict(made.state_dict())
+    memory = history(made)
+    with torch.no_grad():
+        for each in (made, other):
+            each.decoder[0].bias[0] += 1.0
+    assert made.pull == 2
+    assert made.trusted_loss(GIVEN, TRUE, memory) == other.trusted_loss(GIVEN, TRUE, memory)
