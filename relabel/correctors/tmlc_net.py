@@ -19,7 +19,11 @@ batch, where a class with one row would have CNL 1 by construction; log1p keeps 
 Eq. 10's target, the smoothed given label, has label smoothing as its optimum and corrects nothing (option
 `target=given`). The paper's clause "one-hot if we have clean labels" works: the trusted rows are its query
 set. They pass through training under their corrected label like any other row, so that their dynamics are
-those of the rows to correct. A few of them teach little, so with M of them the soft label keeps a share of
+those of the rows to correct. A few of them teach little, so φ begins at the corrector that comes with
+relabel, learned on recorded runs over other data, and a Gaussian prior holds it there, the more the fewer
+they are. On 3,000 rows of CIFAR-10N with 60 verified ones, a third of them for φ, 66.5 and 65.8 % of the
+labels were right (two draws of the 60) instead of 63.4 and 58.7; with 300 and 40 % of symmetric noise 70.6
+instead of 70.2. From a random start (option `start=random`) with M of them the soft label keeps a share of
 10 / (M + 10) for the given label.
 
 With more than 20 classes a row's history is that of 20 candidates, its given label and what the backbone
@@ -42,7 +46,7 @@ from relabel.ledger import Distributions, History, blocks, class_type, per_sampl
 _FLOOR = 1e-4  # of p: what bf16 logits resolve
 _SMOOTHING = 0.1  # ε of eq. 10
 _PSEUDO_ROWS = 10
-_PULL = 10.0  # as Gaussian prior: 1 / variance of each parameter around the pretrained one
+_PULL = 10.0  # the prior's precision: 1 / variance of each parameter; 2 was as good
 _IGNORED = -100
 _KEPT = 16  # epochs in a history, beside the newest: memory does not grow with the length of the run
 CANDIDATES = 20  # classes of a row that have a history, where there are more
