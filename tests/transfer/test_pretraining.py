@@ -156,8 +156,9 @@ def test_the_net_s_options_are_learned_with() -> None:
         for value in values[1:]:
             made = learn(recordings, 4, 0, QUIET, {name: value})
             assert vars(made)[name] == value
-            # `sd` is about what becomes of the scores.
-            assert torch.equal(made.encoder.weight_ih_l0, plain.encoder.weight_ih_l0) == (value == "sd")
+            # `sd` is about what becomes of the scores, and who learns from recordings begins at random.
+            unchanged = torch.equal(made.encoder.weight_ih_l0, plain.encoder.weight_ih_l0)
+            assert unchanged == (value in ("sd", "random"))
 
 
 @pytest.mark.parametrize("steps", [1, 2, 19, 20, 21])
@@ -333,10 +334,14 @@ def test_the_first_generation_can_be_had_alone(
     run: Callable[..., CorrectorFile], made: Made, folder: Path
 ) -> None:
     config = PretrainConfig((str(folder / "three"), str(folder / "two")), folder / "recordings", episodes=3)
-    found = first_generation(replace(config, device="cpu", amp="off"), QUIET)
-    assert {name: [one.probability.shape[1] for one in own] for name, own in found.items()} == {
-        "three": [6, 6], "two": [6]
-    }  # fmt: skip
+    pools, found = first_generation(replace(config, device="cpu", amp="off"), QUIET)
+    assert [(name, pool.name) for name, pool in pools.items()] == [("three", "three"), ("two", "two")]
+    assert [(episode.number, episode.pool) for episode, _ in found] == [
+        (0, "three"),
+        (1, "two"),
+        (2, "three"),
+    ]
+    assert [recording.probability.shape[1] for _, recording in found] == [6, 6, 6]
     assert made == [(0, None), (1, None), (2, None)]
     made.clear()
     run()
