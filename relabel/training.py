@@ -64,7 +64,10 @@ def default_learning_rate(batch_size: int) -> float:
 
 
 def averaged_epochs(epochs: int) -> tuple[range, range]:
-    """What the early and the late average are over: from a sixth to half of the run, and from there on."""
+    """The epochs of the early and of the late average: from a sixth to half of the run, and from there on.
+
+    Of one epoch the early average is over none, and stays uniform.
+    """
     half = epochs // 2
     return range(epochs // 6, half), range(half, epochs)
 
@@ -180,8 +183,12 @@ class Training:
     def _corrects(self, epoch: int) -> bool:
         return self.corrector.corrects and epoch >= self.schedule.warmup_epochs
 
+    @property
+    def _averaged(self) -> tuple[range, range]:
+        return averaged_epochs(self.schedule.epochs)
+
     def _begin_averages(self) -> None:
-        early, late = averaged_epochs(self.schedule.epochs)
+        early, late = self._averaged
         if self.epoch == early.start:
             self.ledger.forget_predictions()
         if self.epoch == late.start:
@@ -229,7 +236,7 @@ class Training:
             if trusted_loss is not None:
                 meta_losses.append(trusted_loss)
             on_step()
-        if epoch >= averaged_epochs(schedule.epochs)[0].start and len(rows) == len(self.rows.train):
+        if epoch >= self._averaged[0].start and len(rows) == len(self.rows.train):
             self._predict_unlabelled()
         self._observe()
         mean_loss = loss_sum.item() / steps

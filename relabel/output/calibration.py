@@ -226,9 +226,9 @@ def fit(
 
     evidence: distributions [P, C] by name; given, true: [P] class ids, given −1 where there is no label,
     which says something of the distributions and nothing of the rest; counts: [C, C] verified rows by (true,
-    given) over ALL trusted rows of the source, probes included;
-    seed: of the cross-validation folds; prior: weights by name, 0 where not named; transition: [C, C], where
-    it is known without the verified rows. Works with no probe at all: the prior weights, and no promise.
+    given) over ALL trusted rows of the source, probes included; seed: of the cross-validation folds; prior:
+    weights by name, 0 where not named; transition: [C, C], where it is known without the verified rows. Works
+    with no probe at all: the prior weights, and no promise.
     """
     num_classes = len(counts)
     names = [*evidence, "transition", "keep"]
@@ -331,8 +331,8 @@ def _keep_offset(noise_probability: Floats, share: float) -> float:
 class Solved:
     """A data set whose truth is known, with what a fit on it found.
 
-    evidence: distributions [N, C] by name; given, true: [N] class ids;
-    transition: [C, C], from `estimated_transition`; contradicted: the share of that name, if there is one.
+    evidence: distributions [N, C] by name; given, true: [N] class ids; transition: [C, C], from
+    `estimated_transition`; contradicted: the share of that name, if there is one.
     """
 
     evidence: Mapping[str, NDArray[np.floating]]
