@@ -70,8 +70,8 @@ class Task:
 
     @property
     def schedule(self) -> Schedule:
-        """`fit`'s for these rows; its epochs, where they are open, grow as the training rows get fewer."""
-        return pipeline.schedule_for(self.config, len(self.source) - len(self.trusted.rows))
+        """`fit`'s for this source, whatever part of it a baseline trains on."""
+        return pipeline.schedule_for(self.config, len(self.source))
 
     @property
     def verified(self) -> NDArray[np.int64]:

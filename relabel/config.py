@@ -15,7 +15,8 @@ class Recipe:
     """How a corrector is trained unless flags say otherwise; None means "decide from the data".
 
     warmup: share of the epochs before the corrector; milestones: shares of the run after which the learning
-    rate is divided by 10, None for one cycle; meta_weight_decay: of φ's Adam.
+    rate is divided by 10, None for one cycle; meta_weight_decay: of φ's Adam; meta_phase_rate and
+    averaged_weights: as in `training.Schedule`.
     """
 
     corrector: str
@@ -30,6 +31,8 @@ class Recipe:
     meta_weight_decay: float = 0.0
     meta_batch_size: int = 64
     meta_every: int = 1
+    meta_phase_rate: float = 1.0
+    averaged_weights: float = 0.0
 
 
 RECIPES = {
@@ -37,7 +40,7 @@ RECIPES = {
     for recipe in (
         Recipe("mslc", meta_learning_rate=1e-4),
         Recipe("mlc"),
-        Recipe("metalabelnet", warmup=0.5),
+        Recipe("metalabelnet", warmup=0.5, meta_phase_rate=0.2, averaged_weights=1 / 3),
         Recipe("tmlc", meta_learning_rate=3e-3, meta_every=4),
         Recipe("none"),
     )

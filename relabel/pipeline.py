@@ -148,7 +148,8 @@ def fit(config: FitConfig, watcher: Watcher | None = None) -> FitResult:
         inputs, frozen = _frozen_features(backbone, inputs, compute, watcher)
         backbone = backbones.linear(backbone.head.in_features, len(source.class_names))
     rows = _rows(source, errors, split)
-    schedule = schedule_for(config, len(rows.train))
+    # Of all labelled rows, not of those the corrector at hand trains on: else each had its own batch size.
+    schedule = schedule_for(config, int((usable_rows(source, errors) & (source.given >= 0)).sum()))
     training = Training(backbone, corrector, inputs, rows, schedule, compute, config.seed)
     extent = f"{built['image_size']} px" if source.vectors is None else f"{built['dimension']} dimensions"
     watcher.say(
@@ -312,7 +313,7 @@ def _verified(rows: NDArray[np.int64], labels: NDArray[np.int64], source: Source
 
 
 def schedule_for(config: FitConfig, rows: int) -> Schedule:
-    """Fill in what the flags leave open, from the number of training rows.
+    """Fill in what the flags leave open, from the number of labelled rows.
 
     Raises RelabelError when the warm-up asked for would take all of the epochs.
     """
@@ -339,6 +340,8 @@ def schedule_for(config: FitConfig, rows: int) -> Schedule:
         meta_batch_size=config.meta_batch_size or recipe.meta_batch_size,
         meta_learning_rate=config.meta_learning_rate or recipe.meta_learning_rate,
         meta_weight_decay=recipe.meta_weight_decay,
+        meta_phase_rate=recipe.meta_phase_rate,
+        averaged_weights=recipe.averaged_weights,
     )
 
 

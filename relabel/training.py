@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.optim.swa_utils import AveragedModel
 
 from relabel import hypergradient
 from relabel.backbones import Backbone, evaluate, frozen_features
@@ -37,7 +38,9 @@ class Schedule:
     """How long and how fast: epochs, steps and rates of one run.
 
     milestones: shares of the run after which the learning rate is divided by 10; None is one cycle.
-    meta_every: batches from one meta step to the next.
+    meta_every: batches from one meta step to the next; meta_phase_rate: what the meta phase multiplies the
+    learning rate by; averaged_weights: the meta phase begins with the mean weights over this share of the
+    warm-up, its last.
     """
 
     epochs: int
@@ -51,6 +54,8 @@ class Schedule:
     meta_every: int = 1
     meta_gradient: str = "last-layer"
     milestones: tuple[float, ...] | None = None
+    meta_phase_rate: float = 1.0
+    averaged_weights: float = 0.0
 
 
 def default_batch_size(rows: int) -> int:
@@ -159,6 +164,7 @@ class Training:
             momentum=0.9,
             nesterov=True,
         )
+        self._weights: AveragedModel | None = None
         self._learned = [p for p in corrector.parameters() if p.requires_grad]
         self.meta_optimizer = (
             torch.optim.Adam(
@@ -182,6 +188,12 @@ class Training:
 
     def _corrects(self, epoch: int) -> bool:
         return self.corrector.corrects and epoch >= self.schedule.warmup_epochs
+
+    @property
+    def _weight_averaged(self) -> range:
+        """The epochs whose steps' weights the meta phase begins with the mean of."""
+        warmup = self.schedule.warmup_epochs
+        return range(warmup - math.ceil(warmup * self.schedule.averaged_weights), warmup)
 
     @property
     def _averaged(self) -> tuple[range, range]:
@@ -232,6 +244,8 @@ class Training:
                     # Before the noisy batch's forward, whose backward needs BatchNorm's buffers as left.
                     trusted = self._trusted_batch(batch, generator)
             loss, trusted_loss = self._train_batch(corrector, index, rate, trusted, generator)
+            if epoch in self._weight_averaged:
+                self._average_weights()
             loss_sum += loss
             if trusted_loss is not None:
                 meta_losses.append(trusted_loss)
@@ -292,7 +306,15 @@ class Training:
             logits, features = self.backbone(inputs.repeat_interleave(2, dim=0) if alone else inputs)
         return logits[: len(inputs)], features[: len(inputs)]
 
+    def _average_weights(self) -> None:
+        if self._weights is None:
+            self._weights = AveragedModel(self.backbone, use_buffers=True)
+        self._weights.update_parameters(self.backbone)
+
     def _begin_meta_phase(self) -> None:
+        if self._weights is not None:
+            self.backbone.load_state_dict(self._weights.module.state_dict())
+            self._weights = None
         warm_up = WarmUp(
             mean_probability=self.ledger.mean,
             probability=self.ledger.latest,
@@ -423,6 +445,8 @@ class Training:
             share = (position + step) / (epochs / 5)
         else:
             share = (epochs - position) / (epochs * 4 / 5)
+        if self._corrects(int(position)):
+            share *= self.schedule.meta_phase_rate
         rate = self.schedule.learning_rate * min(1.0, share)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
@@ -472,6 +496,7 @@ class Training:
         return {
             "epoch": self.epoch,
             "backbone": self.backbone.state_dict(),
+            "weights": self._weights.state_dict() if self._weights else None,
             "optimizer": self.optimizer.state_dict(),
             "corrector": self.corrector.state_dict(),
             "meta_optimizer": self.meta_optimizer.state_dict() if self.meta_optimizer else None,
@@ -483,6 +508,9 @@ class Training:
         """Restore what `state_dict` returned."""
         self.epoch = state["epoch"]
         self.backbone.load_state_dict(state["backbone"])
+        if state["weights"]:
+            self._weights = AveragedModel(self.backbone, use_buffers=True)
+            self._weights.load_state_dict(state["weights"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.corrector.load_state_dict(state["corrector"])
         if self.meta_optimizer:

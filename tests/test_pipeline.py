@@ -90,6 +90,26 @@ def test_larger_data_get_fewer_epochs_and_nobody_steers_a_transferred_corrector_
         assert pipeline.schedule_for(replace(config, epochs=7), rows).epochs == 7
 
 
+@pytest.mark.parametrize("corrector", ["none", "mslc", "mlc", "metalabelnet", "tmlc"])
+def test_every_corrector_trains_in_the_batches_that_suit_the_source(digits, monkeypatch, corrector):
+    """However many verified rows it keeps out of the training."""
+
+    class BegunError(Exception):
+        pass
+
+    def train(training, *_):
+        raise BegunError(training.schedule.batch_size)
+
+    monkeypatch.setattr(pipeline, "_train", train)
+    monkeypatch.setattr(pipeline, "default_batch_size", lambda rows: rows)
+    with pytest.raises(BegunError, match="1797"):
+        pipeline.fit(
+            FitConfig(
+                source=str(digits.images), trusted=digits.trusted, corrector=corrector, epochs=2, **SMALL
+            )
+        )
+
+
 @pytest.mark.parametrize("start", ["trusted", "random"])
 def test_half_of_mslc_s_labelled_meta_rows_are_witnesses_and_no_trusted_row_is_lost(start):
     given = np.tile(np.arange(3), 40)

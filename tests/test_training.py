@@ -38,6 +38,7 @@ SCHEDULE = Schedule(
     meta_learning_rate=0.01,
     meta_batch_size=8,
 )
+AVERAGING = replace(SCHEDULE, averaged_weights=0.5, meta_phase_rate=0.2)
 LATE = SCHEDULE.epochs - SCHEDULE.epochs // 2
 
 
@@ -202,8 +203,11 @@ def test_the_seed_counts_beyond_the_start_of_the_backbone() -> None:
 
 
 @every
+@pytest.mark.parametrize("schedule", [SCHEDULE, AVERAGING], ids=["", "weights averaged"])
 @pytest.mark.parametrize("stop_after", [1, 2, 4], ids=["in the warm-up", "at its end", "after it"])
-def test_a_stopped_run_goes_on_as_if_never_stopped(corrector: str, stop_after: int) -> None:
+def test_a_stopped_run_goes_on_as_if_never_stopped(
+    corrector: str, stop_after: int, schedule: Schedule
+) -> None:
     file = io.BytesIO()
 
     def stop(report: EpochReport) -> None:
@@ -211,11 +215,11 @@ def test_a_stopped_run_goes_on_as_if_never_stopped(corrector: str, stop_after: i
             torch.save(stopped.state_dict(), file)
             raise StoppedError
 
-    stopped = Setting(corrector=corrector).training()
+    stopped = Setting(corrector=corrector, schedule=schedule).training()
     with pytest.raises(StoppedError):
         stopped.run(stop, lambda: None)
     file.seek(0)
-    resumed = Setting(corrector=corrector).training()
+    resumed = Setting(corrector=corrector, schedule=schedule).training()
     with torch.no_grad():  # a resumed run does not owe its start to the seed
         for parameter in (*resumed.backbone.parameters(), *resumed.corrector.parameters()):
             parameter.zero_()
@@ -223,7 +227,7 @@ def test_a_stopped_run_goes_on_as_if_never_stopped(corrector: str, stop_after: i
     torch.rand(3)  # whatever else drew from the global generator
     reports = run(resumed)
     assert [report.epoch for report in reports] == list(range(stop_after, SCHEDULE.epochs))
-    whole = plain(corrector)
+    whole = plain(corrector) if schedule is SCHEDULE else finished(corrector=corrector, schedule=schedule)
     assert_identical(resumed.state_dict(), whole.state_dict())
     assert_identical(evidence(resumed), evidence(whole))
 
@@ -266,9 +270,9 @@ def test_unlabelled_rows_add_batches_where_nothing_reads_given_labels() -> None:
     assert [training.steps_before(epoch) for epoch in range(6)] == [0, 5, 10, 16, 22, 28]
 
 
-def rates(schedule: Schedule) -> list[float]:
+def rates(schedule: Schedule, corrector: str = "none") -> list[float]:
     found: list[float] = []
-    training = Setting(corrector="none", schedule=schedule).training()
+    training = Setting(corrector=corrector, schedule=schedule).training()
     training.run(
         lambda _: None,
         lambda: found.append(*{group["lr"] for group in training.optimizer.param_groups}),
@@ -295,6 +299,52 @@ def test_the_learning_rate_falls_at_the_milestones(
         # Half of the run is in the middle of an epoch, between its third and its fourth batch.
         expected = [1, 1, 1, 0.1, 0.1] if share is None else [share] * 5
         assert found[5 * epoch : 5 * epoch + 5] == pytest.approx([0.05 * each for each in expected])
+
+
+def test_the_meta_phase_can_have_a_lower_learning_rate() -> None:
+    factors = [1.0] * 10 + [0.2] * 15
+    usual = rates(SCHEDULE, "mslc")
+    found = rates(replace(SCHEDULE, meta_phase_rate=0.2), "mslc")
+    assert found == pytest.approx([rate * factor for rate, factor in zip(usual, factors, strict=True)])
+    milestones = replace(SCHEDULE, milestones=(0.8,), meta_phase_rate=0.2)
+    assert rates(milestones, "mslc")[::5] == pytest.approx([0.05, 0.05, 0.01, 0.01, 0.001])
+    assert rates(AVERAGING) == rates(SCHEDULE), "plain training has no meta phase"
+
+
+@pytest.mark.parametrize(("share", "epochs"), [(0.0, []), (0.3, [1]), (0.5, [1]), (1.0, [0, 1])])
+def test_the_meta_phase_begins_with_the_mean_of_the_last_weights(
+    share: float, epochs: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[dict[str, Tensor]] = []
+    begun: list[dict[str, Tensor]] = []
+    training = Setting(schedule=replace(SCHEDULE, averaged_weights=share)).training()
+    begin = training.corrector.begin
+
+    def state() -> dict[str, Tensor]:
+        return {name: value.clone() for name, value in training.backbone.state_dict().items()}
+
+    def spy(warm_up: WarmUp) -> Store:
+        begun.append(state())
+        assert warm_up.head is training.backbone.head
+        return begin(warm_up)
+
+    def step() -> None:
+        if training.epoch in (epochs or [1]):
+            seen.append(state())
+
+    monkeypatch.setattr(training.corrector, "begin", spy)
+    training.run(lambda _: None, step)
+    (found,) = begun
+    assert len(seen) == 5 * max(1, len(epochs))
+    for name, value in found.items():
+        if value.is_floating_point():
+            states = torch.stack([each[name] for each in seen])
+            expected = states.mean(dim=0) if epochs else states[-1]
+            torch.testing.assert_close(value, expected, rtol=1e-4, atol=1e-6)
+
+
+def test_a_run_without_a_warm_up_has_no_weights_to_average() -> None:
+    run(Setting(schedule=replace(AVERAGING, warmup_epochs=0)).training())
 
 
 @learning
