@@ -55,7 +55,7 @@ from relabel.training import Rows, Schedule, Training
 FOLDS = 3
 FINE_TUNE_RATES = (3e-4, 1e-3, 3e-3, 1e-2)
 FINE_TUNE_EPOCHS = (1, 2, 5, 10, 20)
-SMALL_BATCH = 64  # what `fit` takes for fewer than 10,000 rows
+SMALL_BATCH = 64  # what `fit` takes for small data
 
 
 @dataclass(frozen=True)

@@ -59,8 +59,13 @@ class Schedule:
 
 
 def default_batch_size(rows: int) -> int:
-    """What suits so many training rows."""
-    return 256 if rows >= 10_000 else 64
+    """What suits so many labelled rows.
+
+    Four times the steps are worth more to small data than the quiet ones of a large batch: of 10,000 rows of
+    CIFAR-10N with human noise, 60 epochs of TMLC-Net corrected 74.2 % in batches of 256, and 76.2 % in batches
+    of 64; plain training 73.6 and 74.9 %.
+    """
+    return 256 if rows >= 20_000 else 64
 
 
 def default_learning_rate(batch_size: int) -> float:

@@ -90,6 +90,14 @@ def test_larger_data_get_fewer_epochs_and_nobody_steers_a_transferred_corrector_
         assert pipeline.schedule_for(replace(config, epochs=7), rows).epochs == 7
 
 
+@pytest.mark.parametrize(("rows", "expected"), [(1_000, 64), (10_000, 64), (50_000, 256)])
+def test_small_data_are_trained_in_small_batches(rows, expected):
+    schedule = pipeline.schedule_for(FitConfig("images"), rows)
+    assert schedule.batch_size == expected
+    larger = pipeline.schedule_for(FitConfig("images", batch_size=4 * expected), rows)
+    assert larger.learning_rate == pytest.approx(2 * schedule.learning_rate)
+
+
 @pytest.mark.parametrize("corrector", ["none", "mslc", "mlc", "metalabelnet", "tmlc"])
 def test_every_corrector_trains_in_the_batches_that_suit_the_source(digits, monkeypatch, corrector):
     """However many verified rows it keeps out of the training."""
