@@ -84,7 +84,7 @@ class FitResult(Labelling):
 class _Split:
     """Trusted rows by use: meta rows drive the corrector, witness rows show it what training does to the rows
     it corrects, probe rows calibrate the labels, unseen rows, which the backbone never trains on, the model
-    that is kept; the meta rows of a look-ahead corrector are both.
+    that is kept; the meta rows of a look-ahead corrector that never saw them are both.
 
     External images (not in SOURCE) follow the source's rows in `Inputs`.
     """
@@ -147,7 +147,7 @@ def fit(config: FitConfig, watcher: Watcher | None = None) -> FitResult:
     if config.freeze:
         inputs, frozen = _frozen_features(backbone, inputs, compute, watcher)
         backbone = backbones.linear(backbone.head.in_features, len(source.class_names))
-    rows = _rows(source, errors, split)
+    rows = _rows(source, errors, split, corrector)
     # Of all labelled rows, not of those the corrector at hand trains on: else each had its own batch size.
     schedule = schedule_for(config, int((usable_rows(source, errors) & (source.given >= 0)).sum()))
     training = Training(backbone, corrector, inputs, rows, schedule, compute, config.seed)
@@ -248,11 +248,12 @@ def _split(
     labels = np.concatenate([trusted.labels[usable], trusted.external_labels[readable]])
     learns = corrector.uses_trusted_rows and config.pretrained is None
     looks_ahead = learns and not corrector.trains_on_meta_rows
+    meta_is_unseen = looks_ahead and not corrector.warms_up_on_meta_rows
     external = np.flatnonzero(rows >= len(given))
     shuffled = np.random.default_rng(config.seed).permutation(len(rows) - len(external))
     inside = shuffled[np.argsort(labels[shuffled], kind="stable")]
     held_out = np.empty(0, dtype=np.int64)
-    if config.keep_model and not looks_ahead:
+    if config.keep_model and not meta_is_unseen:
         missing = max(0, round(len(rows) * UNSEEN_SHARE) - len(external))
         held_out, inside = _deal(inside, missing / max(1, len(inside)))
     probe, meta = _deal(inside, PROBE_SHARE if learns else 1.0)
@@ -270,7 +271,7 @@ def _split(
             "--trusted: too few verified rows for this corrector to learn from.",
             "Verify more labelled images of SOURCE, or use --corrector none.",
         )
-    unseen = meta if looks_ahead else np.concatenate([held_out, external])
+    unseen = meta if meta_is_unseen else np.concatenate([held_out, external])
     parts = [np.sort(part) for part in (meta, witness, probe, unseen)]
     return _Split(*(column[part] for part in parts for column in (rows, labels)))
 
@@ -293,9 +294,11 @@ def _check_usable(
     warn_of_errors(source, errors, watcher)
 
 
-def _rows(source: Source, errors: dict[int, str], split: _Split) -> Rows:
+def _rows(source: Source, errors: dict[int, str], split: _Split, corrector: Corrector) -> Rows:
     taught = usable_rows(source, errors)
-    taught[split.unseen[split.unseen < len(source)]] = False
+    apart = [split.unseen] if corrector.trains_on_meta_rows else [split.unseen, split.meta]
+    for rows in apart:
+        taught[rows[rows < len(source)]] = False
     return Rows(
         train=torch.from_numpy(np.flatnonzero(taught & (source.given >= 0))),
         given=torch.from_numpy(source.given),

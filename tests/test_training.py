@@ -266,8 +266,9 @@ def test_unlabelled_rows_add_batches_where_nothing_reads_given_labels() -> None:
     steps: list[int] = []
     training = Setting(corrector="metalabelnet").training()
     training.run(lambda _: None, lambda: steps.append(training.epoch))
-    assert [steps.count(epoch) for epoch in range(5)] == [5, 5, 6, 6, 6]
-    assert [training.steps_before(epoch) for epoch in range(6)] == [0, 5, 10, 16, 22, 28]
+    # 120 rows and 30 meta rows before the meta phase, 120 and 12 unlabelled rows in it.
+    assert [steps.count(epoch) for epoch in range(5)] == [7, 7, 6, 6, 6]
+    assert [training.steps_before(epoch) for epoch in range(6)] == [0, 7, 14, 20, 26, 32]
 
 
 def rates(schedule: Schedule, corrector: str = "none") -> list[float]:
@@ -402,7 +403,7 @@ def test_the_look_ahead_step_is_the_backbone_s_own_unless_the_corrector_says_oth
         assert all(rate == backbone_s for rate, backbone_s in seen)
 
 
-@pytest.mark.parametrize("corrector", ["none", *LOOKING_AHEAD])
+@pytest.mark.parametrize("corrector", ["none", "mslc", "mlc"])
 def test_meta_rows_of_a_look_ahead_are_never_trained_on(corrector: str) -> None:
     training = finished(corrector=corrector, options=deaf(corrector))
     assert (training.ledger.visits[TRAIN] == LATE).all()
@@ -410,6 +411,37 @@ def test_meta_rows_of_a_look_ahead_are_never_trained_on(corrector: str) -> None:
     # Other given labels of the meta rows change nothing at all.
     other = finished(corrector=corrector, options=deaf(corrector), rows=with_other_given(META))
     assert_identical(other.state_dict(), training.state_dict())
+
+
+def test_metalabelnet_s_meta_rows_are_trained_on_in_the_warm_up_alone() -> None:
+    unlabelled = META[::3]
+    given = ROWS.meta.given.clone()
+    given[::3] = -1
+    external = with_external().meta
+    meta = replace(external, given=torch.cat([given, external.given[len(META) :]]))
+    training = Setting(corrector="metalabelnet", rows=replace(ROWS, meta=meta)).training()
+    labelled = META[given >= 0]
+    for _ in range(2):
+        training.run_epoch()
+    assert (training.ledger.visits[torch.cat([TRAIN, labelled])] == 2).all()
+    assert (training.ledger.visits[unlabelled] == 0).all()
+    begun = copy.deepcopy(training.state_dict())
+    run(training)
+    assert (training.ledger.visits[TRAIN] == LATE).all()
+    assert (training.ledger.visits[META] == 0).all()
+
+    other = Setting(corrector="metalabelnet", rows=with_other_given(META)).training()
+    other.run_epoch()
+    usual = Setting(corrector="metalabelnet").training()
+    usual.run_epoch()
+    assert not torch.equal(other.backbone.head.weight, usual.backbone.head.weight), "under their given label"
+    rows = replace(
+        ROWS, meta=replace(meta, given=torch.where(meta.given < 0, -1, (meta.given + 1) % CLASSES))
+    )
+    unread = Setting(corrector="metalabelnet", rows=rows).training()
+    unread.load_state_dict(begun)
+    run(unread)
+    assert_identical(unread.state_dict(), training.state_dict())
 
 
 def test_tmlc_s_meta_rows_are_trained_on_like_any_other() -> None:
@@ -529,9 +561,12 @@ def test_the_trusted_batch_reaches_the_backbone_through_the_corrector_only(
 ) -> None:
     """With the corrector's own learning switched off, other trusted images change no weight and no buffer."""
     still = replace(SCHEDULE, epochs=4, meta_learning_rate=0.0, meta_gradient=gradient)
-    options = deaf(corrector)
-    one = finished(corrector=corrector, options=options, schedule=still)
-    other = finished(corrector=corrector, options=options, schedule=still, images=changed_images(META))
+    # Those without a given label take no part in MetaLabelNet's warm-up.
+    nameless = replace(ROWS, meta=replace(ROWS.meta, given=torch.full_like(META, -1)))
+    rows = nameless if corrector == "metalabelnet" else ROWS
+    setting = {"corrector": corrector, "options": deaf(corrector), "schedule": still, "rows": rows}
+    one = finished(**setting)
+    other = finished(**setting, images=changed_images(META))
     assert_identical(one.backbone.state_dict(), other.backbone.state_dict())
     assert_identical(one.optimizer.state_dict(), other.optimizer.state_dict())
     for training in (one, other):

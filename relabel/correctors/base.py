@@ -97,6 +97,9 @@ class Corrector(nn.Module, ABC):
     trains_on_meta_rows = False
     """Whether the meta rows pass through training as ordinary rows, for `trusted_loss` to judge."""
 
+    warms_up_on_meta_rows = False
+    """Whether the meta rows pass through the warm-up, and it alone, under their given label."""
+
     has_witnesses = False
     """Whether some trusted rows pass through training under their given label for φ to be held against.
 

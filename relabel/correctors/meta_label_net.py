@@ -38,6 +38,7 @@ class MetaLabelNet(Corrector):
     """
 
     reads_given_labels = False
+    warms_up_on_meta_rows = True  # their features then bear the same traces of given labels as all others
     virtual_learning_rate = 1.0
 
     def __init__(self, num_classes: int, num_features: int, start: str = "classifier") -> None:
