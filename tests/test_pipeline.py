@@ -136,6 +136,25 @@ def test_half_of_mslc_s_labelled_meta_rows_are_witnesses_and_no_trusted_row_is_l
     assert split.unseen.tolist() == split.meta.tolist(), "the backbone trains on witnesses"
 
 
+@pytest.mark.parametrize("keep_model", [False, True])
+def test_metalabelnet_warms_up_on_its_meta_rows_so_that_a_model_needs_others(digits, keep_model):
+    source = open_source(str(digits.images))
+    rows = np.arange(0, 1200, 10)
+    trusted = replace(TrustedSet.empty(), rows=rows, labels=_truth(digits, source)[rows])
+    corrector = correctors.create("metalabelnet", 10, 4)
+    config = FitConfig("images", corrector="metalabelnet", keep_model=keep_model)
+    split = pipeline._split(trusted, source.given, {}, corrector, config)
+    parts = [split.meta, split.probe, split.unseen]
+    assert np.sort(np.concatenate(parts)).tolist() == rows.tolist(), "each in one part"
+    assert len(split.unseen) == (30 if keep_model else 0)
+    assert len(split.probe) == pytest.approx(2 * len(split.meta), abs=2)
+    found = pipeline._rows(source, {}, split, corrector)
+    assert found.meta.given.tolist() == source.given[split.meta].tolist()
+    assert not np.isin(split.meta, found.train.numpy()).any(), "the training adds them to the warm-up"
+    assert not np.isin(split.unseen, found.train.numpy()).any()
+    assert len(found.train) == len(source) - len(split.meta) - len(split.unseen)
+
+
 def test_the_training_is_told_how_trusted_rows_were_labelled_where_they_were(digits):
     """The last two are images outside of the source."""
     source = open_source(str(digits.images))
