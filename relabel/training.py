@@ -196,7 +196,7 @@ class Training:
         return self.corrector.corrects and epoch >= self.schedule.warmup_epochs
 
     @property
-    def _weight_averaged(self) -> range:
+    def _weight_epochs(self) -> range:
         """The epochs whose steps' weights the meta phase begins with the mean of."""
         warmup = self.schedule.warmup_epochs
         return range(warmup - math.ceil(warmup * self.schedule.averaged_weights), warmup)
@@ -255,7 +255,7 @@ class Training:
                     # Before the noisy batch's forward, whose backward needs BatchNorm's buffers as left.
                     trusted = self._trusted_batch(batch, generator)
             loss, trusted_loss = self._train_batch(corrector, index, rate, trusted, generator)
-            if epoch in self._weight_averaged:
+            if epoch in self._weight_epochs:
                 self._average_weights()
             loss_sum += loss
             if trusted_loss is not None:
