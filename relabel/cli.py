@@ -10,27 +10,23 @@ import functools
 import hashlib
 import io
 import json
-import math
 import os
 import re
 import shlex
 import shutil
-import signal
 import sys
-import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from enum import StrEnum
 from inspect import Parameter, signature
 from pathlib import Path
-from types import FrameType
 from typing import TYPE_CHECKING, Annotated, Any, BinaryIO, NoReturn, get_type_hints
 
 import typer
 from rich.console import Console
 
-from relabel import __version__, correctors, demo, hub, noise, summary
+from relabel import __version__, correctors, demo, hub, interrupts, noise, summary
 from relabel.config import (
     DEFAULT_CORRECTOR,
     PRESETS,
@@ -42,6 +38,7 @@ from relabel.config import (
 from relabel.correctors import REGISTRY
 from relabel.errors import RelabelError, RunError
 from relabel.files import check_output
+from relabel.interrupts import Stopped
 from relabel.progress import Terminal
 
 if TYPE_CHECKING:
@@ -53,7 +50,6 @@ _OPTIONS = ", ".join(
     for corrector, entry in REGISTRY.items()
     for name, values in entry.options.items()
 )
-_PATIENCE = 2.0  # seconds in which a repeated signal is taken for the same one
 
 app = typer.Typer(
     help="Repair image data sets whose labels are partly wrong, guided by a few hundred verified rows.",
@@ -800,40 +796,14 @@ def root(
         raise typer.Exit(2)
 
 
-class Stopped(KeyboardInterrupt):
-    """A signal asked the run to end; an exception, so that temporary files are removed on the way out."""
-
-    def __init__(self, signum: int, message: str = "Nothing was written.") -> None:
-        word = "Interrupted" if signum == signal.SIGINT else "Terminated"
-        super().__init__(f"{word}. {message}")
-        self.signum = signum
-
-    def saying(self, message: str) -> Stopped:
-        """The same signal with something more to tell."""
-        return Stopped(self.signum, message)
-
-
 def main() -> NoReturn:
     """The console command."""
-    last = -math.inf
-
-    def stop(signum: int, frame: FrameType | None) -> None:
-        nonlocal last
-        # A second Ctrl-C from an impatient finger must not cut the cleaning up short.
-        if time.monotonic() - last > _PATIENCE:
-            last = time.monotonic()
-            raise Stopped(signum)
-
-    numbers = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
-    for number in numbers:
-        if signal.getsignal(number) != signal.SIG_IGN:  # nohup stays in force
-            signal.signal(number, stop)
+    interrupts.install()
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # a class name the terminal cannot show
     code = run(sys.argv[1:])
-    for number in numbers:
-        signal.signal(number, signal.SIG_IGN)  # leaving takes a moment, and its exit code must stand
+    interrupts.ignore()
     sys.exit(code)
 
 

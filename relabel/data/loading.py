@@ -23,6 +23,7 @@ from relabel.data.images import decode
 from relabel.data.references import References
 from relabel.errors import ImageError, RunError
 from relabel.files import release, scratch_array
+from relabel.interrupts import in_threads
 from relabel.progress import Watcher
 
 # ImageNet's channel statistics: what pretrained weights expect, and as good as any other for fresh ones.
@@ -127,12 +128,12 @@ class EncodedInputs(_SquareImages):
         images = torch.zeros(len(rows), self.size, self.size, 3, dtype=torch.uint8)
         pixels = images.numpy()
 
-        def one(place: int, row: int) -> None:
+        def one(place_and_row: tuple[int, int]) -> None:
+            place, row = place_and_row
             if row not in self._skip:
                 pixels[place] = self._decoded(row)
 
-        for _ in self._pool.map(one, range(len(rows)), rows.tolist()):
-            pass
+        in_threads(self._pool, one, enumerate(rows.tolist()))
         return images[places]
 
     def _decoded(self, row: int) -> NDArray[np.uint8]:
@@ -232,7 +233,7 @@ def _decode_each(
     try:
         # Chunks keep the queue short: a million pending futures would weigh more than the images.
         while chunk := list(islice(rows, 1024)):
-            for row, reason in pool.map(one, chunk):
+            for row, reason in in_threads(pool, one, chunk):
                 if reason is not None:
                     errors[row] = reason
             progress(len(chunk))

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from relabel.data.images import decode
 from relabel.data.references import Embedded, Reference
 from relabel.errors import ImageError, RunError
+from relabel.interrupts import in_threads
 
 
 class Spool:
@@ -45,7 +46,7 @@ class Spool:
         """As `add` for some images at a time, which are fetched and decoded by several threads."""
         return [
             found if isinstance(found, ImageError) else self._keep(found)
-            for found in self._pool.map(self._attempt, references)
+            for found in in_threads(self._pool, self._attempt, references)
         ]
 
     def _attempt(self, reference: Reference) -> bytes | ImageError:

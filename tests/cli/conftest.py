@@ -14,6 +14,7 @@ import pytest
 from PIL import Image
 
 from relabel import cli
+from relabel.interrupts import Stopped
 
 COLOURS = {"red": (220, 40, 30), "blue": (30, 40, 220)}
 TINY = ("--epochs", "2", "--image-size", "8", "--device", "cpu", "--batch-size", "16")
@@ -121,7 +122,7 @@ def stopped(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[], Done]], D
 
         def save_and_stop(*arguments: object) -> None:
             plain(*arguments)
-            raise cli.Stopped(signal.SIGINT)
+            raise Stopped(signal.SIGINT)
 
         with monkeypatch.context() as patch:
             patch.setattr("relabel.checkpoint.save", save_and_stop)

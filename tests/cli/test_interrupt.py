@@ -9,7 +9,7 @@ import time
 import pyarrow.parquet as pq
 import pytest
 
-from relabel.cli import Stopped
+from relabel.interrupts import Stopped
 
 FIT = ("fit", "images", "--trusted", "trusted.csv", "--image-size", "8", "--device", "cpu", "--epochs", "30")
 # The process says when it decodes, and takes its time over it.
@@ -23,6 +23,24 @@ def decode(*arguments):
     time.sleep(0.5)
     return plain(*arguments)
 loading.decode = decode
+cli.main()
+"""
+# The process gets a signal right after its main thread has locked one of the thread pool's conditions, once
+# AFTER images were begun.
+STRUCK = """
+import signal, threading
+from relabel import cli
+from relabel.data import loading
+main, plain, locked, decoded = threading.get_ident(), loading.decode, threading.Condition.__enter__, []
+def decode(*arguments):
+    decoded.append(1)
+    return plain(*arguments)
+def enter(self):
+    taken = locked(self)
+    if len(decoded) >= AFTER and threading.get_ident() == main:
+        signal.raise_signal(signal.SIGINT)
+    return taken
+loading.decode, threading.Condition.__enter__ = decode, enter
 cli.main()
 """
 
@@ -129,6 +147,16 @@ def test_ctrl_c_while_decoding_leaves_nothing(stop, files, flags):
     code, err = stop(*FIT, *flags, after="decoding", program=("-c", SLOW_DECODING))
     assert code == 130
     assert last_line(err) == "Interrupted. No epoch was finished and nothing was written."
+    assert files() == before
+
+
+@pytest.mark.parametrize(("flags", "after"), [((), 1), (("--no-cache",), 29)])
+def test_ctrl_c_that_strikes_a_lock_of_the_decoding_threads_does_not_hang(start, files, flags, after):
+    before = files()
+    process = start(*FIT, *flags, program=("-c", STRUCK.replace("AFTER", str(after))))
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert last_line(err.decode()) == "Interrupted. No epoch was finished and nothing was written."
     assert files() == before
 
 

@@ -13,9 +13,9 @@ import pytest
 import torch
 
 from relabel import checkpoint
-from relabel.cli import Stopped
 from relabel.correctors.files import read_corrector
 from relabel.errors import RunError
+from relabel.interrupts import Stopped
 from relabel.transfer import episodes, pretraining
 
 TINY = ("--episodes", "3", "--steps", "3", "--device", "cpu")

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from relabel.cli import Stopped
+from relabel.interrupts import Stopped
 
 ROWS, BROKEN = 48, 30
 QUICK = ("--epochs", "3", "--device", "cpu", "--batch-size", "16", "-q")
