@@ -705,7 +705,7 @@ def our_epoch(
         corrector = read_corrector(SHIPPED_CORRECTOR).transferred(10, backbone.head.in_features)
     else:
         corrector = correctors.create(name, 10, backbone.head.in_features)
-    warmup = 10 if corrector.trains_on_meta_rows else 1  # a history of the length that a real run has
+    warmup = 10 if corrector.transfers else 1  # a history of the length that a real run has
     schedule = Schedule(
         epochs=1000, warmup_epochs=warmup, batch_size=batch_size, learning_rate=0.1,
         weight_decay=5e-4, meta_learning_rate=1e-3, meta_batch_size=64, meta_gradient=meta_gradient,

@@ -23,7 +23,7 @@ from relabel.config import (
     SHIPPED_CORRECTOR,
     FitConfig,
 )
-from relabel.correctors.base import Corrector, Verified
+from relabel.correctors.base import Corrector, MetaRows, Verified
 from relabel.correctors.files import CorrectorFile, read_corrector
 from relabel.data.images import probe_sizes
 from relabel.data.loading import Inputs, VectorInputs, open_images
@@ -246,9 +246,8 @@ def _split(
     readable = np.array([row not in unreadable for row in outside], dtype=bool)
     rows = np.concatenate([trusted.rows[usable], outside[readable]])
     labels = np.concatenate([trusted.labels[usable], trusted.external_labels[readable]])
-    learns = corrector.uses_trusted_rows and config.pretrained is None
-    looks_ahead = learns and not corrector.trains_on_meta_rows
-    meta_is_unseen = looks_ahead and not corrector.warms_up_on_meta_rows
+    learns = corrector.meta_rows is not MetaRows.NONE
+    meta_is_unseen = corrector.meta_rows is MetaRows.UNSEEN
     external = np.flatnonzero(rows >= len(given))
     shuffled = np.random.default_rng(config.seed).permutation(len(rows) - len(external))
     inside = shuffled[np.argsort(labels[shuffled], kind="stable")]
@@ -258,14 +257,11 @@ def _split(
         held_out, inside = _deal(inside, missing / max(1, len(inside)))
     probe, meta = _deal(inside, PROBE_SHARE if learns else 1.0)
     witness = np.empty(0, dtype=np.int64)
-    if learns and corrector.has_witnesses:
+    if corrector.has_witnesses:
         labelled = given[rows[meta]] >= 0
         witness, rest = _deal(meta[labelled], WITNESS_SHARE)
         meta = np.concatenate([rest, meta[~labelled]])
-    if looks_ahead:
-        meta = np.concatenate([meta, external])
-    elif corrector.trains_on_meta_rows:
-        meta = meta[given[rows[meta]] >= 0]
+    meta = np.concatenate([meta, external]) if corrector.looks_ahead else meta[given[rows[meta]] >= 0]
     if learns and len(meta) == 0 and (len(rows) or not config.has_trusted):
         raise RelabelError(
             "--trusted: too few verified rows for this corrector to learn from.",
@@ -296,7 +292,7 @@ def _check_usable(
 
 def _rows(source: Source, errors: dict[int, str], split: _Split, corrector: Corrector) -> Rows:
     taught = usable_rows(source, errors)
-    apart = [split.unseen] if corrector.trains_on_meta_rows else [split.unseen, split.meta]
+    apart = [split.unseen, split.meta] if corrector.looks_ahead else [split.unseen]
     for rows in apart:
         taught[rows[rows < len(source)]] = False
     return Rows(

@@ -20,7 +20,7 @@ from torch.optim.swa_utils import AveragedModel
 
 from relabel import hypergradient
 from relabel.backbones import Backbone, evaluate, frozen_features
-from relabel.correctors.base import Corrector, Epoch, Memory, Verified, WarmUp, nobody
+from relabel.correctors.base import Corrector, Epoch, Memory, MetaRows, Verified, WarmUp, nobody
 from relabel.correctors.plain import Plain
 from relabel.data.loading import Inputs
 from relabel.data.sources import UNLABELLED
@@ -96,7 +96,7 @@ class Rows:
     corrector's in the meta phase;
     given: [N] class ids, −1 unlabelled; unlabelled: [u] rows that are predicted, and trained on only by a
     corrector that reads no given labels; meta: trusted rows that drive φ, among `train` only for a corrector
-    with `trains_on_meta_rows`, and trained on before the meta phase for one with `warms_up_on_meta_rows`;
+    with `MetaRows.TRAINED`, and trained on before the meta phase for one with `MetaRows.WARM_UP`;
     witness: trusted rows among `train`, for a corrector with `has_witnesses`.
     """
 
@@ -219,7 +219,7 @@ class Training:
         """The rows an epoch trains on: unlabelled ones too, once nothing asks for their given label."""
         if self._trains_on_unlabelled(epoch):
             return torch.cat([self.rows.train, self.rows.unlabelled])
-        if self.corrector.warms_up_on_meta_rows and not self._corrects(epoch):
+        if self.corrector.meta_rows is MetaRows.WARM_UP and not self._corrects(epoch):
             return torch.cat([self.rows.train, self.rows.meta.rows[self.rows.meta.given != UNLABELLED]])
         return self.rows.train
 
@@ -235,7 +235,7 @@ class Training:
         learns = corrected and self.meta_optimizer is not None
         if learns and epoch == schedule.warmup_epochs:
             self._begin_meta_phase()
-            if corrector.trains_on_meta_rows:
+            if not corrector.looks_ahead:
                 for _ in range(_HEAD_START):  # an unlearned φ would undo the warm-up within an epoch
                     self._direct_step(next(meta_batches))
         self._begin_averages()
@@ -249,7 +249,7 @@ class Training:
             trusted: _TrustedBatch | None = None
             if learns and step % schedule.meta_every == 0:
                 batch = next(meta_batches)
-                if corrector.trains_on_meta_rows:
+                if not corrector.looks_ahead:
                     meta_losses.append(self._direct_step(batch))
                 else:
                     # Before the noisy batch's forward, whose backward needs BatchNorm's buffers as left.

@@ -155,6 +155,17 @@ def test_metalabelnet_warms_up_on_its_meta_rows_so_that_a_model_needs_others(dig
     assert len(found.train) == len(source) - len(split.meta) - len(split.unseen)
 
 
+def test_metalabelnet_as_in_the_paper_never_trains_on_its_meta_rows_which_then_serve_a_model(digits):
+    source = open_source(str(digits.images))
+    rows = np.arange(0, 1200, 10)
+    trusted = replace(TrustedSet.empty(), rows=rows, labels=_truth(digits, source)[rows])
+    corrector = correctors.create("metalabelnet", 10, 4, {"start": "random"})
+    config = FitConfig("images", preset="metalabelnet-paper", keep_model=True)
+    split = pipeline._split(trusted, source.given, {}, corrector, config)
+    assert len(split.meta) == 40
+    assert split.unseen.tolist() == split.meta.tolist()
+
+
 def test_the_training_is_told_how_trusted_rows_were_labelled_where_they_were(digits):
     """The last two are images outside of the source."""
     source = open_source(str(digits.images))

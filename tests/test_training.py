@@ -16,7 +16,7 @@ import relabel.training
 from relabel import backbones, correctors, hypergradient
 from relabel.backbones import Backbone
 from relabel.correctors import REGISTRY
-from relabel.correctors.base import Epoch, Memory, Store, Verified, WarmUp, nobody
+from relabel.correctors.base import Epoch, Memory, MetaRows, Store, Verified, WarmUp, nobody
 from relabel.correctors.mlc import MLC
 from relabel.correctors.tmlc_net import TMLCNet
 from relabel.data.loading import ImageInputs
@@ -109,7 +109,7 @@ class Setting:
         backbone = tiny() if self.backbone == "tiny" else backbones.build(self.backbone, CLASSES, SIZE)
         corrector = correctors.create(self.corrector, CLASSES, backbone.head.in_features, self.options)
         rows = self.rows
-        if corrector.trains_on_meta_rows:
+        if corrector.meta_rows is MetaRows.TRAINED:
             rows = replace(rows, train=torch.cat([rows.train, rows.meta.rows]))
         return Training(
             backbone,
@@ -166,7 +166,7 @@ gradients = pytest.mark.parametrize("gradient", ["last-layer", "exact"])
 def test_every_corrector_is_here() -> None:
     made = {name: Setting(corrector=name).training() for name in REGISTRY}
     assert [name for name in made if made[name].meta_optimizer] == LEARNING
-    assert [name for name in LEARNING if not made[name].corrector.trains_on_meta_rows] == LOOKING_AHEAD
+    assert [name for name in LEARNING if made[name].corrector.looks_ahead] == LOOKING_AHEAD
 
 
 class StoppedError(Exception):
@@ -363,7 +363,7 @@ def test_meta_steps_are_taken_every_so_many_batches(corrector: str, meta_every: 
     reports = run(training)
     assert batches >= 5
     head_start = taken.count(2) - taken.count(3)
-    assert (head_start > 0) == training.corrector.trains_on_meta_rows
+    assert (head_start > 0) == (training.corrector.meta_rows is MetaRows.TRAINED)
     steps = math.ceil(batches / meta_every)
     assert [taken.count(epoch) for epoch in range(4)] == [0, 0, head_start + steps, steps]
     assert all(report.meta_loss is not None for report in reports[2:])

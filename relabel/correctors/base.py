@@ -17,6 +17,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from enum import Enum
 
 import torch
 import torch.nn.functional as F
@@ -48,6 +49,15 @@ class Verified:
 def nobody() -> Verified:
     """No rows."""
     return Verified(*(torch.zeros(0, dtype=torch.int64) for _ in range(3)))
+
+
+class MetaRows(Enum):
+    """The part that the trusted rows which φ is learned from take in the backbone's training."""
+
+    NONE = "φ is learned from no trusted row; all of them serve the calibration"
+    UNSEEN = "the backbone never trains on them"
+    WARM_UP = "they pass through the warm-up, and it alone, under their given label"
+    TRAINED = "they pass through training as ordinary rows, for `trusted_loss` to judge"
 
 
 @dataclass(frozen=True)
@@ -91,14 +101,7 @@ class Corrector(nn.Module, ABC):
     corrects = True
     """Whether there is a meta phase at all."""
 
-    uses_trusted_rows = True
-    """Whether φ is learned from trusted rows; if not, every trusted row serves the calibration."""
-
-    trains_on_meta_rows = False
-    """Whether the meta rows pass through training as ordinary rows, for `trusted_loss` to judge."""
-
-    warms_up_on_meta_rows = False
-    """Whether the meta rows pass through the warm-up, and it alone, under their given label."""
+    meta_rows = MetaRows.UNSEEN
 
     has_witnesses = False
     """Whether some trusted rows pass through training under their given label for φ to be held against.
@@ -114,6 +117,11 @@ class Corrector(nn.Module, ABC):
 
     virtual_learning_rate: float | None = None
     """The look-ahead step's learning rate; None is the backbone's current one."""
+
+    @property
+    def looks_ahead(self) -> bool:
+        """Whether φ is learned through a look-ahead step of the backbone."""
+        return self.meta_rows in (MetaRows.UNSEEN, MetaRows.WARM_UP)
 
     def begin(self, warm_up: WarmUp) -> Store:
         """Start φ and the per-sample memory when the warm-up ends; returns it by name."""
@@ -139,7 +147,7 @@ class Corrector(nn.Module, ABC):
         return self.loss(logits, given, memory)
 
     def trusted_loss(self, given: Tensor, true: Tensor, memory: Memory) -> Tensor:
-        """Mean loss of φ on trusted rows [B], for correctors with `trains_on_meta_rows`."""
+        """Mean loss of φ on trusted rows [B], for correctors with `MetaRows.TRAINED`."""
         raise NotImplementedError
 
     def project(self) -> None:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from relabel import __version__
 from relabel.correctors import REGISTRY, create
-from relabel.correctors.base import Corrector
+from relabel.correctors.base import Corrector, MetaRows
 from relabel.errors import RelabelError
 from relabel.files import load_tensors, save_tensors
 from relabel.output.calibration import CORRECTOR, Experience
@@ -139,6 +139,7 @@ class CorrectorFile:
                 "Install the newest relabel.",
             )
         made.load_state_dict(self.state)
+        made.meta_rows = MetaRows.NONE
         return made.requires_grad_(False)
 
     def save(self, path: Path) -> None:

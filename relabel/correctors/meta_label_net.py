@@ -25,7 +25,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from relabel.correctors.base import Corrector, Epoch, Memory, Store, WarmUp
+from relabel.correctors.base import Corrector, Epoch, Memory, MetaRows, Store, WarmUp
 
 _FLOOR = 1e-4  # of q: without it one confident q would outweigh a batch
 _TOLERANCE = 1.02  # a loss this much above the best is more than the noise of a meta step
@@ -34,16 +34,18 @@ _TOLERANCE = 1.02  # a loss this much above the best is more than the noise of a
 class MetaLabelNet(Corrector):
     """A linear label generator on frozen features, memory `features` [N, D].
 
-    start: `classifier` begins at the warmed-up classifier layer; `random` as in the paper.
+    start: `classifier` begins at the warmed-up classifier layer, and the meta rows pass through the warm-up;
+    `random` is the paper's, whose meta rows the backbone never trains on.
     """
 
     reads_given_labels = False
-    warms_up_on_meta_rows = True  # their features then bear the same traces of given labels as all others
     virtual_learning_rate = 1.0
 
     def __init__(self, num_classes: int, num_features: int, start: str = "classifier") -> None:
         super().__init__()
         self.start = start
+        # In the warm-up their features take on the same traces of given labels as those of all other rows.
+        self.meta_rows = MetaRows.WARM_UP if start == "classifier" else MetaRows.UNSEEN
         self.generator = nn.Linear(num_features, num_classes)
         self.best = copy.deepcopy(self.generator).requires_grad_(False)
         self.register_buffer("best_loss", torch.tensor(float("inf")))

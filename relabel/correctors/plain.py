@@ -5,14 +5,14 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor
 
-from relabel.correctors.base import Corrector, Memory
+from relabel.correctors.base import Corrector, Memory, MetaRows
 
 
 class Plain(Corrector):
     """Trains on the given labels; only the calibration corrects."""
 
     corrects = False
-    uses_trusted_rows = False
+    meta_rows = MetaRows.NONE
 
     def __init__(self, num_classes: int, num_features: int) -> None:
         super().__init__()

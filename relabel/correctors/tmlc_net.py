@@ -40,7 +40,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from relabel.config import SHIPPED_CORRECTOR
-from relabel.correctors.base import Corrector, Epoch, Memory, Store, WarmUp
+from relabel.correctors.base import Corrector, Epoch, Memory, MetaRows, Store, WarmUp
 from relabel.ledger import Distributions, History, blocks, class_type, per_sample
 
 _FLOOR = 1e-4  # of p: what bf16 logits resolve
@@ -66,7 +66,7 @@ class TMLCNet(Corrector):
     target and inputs are those (else, and with `random`, at random).
     """
 
-    trains_on_meta_rows = True
+    meta_rows = MetaRows.TRAINED
     transfers = True
 
     def __init__(

@@ -19,7 +19,7 @@ from torch.func import functional_call
 from relabel import hypergradient
 from relabel.backbones import Backbone
 from relabel.correctors import REGISTRY, create
-from relabel.correctors.base import Corrector, Epoch, Memory, Verified, WarmUp
+from relabel.correctors.base import Corrector, Epoch, Memory, MetaRows, Verified, WarmUp
 
 N, E, C, D = 12, 2, 4, 5
 """Rows of the source, trusted rows outside of it, classes, penultimate features."""
@@ -71,8 +71,8 @@ def where(chosen: Callable[[Corrector], bool]) -> pytest.MarkDecorator:
 
 
 every = pytest.mark.parametrize("variant", VARIANTS)
-looking_ahead = where(lambda corrector: bool(learned(corrector)) and not corrector.trains_on_meta_rows)
-direct = where(lambda corrector: corrector.trains_on_meta_rows)
+looking_ahead = where(lambda corrector: corrector.looks_ahead)
+direct = where(lambda corrector: corrector.meta_rows is MetaRows.TRAINED)
 
 
 @dataclass(frozen=True)
@@ -116,7 +116,7 @@ def _scene(variant: str, class_order: tuple[int, ...]) -> Scene:
     given, true = (renamed[torch.randint(C, (N + E,), generator=generator)] for _ in range(2))
     meta = torch.tensor([1, 4, 6, 9, 10])
     meta_given = given[meta]
-    if not corrector.trains_on_meta_rows:
+    if corrector.looks_ahead:
         meta = torch.cat([meta, torch.arange(N, N + E)])
         meta_given = torch.cat([meta_given, torch.full((E,), -1)])
     head = nn.Linear(D, C).double()
@@ -235,7 +235,7 @@ def test_extreme_logits_stay_finite(variant: str, sure_of: str, dtype: torch.dty
         (gradient,) = torch.autograd.grad(losses.sum(), leaf)
         assert losses.isfinite().all()
         assert gradient.isfinite().all()
-    if learned(corrector) and not corrector.trains_on_meta_rows:
+    if corrector.looks_ahead:
         features = torch.ones(N, D, dtype=dtype)
         gradients = hypergradient.last_layer(
             nn.Linear(D, C, dtype=dtype),
@@ -289,7 +289,7 @@ def test_renaming_the_classes_renames_the_output(variant: str) -> None:
             getattr(renamed.corrector, method)(*renamed.batch),
             getattr(original.corrector, method)(*original.batch),
         )
-    if original.corrector.trains_on_meta_rows:
+    if original.corrector.meta_rows is MetaRows.TRAINED:
         assert_close(
             renamed.corrector.trusted_loss(renamed.given, renamed.true, renamed.memory),
             original.corrector.trusted_loss(original.given, original.true, original.memory),
@@ -319,7 +319,7 @@ def test_using_a_corrector_changes_nothing(variant: str) -> None:
     for method in ("soft_label", "loss", "virtual_loss", "remember"):
         getattr(drawn.corrector, method)(*drawn.batch)
     drawn.corrector.describe()
-    if drawn.corrector.trains_on_meta_rows:
+    if drawn.corrector.meta_rows is MetaRows.TRAINED:
         drawn.corrector.trusted_loss(drawn.given, drawn.true, drawn.memory).backward()  # type: ignore[no-untyped-call]
         for parameter in drawn.corrector.parameters():
             parameter.grad = None
@@ -383,7 +383,7 @@ def test_what_a_corrector_tells_is_json(variant: str) -> None:
 @every
 def test_only_correctors_that_learn_use_trusted_rows(variant: str) -> None:
     corrector = made(variant)
-    assert corrector.uses_trusted_rows == bool(learned(corrector))
+    assert (corrector.meta_rows is not MetaRows.NONE) == bool(learned(corrector))
     assert corrector.virtual_learning_rate is None or corrector.virtual_learning_rate > 0
 
 
