@@ -61,11 +61,12 @@ class Schedule:
 def default_batch_size(rows: int) -> int:
     """What suits so many labelled rows.
 
-    Many steps are worth more to small data than the quiet ones of a large batch: of 10,000 rows of CIFAR-10N
-    with human noise 60 epochs of TMLC-Net left 74.2 % right in batches of 256 and 76.2 % in batches of 64,
-    plain training 73.6 and 74.9 %.
+    Many steps are worth more to small data than the quiet ones of a large batch, and cost an eighth more time
+    on a CPU. Label accuracy in batches of 256 and of 64: of 10,000 rows of CIFAR-10N with human noise after
+    60 epochs of TMLC-Net 74.2 and 76.2 %, of plain training 73.6 and 74.9 %; of 25,000 rows with 40 % of
+    symmetric noise after 30 epochs 83.7 and 84.2 %, 83.1 and 83.9 %.
     """
-    return 256 if rows >= 20_000 else 64
+    return 256 if rows >= 40_000 else 64
 
 
 def default_learning_rate(batch_size: int) -> float:

@@ -90,7 +90,7 @@ def test_larger_data_get_fewer_epochs_and_nobody_steers_a_transferred_corrector_
         assert pipeline.schedule_for(replace(config, epochs=7), rows).epochs == 7
 
 
-@pytest.mark.parametrize(("rows", "expected"), [(1_000, 64), (10_000, 64), (50_000, 256)])
+@pytest.mark.parametrize(("rows", "expected"), [(1_000, 64), (25_000, 64), (50_000, 256)])
 def test_small_data_are_trained_in_small_batches(rows, expected):
     schedule = pipeline.schedule_for(FitConfig("images"), rows)
     assert schedule.batch_size == expected
