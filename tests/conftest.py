@@ -1,6 +1,10 @@
-"""One thread for every test: the models are tiny, and threads of a busy machine wait for each other."""
+"""One thread for every test: the models are tiny, and threads of a busy machine wait for each other.
+
+Ctrl-C ends the processes that tests start, however pytest was started itself.
+"""
 
 import os
+import signal
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -9,6 +13,8 @@ from threading import Thread
 import pytest
 
 os.environ["OMP_NUM_THREADS"] = "1"  # read when torch is first imported, and by the processes tests start
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # in the background of a script, and inherited
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 Answer = Callable[[str, str, Mapping[str, str], bytes], tuple[int, Mapping[str, str], bytes]]
 
