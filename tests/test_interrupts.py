@@ -30,7 +30,8 @@ def test_a_signal_raises_stopped_with_its_number(number):
     with pytest.raises(Stopped) as stop:
         signal.raise_signal(number)
     assert stop.value.signum == number
-    assert str(stop.value.saying("More.")) in ("Interrupted. More.", "Terminated. More.")
+    word = "Interrupted" if number == signal.SIGINT else "Terminated"
+    assert str(stop.value.saying("More.")) == f"{word}. More."
 
 
 @pytest.mark.usefixtures("installed")
@@ -136,7 +137,7 @@ def test_a_signal_just_after_a_condition_was_locked_leaves_the_pool_alive(monkey
         patch.setattr(threading.Condition, "__enter__", struck)
         with pytest.raises(Stopped):
             in_threads(pool, time.sleep, [0.05] * 8)
-    # With its lock left behind, the first of these would never end.
+    # With its lock left behind, a worker would never end, nor this.
     ending = threading.Thread(target=pool.shutdown, daemon=True)
     ending.start()
     ending.join(30)

@@ -102,6 +102,7 @@ class Corrector(nn.Module, ABC):
     """Whether there is a meta phase at all."""
 
     meta_rows = MetaRows.UNSEEN
+    """Their part in training."""
 
     has_witnesses = False
     """Whether some trusted rows pass through training under their given label for φ to be held against.
