@@ -28,7 +28,10 @@ from rich.console import Console
 
 from relabel import __version__, correctors, demo, hub, interrupts, noise, summary
 from relabel.config import (
+    BATCH_SIZE,
     DEFAULT_CORRECTOR,
+    LARGE_BATCH_SIZE,
+    LARGE_BATCHES_FROM,
     PRESETS,
     SHIPPED_CORRECTOR,
     FitConfig,
@@ -147,7 +150,10 @@ ApplyEpochsOption = Annotated[
 WarmupOption = Annotated[
     int | None, typer.Option(help="Epochs before the corrector. Default: the corrector's share.")
 ]
-BatchSizeOption = Annotated[int | None, typer.Option(help="Default: 64, or 256 from 10,000 rows on.")]
+BatchSizeOption = Annotated[
+    int | None,
+    typer.Option(help=f"Default: {BATCH_SIZE}, or {LARGE_BATCH_SIZE} from {LARGE_BATCHES_FROM:,} rows on."),
+]
 RateOption = Annotated[float | None, typer.Option(help="Peak learning rate. Default: from the batch size.")]
 SeedOption = Annotated[int, typer.Option(help="Makes a CPU run repeatable bit for bit.")]
 ResumeOption = Annotated[bool, typer.Option("--resume", help="Continue an interrupted run.")]

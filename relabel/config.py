@@ -75,6 +75,8 @@ PRESETS = {
 META_GRADIENTS = ("last-layer", "exact")
 DEFAULT_CORRECTOR = "tmlc"
 DEFAULT_AUGMENTATION = "flip"
+BATCH_SIZE, LARGE_BATCH_SIZE = 64, 256
+LARGE_BATCHES_FROM = 40_000  # labelled rows
 SHIPPED_CORRECTOR = Path(__file__).parent / "pretrained" / "tmlc.pt"
 CORRECTOR_FOR_OTHER_IMAGES = "mslc"
 """The default where the verified images are not those of SOURCE."""

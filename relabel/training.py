@@ -3,6 +3,11 @@
 One pass over the training rows is an epoch. Per batch of the meta phase: the backbone's forward; the
 corrector's meta step on a trusted batch, through a look-ahead step (`hypergradient`) or directly; the
 backbone's step on the corrected targets, reusing the same forward; the ledger.
+
+The look-ahead of `exact` has already found the gradient the backbone needs, so both levels then step at once:
+the backbone follows the soft labels of φ before its step, where the papers' algorithms let it wait for those
+after. That saves a backward pass, a quarter of the time. MetaLabelNet, whose look-ahead has another loss,
+still waits.
 """
 
 from __future__ import annotations
@@ -20,12 +25,14 @@ from torch.optim.swa_utils import AveragedModel
 
 from relabel import hypergradient
 from relabel.backbones import Backbone, evaluate, frozen_features
+from relabel.config import BATCH_SIZE, LARGE_BATCH_SIZE, LARGE_BATCHES_FROM
 from relabel.correctors.base import Corrector, Epoch, Memory, MetaRows, Verified, WarmUp, nobody
 from relabel.correctors.plain import Plain
 from relabel.data.loading import Inputs
 from relabel.data.sources import UNLABELLED
 from relabel.device import Compute
 from relabel.errors import RunError
+from relabel.hypergradient import Hypergradient
 from relabel.ledger import Distributions, Ledger
 from relabel.output import calibration
 
@@ -66,7 +73,7 @@ def default_batch_size(rows: int) -> int:
     60 epochs of TMLC-Net 74.2 and 76.2 %, of plain training 73.6 and 74.9 %; of 25,000 rows with 40 % of
     symmetric noise after 30 epochs 83.7 and 84.2 %, 83.1 and 83.9 %.
     """
-    return 256 if rows >= 40_000 else 64
+    return LARGE_BATCH_SIZE if rows >= LARGE_BATCHES_FROM else BATCH_SIZE
 
 
 def default_learning_rate(batch_size: int) -> float:
@@ -298,19 +305,25 @@ class Training:
         with hypergradient.linearizable() if exact else nullcontext():
             logits, features = self._forward(self.inputs.batch(index, self.compute.device, generator))
         memory = self.ledger.read(index, self.compute.device) if corrector is self.corrector else {}
-        trusted_loss = None
+        found = None
         if trusted is not None:
-            trusted_loss = self._look_ahead_step(logits, features, given, memory, rate, trusted)
-        with _constant(corrector):
-            loss = corrector.loss(logits, given, memory).mean()
+            found = self._look_ahead_step(logits, features, given, memory, rate, trusted)
         self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
+        with _constant(corrector):
+            if found and found.backbone_gradients and corrector.looks_ahead_along_its_loss:
+                logits = logits.detach()
+                loss = corrector.loss(logits, given, memory).mean()
+                for name, gradient in found.backbone_gradients.items():
+                    self.backbone.get_parameter(name).grad = gradient
+            else:
+                loss = corrector.loss(logits, given, memory).mean()
+                loss.backward()  # type: ignore[no-untyped-call]
         self.optimizer.step()
         with torch.no_grad():
             logits = logits.detach()
             self.ledger.add_prediction(index, torch.softmax(logits, dim=1))
             self.ledger.write(index, corrector.remember(logits, given, memory))
-        return loss.detach(), trusted_loss
+        return loss.detach(), found.trusted_loss if found else None
 
     def _forward(self, inputs: Tensor) -> tuple[Tensor, Tensor]:
         alone = self.backbone.training and len(inputs) == 1  # BatchNorm needs two values to normalise
@@ -382,8 +395,8 @@ class Training:
         memory: Memory,
         rate: float,
         trusted: _TrustedBatch,
-    ) -> Tensor:
-        """One step of φ down the trusted loss after a look-ahead step of the backbone; returns that loss."""
+    ) -> Hypergradient:
+        """One step of φ down the trusted loss after a look-ahead step of the backbone."""
         corrector = self.corrector
         virtual_rate = rate if corrector.virtual_learning_rate is None else corrector.virtual_learning_rate
 
@@ -415,7 +428,7 @@ class Training:
         for parameter, gradient in zip(self._learned, found.gradients, strict=True):
             parameter.grad = gradient
         self._step_corrector()
-        return found.trusted_loss
+        return found
 
     def _direct_step(self, batch: Tensor) -> Tensor:
         """One step of φ down its own loss on trusted rows that training passes through; returns the loss."""

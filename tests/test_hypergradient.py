@@ -68,6 +68,9 @@ class Problem:
         )
 
     def exact(self, logits: Tensor, learning_rate: float) -> list[Tensor]:
+        return self.exact_step(logits, learning_rate).gradients
+
+    def exact_step(self, logits: Tensor, learning_rate: float) -> hypergradient.Hypergradient:
         return hypergradient.exact(
             self.backbone,
             logits,
@@ -76,7 +79,7 @@ class Problem:
             self.trusted_images,
             self.trusted_labels,
             learning_rate,
-        ).gradients
+        )
 
     def run(self, images: Tensor, weights: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
         buffers = {name: buffer.clone() for name, buffer in self.backbone.named_buffers()}
@@ -260,6 +263,18 @@ def test_exact_skips_frozen_weights() -> None:
     assert relative_error(found, whole) > 1e-3
 
 
+@problems
+def test_exact_hands_over_the_gradient_that_the_look_ahead_step_followed(name: str) -> None:
+    task = problem(name)
+    task.backbone.body[0].weight.requires_grad_(False)
+    found = task.exact_step(task.forward()[0], RATE).backbone_gradients
+    moved = {name: weight for name, weight in task.backbone.named_parameters() if weight.requires_grad}
+    expected = torch.autograd.grad(task.loss(task.forward(nullcontext)[0]).mean(), list(moved.values()))
+    assert list(found) == list(moved)
+    assert relative_error(flat(list(found.values())), flat(list(expected))) <= 1e-10
+    assert not any(gradient.requires_grad for gradient in found.values())
+
+
 def test_exact_in_evaluation_mode() -> None:
     task = problem()
     task.forward()
@@ -376,16 +391,22 @@ def test_the_forward_is_kept_for_further_meta_gradients_and_the_backbone_s_step(
     torch.testing.assert_close(found, list(expected))
 
 
-def test_the_backbone_s_backward_pass_frees_the_activations() -> None:
+@pytest.mark.parametrize("own_step", [True, False])
+def test_the_activations_are_free_after_the_backbone_s_step(own_step: bool) -> None:
+    """Whether it takes a backward pass of its own, or follows the look-ahead's gradient and lets go."""
     task = problem()
     activations = []
     for layer in task.backbone.body:
         layer.register_forward_hook(lambda _, inputs, output: activations.append(weakref.ref(output)))
     logits = task.forward()[0]
-    task.exact(logits, RATE)
+    found = task.exact_step(logits, RATE)
     assert any(activation() is not None for activation in activations)
-    task.loss(logits).mean().backward()
+    if own_step:
+        task.loss(logits).mean().backward()
+    else:
+        del logits
     assert not any(activation() is not None for activation in activations)
+    assert found.backbone_gradients
 
 
 def test_exact_in_mixed_precision_stays_close() -> None:

@@ -403,6 +403,25 @@ def test_the_look_ahead_step_is_the_backbone_s_own_unless_the_corrector_says_oth
         assert all(rate == backbone_s for rate, backbone_s in seen)
 
 
+@looking_ahead
+@gradients
+def test_the_backbone_does_not_wait_for_an_exact_step_of_the_corrector(corrector: str, gradient: str) -> None:
+    """In the one step of the meta phase a bold corrector and one that stands still, from the same state."""
+    one_batch = replace(SCHEDULE, epochs=3, batch_size=256, meta_gradient=gradient)
+    still, bold = (
+        finished(
+            corrector=corrector,
+            options=deaf(corrector),
+            schedule=replace(one_batch, meta_learning_rate=meta_learning_rate),
+        )
+        for meta_learning_rate in (0.0, 1.0)
+    )
+    waits = gradient == "last-layer" or corrector == "metalabelnet"  # whose look-ahead has a loss of its own
+    assert torch.equal(still.backbone.head.weight, bold.backbone.head.weight) != waits
+    if not waits:
+        assert not all(map(torch.equal, still.corrector.parameters(), bold.corrector.parameters()))
+
+
 @pytest.mark.parametrize("corrector", ["none", "mslc", "mlc"])
 def test_meta_rows_of_a_look_ahead_are_never_trained_on(corrector: str) -> None:
     training = finished(corrector=corrector, options=deaf(corrector))

@@ -124,6 +124,11 @@ class Corrector(nn.Module, ABC):
         """Whether φ is learned through a look-ahead step of the backbone."""
         return self.meta_rows in (MetaRows.UNSEEN, MetaRows.WARM_UP)
 
+    @property
+    def looks_ahead_along_its_loss(self) -> bool:
+        """Whether the look-ahead step follows `loss` itself and not a `virtual_loss` of its own."""
+        return type(self).virtual_loss is Corrector.virtual_loss
+
     def begin(self, warm_up: WarmUp) -> Store:
         """Start φ and the per-sample memory when the warm-up ends; returns it by name."""
         return {}
