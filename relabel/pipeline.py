@@ -36,13 +36,12 @@ from relabel.errors import RelabelError
 from relabel.ledger import blocks
 from relabel.metrics import noise_matrix
 from relabel.model import EVIDENCE, Model
-from relabel.output import calibration
+from relabel.output import anchors, calibration
 from relabel.output.calibration import Calibration
 from relabel.output.labelling import (
     Labelling,
     SoftLabels,
     label_rows,
-    noise_probabilities,
     usable_rows,
     versions,
     warn_of_errors,
@@ -435,15 +434,16 @@ def _labelled(
         available = {**evidence, calibration.CORRECTOR: corrector_label}
         evidence = {name: available[name] for name in pretrained.experience.evidence}
         given = np.where(usable_rows(source, errors), source.given, UNLABELLED)
-        transition = calibration.estimated_transition(corrector_label, given)
-        fitted = calibration.transferred(pretrained.experience, transition)
-        soft_label = SoftLabels(evidence, given, fitted, TrustedSet.empty())
-        noise = [noise_probabilities(soft_label[rows], given[rows]) for rows in blocks(*soft_label.shape)]
-        of_labelled = np.concatenate(noise)[given != UNLABELLED].astype(np.float64)
-        fitted = calibration.levelled(fitted, of_labelled, training.contradicted)
+        counts = anchors.count(available["early"], given)
+        fitted = calibration.transferred(pretrained.experience, anchors.transition(counts))
         if len(scored):
             of_probes = {name: values[probes].numpy() for name, values in evidence.items()}
-            fitted = fit_to_probes(of_probes, prior=fitted.weights, transition=transition)
+            fitted = fit_to_probes(of_probes, prior=fitted.weights, transition=fitted.transition)
+        elif counts.any():
+            soft_label = SoftLabels(evidence, given, fitted, TrustedSet.empty())
+            parts = blocks(*soft_label.shape)
+            joint = sum(calibration.joint_counts(soft_label[rows], given[rows]) for rows in parts)
+            fitted = calibration.matched(fitted, np.asarray(joint))
     run = {
         "corrector": config.recipe.corrector,
         "preset": config.preset,

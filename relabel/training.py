@@ -34,9 +34,7 @@ from relabel.device import Compute
 from relabel.errors import RunError
 from relabel.hypergradient import Hypergradient
 from relabel.ledger import Distributions, Ledger
-from relabel.output import calibration
 
-_LEAST_EARLY = 4  # epochs; before, even the predictions it is surest of are guesses
 _HEAD_START = 300  # steps of a directly learned φ before its first soft label
 
 
@@ -88,12 +86,6 @@ def averaged_epochs(epochs: int) -> tuple[range, range]:
     """
     half = epochs // 2
     return range(epochs // 6, half), range(half, epochs)
-
-
-def early_epochs(epochs: int) -> int | None:
-    """After how many of the epochs a network knows much of the truth and little by heart; None if too few."""
-    early = round(epochs / 4)
-    return early if early >= _LEAST_EARLY else None
 
 
 @dataclass(frozen=True)
@@ -162,8 +154,6 @@ class Training:
         self.compute = compute
         self.seed = seed
         self.epoch = 0
-        self.contradicted: float | None = None
-        """The share of that name (`calibration.contradicted`), once the early epochs have passed."""
         self.ledger = Ledger(len(rows.given), backbone.head.out_features)
         self._warmup = Plain(backbone.head.out_features, backbone.head.in_features)
         decayed = [p for p in backbone.parameters() if p.ndim > 1]
@@ -276,8 +266,6 @@ class Training:
         if not math.isfinite(mean_loss):
             raise RunError(f"The training loss is no longer finite in epoch {epoch + 1}.", "Lower --lr.")
         self.epoch += 1
-        if self.epoch == early_epochs(schedule.epochs):
-            self.contradicted = self._contradicted()
         return EpochReport(
             epoch=epoch,
             epochs=schedule.epochs,
@@ -285,11 +273,6 @@ class Training:
             loss=mean_loss,
             meta_loss=torch.stack(meta_losses).mean().item() if meta_losses else None,
         )
-
-    def _contradicted(self) -> float:
-        given = torch.full_like(self.rows.given, UNLABELLED)
-        given[self.rows.train] = self.rows.given[self.rows.train]
-        return calibration.contradicted(self.ledger.latest, given)
 
     def _train_batch(
         self,
@@ -528,7 +511,6 @@ class Training:
             "corrector": self.corrector.state_dict(),
             "meta_optimizer": self.meta_optimizer.state_dict() if self.meta_optimizer else None,
             "ledger": self.ledger.state_dict(),
-            "contradicted": self.contradicted,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -543,7 +525,6 @@ class Training:
         if self.meta_optimizer:
             self.meta_optimizer.load_state_dict(state["meta_optimizer"])
         self.ledger.load_state_dict(state["ledger"])
-        self.contradicted = state["contradicted"]
 
 
 @contextmanager

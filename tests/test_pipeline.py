@@ -17,7 +17,7 @@ from relabel.data.trusted import TrustedSet
 from relabel.demo import write_dataset
 from relabel.errors import RelabelError
 from relabel.metrics import Evaluation, evaluate
-from relabel.output import calibration
+from relabel.output import anchors, calibration
 from relabel.output.labelling import promise_sentence
 
 NONE = np.zeros(0, dtype=np.int64)
@@ -287,7 +287,7 @@ def test_verified_rows_calibrate_a_pretrained_corrector_and_teach_it_nothing(dig
         np.zeros((10, 10), dtype=np.int64),
         seed=0,
         prior=file.experience.weights,
-        transition=calibration.estimated_transition(training.soft_labels(), given),
+        transition=anchors.transition(anchors.count(training.ledger.early, given)),
     )
     assert metadata["calibration"]["weights"] == pytest.approx(expected.weights, abs=1e-4)
     assert "probe rows" in result.summary["promise"]
@@ -310,8 +310,7 @@ def test_a_pretrained_corrector_s_soft_label_is_evidence_where_its_weight_is_kno
     replace(learned, experience=replace(learned.experience, weights=weights)).save(tmp_path / "tmlc.pt")
     result, training = apply(digits, tmp_path / "tmlc.pt", source=str(half), epochs=14)
     half.unlink()
-    found = result.metadata["calibration"]["weights"]
-    assert {**found, "keep": 2.0} == weights
+    assert result.metadata["calibration"]["weights"] == weights
     given = result.source.given
     without = given < 0
     assert without.sum() == 180
@@ -323,22 +322,21 @@ def test_a_pretrained_corrector_s_soft_label_is_evidence_where_its_weight_is_kno
     assert (result.soft_label[:].argmax(axis=1) == truth)[without].mean() > 0.4, "one in ten by chance"
     # By hand, of what training left.
     soft_label = training.soft_labels()
-    transition = calibration.estimated_transition(soft_label, given)
+    transition = anchors.transition(anchors.count(training.ledger.early, given))
     logits = np.zeros(soft_label.shape)
     for name, values in {**training.evidence(), "corrector": soft_label}.items():
         logits += weights[name] * np.log(np.clip(values[:].double().numpy(), 1e-4, None))
     logits[~without] += 0.4 * np.log(transition[:, given[~without]].T)
     labelled = np.flatnonzero(~without)
-    levels = []
-    for keep in (2.0, found["keep"]):
-        own = logits.copy()
-        own[labelled, given[labelled]] += keep
-        expected = torch.from_numpy(own).softmax(dim=1).numpy()
-        levels.append(1 - expected[labelled, given[labelled]].mean())
-    lent, moved, told = (np.log(level / (1 - level)) for level in (*levels, training.contradicted))
-    assert moved == pytest.approx(lent + 2 / 3 * (told - lent), abs=2e-4)
-    assert abs(moved - lent) > 0.1  # a borrowed level that doubts too little
+    logits[labelled, given[labelled]] += 2.0
+    expected = torch.from_numpy(logits).softmax(dim=1).numpy()
+    lent = expected.copy()
+    rows = np.bincount(given[labelled], minlength=10)
+    own = calibration.joint_counts(expected, given) / rows
+    expected[labelled] *= (anchors.posterior(transition, rows) / own)[:, given[labelled]].T
+    expected /= expected.sum(axis=1, keepdims=True)
     np.testing.assert_allclose(result.soft_label[:], expected, atol=1e-5)
+    assert np.abs(expected - lent).max() > 0.1
 
 
 def test_a_corrector_that_means_nothing_here_is_refused_before_any_image_is_read(

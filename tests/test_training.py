@@ -22,8 +22,7 @@ from relabel.correctors.tmlc_net import TMLCNet
 from relabel.data.loading import ImageInputs
 from relabel.device import Compute
 from relabel.errors import RunError
-from relabel.output.calibration import contradicted
-from relabel.training import EpochReport, Rows, Schedule, Training, averaged_epochs, early_epochs
+from relabel.training import EpochReport, Rows, Schedule, Training, averaged_epochs
 
 CLASSES, SIZE, WRONG = 3, 8, 0.25
 TRAIN, META, UNLABELLED = torch.arange(120), torch.arange(120, 150), torch.arange(150, 162)
@@ -875,20 +874,6 @@ def test_a_frozen_corrector_that_keeps_every_label_trains_like_none() -> None:
     run(training)
     assert_identical(training.backbone.state_dict(), uncorrected().backbone.state_dict())
     assert_identical(evidence(training), evidence(uncorrected()))
-
-
-def test_after_a_quarter_of_the_epochs_the_surest_predictions_are_held_against_the_labels() -> None:
-    schedule = replace(SCHEDULE, epochs=17)
-    training = Setting(corrector="none", rows=replace(ROWS, meta=nobody()), schedule=schedule).training()
-    given = torch.full_like(ROWS.given, -1)
-    given[TRAIN] = ROWS.given[TRAIN]
-    shares = []
-    for epoch in range(6):
-        training.run_epoch()
-        shares.append(contradicted(training.ledger.latest, given))
-        assert training.contradicted == (shares[3] if epoch >= 3 else None)
-    assert len(set(shares)) > 1
-    assert (early_epochs(40), early_epochs(14), early_epochs(13)) == (10, 4, None)
 
 
 @pytest.mark.parametrize("stop_after", [1, 2, 4], ids=["in the warm-up", "at its end", "after it"])

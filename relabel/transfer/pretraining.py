@@ -37,11 +37,10 @@ from relabel.data.loading import decode_all
 from relabel.data.sources import Source, open_source
 from relabel.device import Compute, resolve
 from relabel.errors import RelabelError, RunError
-from relabel.output import calibration
+from relabel.output import anchors, calibration
 from relabel.output.calibration import Experience, Solved
 from relabel.output.labelling import versions
 from relabel.progress import Silent, Watcher
-from relabel.training import early_epochs
 from relabel.transfer.episodes import Episode, Pool, Recording, draw, drawn_from, record
 
 _STEPS = 3_000
@@ -101,6 +100,7 @@ def pretrain(config: PretrainConfig, watcher: Watcher | None = None) -> Correcto
         ],
         **drawn_from(pools),
         "episodes": len(recordings),
+        "calibration_episodes": len(made),
         "steps": config.steps,
         "seed": config.seed,
         "versions": versions(),
@@ -207,17 +207,15 @@ def experienced(recordings: Sequence[Recording], seed: int) -> Experience:
     """What the ends of corrected runs teach on calibration."""
     solved = []
     for recording in recordings:
-        given, soft_label = recording.given.numpy(), recording.soft_label.double()
+        given = recording.given.numpy()
         evidence = {
             "early": recording.early.numpy(),
             "late": recording.late.numpy(),
             "last": recording.last.float().numpy(),
-            calibration.CORRECTOR: soft_label.numpy(),
+            calibration.CORRECTOR: recording.soft_label.double().numpy(),
         }
-        transition = calibration.estimated_transition(soft_label, given)
-        early = early_epochs(recording.probability.shape[1])
-        share = early and calibration.contradicted(recording.probability[:, early - 1], recording.given)
-        solved.append(Solved(evidence, given, recording.true.numpy(), transition, share))
+        transition = anchors.transition(anchors.count(recording.early, given))
+        solved.append(Solved(evidence, given, recording.true.numpy(), transition))
     return calibration.learn(solved, seed)
 
 
