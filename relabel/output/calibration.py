@@ -288,10 +288,10 @@ def matched(fitted: Calibration, joint: Floats) -> Calibration:
 
     joint: [C, C], expected rows by (true, given) as the soft labels of all rows by `fitted` tell it
     (`joint_counts`). Borrowed weights know neither how far this network got nor which classes are mistaken
-    for which. With asymmetric noise they turned labels into those they are mistaken for, and not back. The
-    soft labels of five runs of 5,000 CIFAR-10 images (symmetric 5 and 40 %, asymmetric, instance-dependent
-    and human noise) were right 7.5 points more often than the given labels, 4.4 points with one level for
-    all classes in place of factors, and their calibration error was .047 in place of .083.
+    for which: with asymmetric noise they turned labels into those they are mistaken for, and not back. On
+    five runs of 5,000 CIFAR-10 images (symmetric 5 and 40 %, asymmetric, instance-dependent and human noise)
+    8.2 points more labels were right than given, 5.6 with one level for all classes in place of factors, and
+    the calibration error was .042 in place of .074.
     """
     if fitted.withheld or not joint.any():
         return fitted
