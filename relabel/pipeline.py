@@ -436,14 +436,16 @@ def _labelled(
         given = np.where(usable_rows(source, errors), source.given, UNLABELLED)
         counts = anchors.count(available["early"], given)
         fitted = calibration.transferred(pretrained.experience, anchors.transition(counts))
-        if len(scored):
-            of_probes = {name: values[probes].numpy() for name, values in evidence.items()}
-            fitted = fit_to_probes(of_probes, prior=fitted.weights, transition=fitted.transition)
-        elif counts.any():
+        if counts.any():
             soft_label = SoftLabels(evidence, given, fitted, TrustedSet.empty())
             parts = blocks(*soft_label.shape)
             joint = sum(calibration.joint_counts(soft_label[rows], given[rows]) for rows in parts)
             fitted = calibration.matched(fitted, np.asarray(joint))
+        if len(scored):
+            of_probes = {name: values[probes].numpy() for name, values in evidence.items()}
+            fitted = fit_to_probes(
+                of_probes, prior=fitted.weights, transition=fitted.transition, factors=fitted.factors
+            )
     run = {
         "corrector": config.recipe.corrector,
         "preset": config.preset,

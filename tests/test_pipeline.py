@@ -280,14 +280,20 @@ def test_verified_rows_calibrate_a_pretrained_corrector_and_teach_it_nothing(dig
     assert metadata["calibration"]["probe_accuracy_after"] > metadata["calibration"]["probe_accuracy_before"]
     rows, truth = np.flatnonzero(result.trusted), _truth(digits, result.source)
     given = result.source.given
+    evidence = {name: values[:].numpy() for name, values in training.evidence().items()}
+    lent = calibration.transferred(
+        file.experience, anchors.transition(anchors.count(training.ledger.early, given))
+    )
+    lent = calibration.matched(lent, calibration.joint_counts(lent.soft_labels(evidence, given), given))
     expected = calibration.fit(
-        {name: values[:].numpy()[rows] for name, values in training.evidence().items()},
+        {name: values[rows] for name, values in evidence.items()},
         given[rows],
         truth[rows],
         np.zeros((10, 10), dtype=np.int64),
         seed=0,
         prior=file.experience.weights,
-        transition=anchors.transition(anchors.count(training.ledger.early, given)),
+        transition=lent.transition,
+        factors=lent.factors,
     )
     assert metadata["calibration"]["weights"] == pytest.approx(expected.weights, abs=1e-4)
     assert "probe rows" in result.summary["promise"]

@@ -178,7 +178,7 @@ class Calibration:
             and np.allclose(transition.sum(axis=1), 1)
             and _are_probes(made.relabelled, made.right, made.confidence)
             and isinstance(made.borrowed, bool)
-            and made.factors is None  # what is kept has been fitted, or knows no other data set
+            and made.factors is None  # of the rows they were matched on, and of no others
         ):
             raise ValueError("these are not the values of a calibration")
         return made
@@ -223,14 +223,16 @@ def fit(
     seed: int,
     prior: Mapping[str, float] = _PRIOR,
     transition: Floats | None = None,
+    factors: Floats | None = None,
 ) -> Calibration:
     """Fit the calibration on P probe rows.
 
     evidence: distributions [P, C] by name; given, true: [P] class ids, given −1 where there is no label,
     which says something of the distributions and nothing of the rest; counts: [C, C] verified rows by (true,
     given) over ALL trusted rows of the source, probes included; seed: of the cross-validation folds; prior:
-    weights by name, 0 where not named; transition: [C, C], where it is known without the verified rows. Works
-    with no probe at all: the prior weights, and no promise.
+    weights by name, 0 where not named; transition: [C, C], where it is known without the verified rows;
+    factors: [C, C], of a calibration that was `matched` and that the probes are to improve on. Works with no
+    probe at all: the prior weights, and no promise.
     """
     num_classes = len(counts)
     names = [*evidence, "transition", "keep"]
@@ -243,13 +245,17 @@ def fit(
     else:
         likelihood = transition[:, given].T
     features = _features(evidence, given, likelihood)
-    weights = _fit_weights([(features, true)], start)
+    fixed = np.zeros((len(true), num_classes))
+    if factors is not None:
+        fixed[labelled] = np.log(factors[:, given[labelled]].T)
+    weights = _fit_weights([(features, true, fixed)], start)
 
     held_out = np.zeros((len(true), num_classes))
     fold = np.random.default_rng(seed).permutation(len(true)) % _FOLDS
     for part in range(min(_FOLDS, len(true))):
         rest = fold != part
-        held_out[~rest] = _softmax(features[~rest] @ _fit_weights([(features[rest], true[rest])], start))
+        fitted = _fit_weights([(features[rest], true[rest], fixed[rest])], start)
+        held_out[~rest] = _softmax(features[~rest] @ fitted + fixed[~rest])
     kept_right = int(np.count_nonzero(given == true))
     withheld = int(np.count_nonzero((held_out.argmax(axis=1) == true) & labelled)) < kept_right
     if withheld:
@@ -263,6 +269,7 @@ def fit(
         right=corrected == true,
         confidence=confidence,
         cross_validated=_figures(held_out[labelled], given[labelled], true[labelled]),
+        factors=factors,
     )
 
 
@@ -334,7 +341,7 @@ def learn(solved: Sequence[Solved], seed: int) -> Experience:
     names = [*solved[0].evidence, "transition", "keep"]
     prior = np.array([_PRIOR.get(name, 0.0) for name in names])
     judged = [_rows_of(data, rng.permutation(len(data.true))[:_ROWS_JUDGED]) for data in solved]
-    groups = [(features[:_ROWS_LEARNED], true[:_ROWS_LEARNED]) for features, true, _ in judged]
+    groups = [(features[:_ROWS_LEARNED], true[:_ROWS_LEARNED], 0.0) for features, true, _ in judged]
     fold = rng.permutation(len(groups)) % _FOLDS
     soft: dict[int, Floats] = {}
     for part in np.unique(fold):
@@ -402,10 +409,11 @@ def _softmax(scores: Floats) -> Floats:
     return exponent
 
 
-def _fit_weights(groups: Sequence[tuple[Floats, Labels]], prior: Floats) -> Floats:
+def _fit_weights(groups: Sequence[tuple[Floats, Labels, Floats | float]], prior: Floats) -> Floats:
     """Maximum a-posteriori weights [K + 2] under a Gaussian around `prior`; the problem is convex.
 
-    groups: features [n, C, K + 2] and true class ids [n] of rows that choose among the same C classes.
+    groups: features [n, C, K + 2], true class ids [n] and scores [n, C] that are there without any weight, of
+    rows that choose among the same C classes.
     """
     from scipy.optimize import minimize
     from scipy.special import logsumexp
@@ -413,9 +421,9 @@ def _fit_weights(groups: Sequence[tuple[Floats, Labels]], prior: Floats) -> Floa
     def objective(weights: Floats) -> tuple[float, Floats]:
         offset = weights - prior
         loss, gradient = float(_PRIOR_STRENGTH / 2 * offset @ offset), _PRIOR_STRENGTH * offset
-        for features, true in groups:
+        for features, true, fixed in groups:
             rows = np.arange(len(true))
-            scores = features @ weights
+            scores = features @ weights + fixed
             log_norm = logsumexp(scores, axis=1)
             probability = np.exp(scores - log_norm[:, None])
             loss += float((log_norm - scores[rows, true]).sum())

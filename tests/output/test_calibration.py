@@ -575,6 +575,33 @@ def test_one_way_mistakes_are_mended_one_way() -> None:
     assert accuracy(after.argmax(axis=1), true) > accuracy(before.argmax(axis=1), true) + 0.03
 
 
+@pytest.mark.parametrize("probes", [0, 60])
+def test_probes_improve_on_what_was_matched(experience: Experience, probes: int) -> None:
+    """By weights that are to blame for a level far off, under factors that have halved the distance."""
+    data = solved(3_000, 70, sharpness=0.5)
+    weights = {**experience.weights, "keep": experience.weights["keep"] - 3}
+    lent = transferred(replace(experience, weights=weights), data.transition)
+    lent = matched(lent, joint_counts(labels_by(lent, data), data.given))
+    of_probes = {name: values[:probes] for name, values in data.evidence.items()}
+    given, true = data.given[:probes], data.true[:probes]
+    pairs = np.zeros((C, C), dtype=np.int64)
+    made = fit(of_probes, given, true, pairs, 0, weights, data.transition, lent.factors)
+    assert made.factors is lent.factors
+    wrong = data.given != data.true
+    errors = [
+        expected_calibration_error(doubt(labels_by(calibrated, data), data)[probes:], wrong[probes:])
+        for calibrated in (lent, made)
+    ]
+    assert errors[0] is not None
+    assert errors[1] is not None
+    if probes:
+        assert errors[1] < errors[0] / 2
+        assert made.cross_validated["probe_accuracy_after"] == pytest.approx(0.85, abs=0.1)
+    else:
+        assert made.weights == weights
+        assert labels_by(made, data) == pytest.approx(labels_by(lent, data))
+
+
 def test_nothing_to_match_is_left_as_it_is(experience: Experience) -> None:
     lent = transferred(experience, TRANSITION.clip(1e-3))
     assert matched(lent, np.zeros((C, C))) is lent
