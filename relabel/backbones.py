@@ -24,7 +24,6 @@ from relabel.errors import RelabelError
 from relabel.ledger import per_sample
 
 SMALL_IMAGE = 64  # up to this size a stem that divides the resolution by four would leave nothing to see
-_VIEWS = 8
 
 
 class Backbone(nn.Module):
@@ -134,43 +133,29 @@ def with_head(backbone: Backbone, head: nn.Linear, mean: Tensor, scale: Tensor) 
 
 
 def evaluate(
-    backbone: Backbone,
-    inputs: Inputs,
-    compute: Compute,
-    rows: Tensor | None = None,
-    batch_size: int = 64,
-    generator: torch.Generator | None = None,
+    backbone: Backbone, inputs: Inputs, compute: Compute, rows: Tensor | None = None, batch_size: int = 64
 ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
     """(index [B], logits [B, C], features [B, D]) of `rows`, by default all, batch by batch.
 
-    In evaluation mode, in which it leaves the backbone, and augmented only when a generator is given.
+    In evaluation mode, in which it leaves the backbone, and without augmentation.
     """
     rows = torch.arange(len(inputs)) if rows is None else rows
     backbone = backbone.to(compute.device).to(memory_format=compute.memory_format).eval()
     for start in range(0, len(rows), batch_size):
         index = rows[start : start + batch_size]
         with torch.no_grad(), compute.autocast():
-            logits, features = backbone(inputs.batch(index, compute.device, generator))
+            logits, features = backbone(inputs.batch(index, compute.device, None))
         yield index, logits, features
 
 
 def frozen_features(
-    backbone: Backbone,
-    inputs: Inputs,
-    compute: Compute,
-    on_batch: Callable[[int], None] = lambda rows: None,
-    generator: torch.Generator | None = None,
+    backbone: Backbone, inputs: Inputs, compute: Compute, on_batch: Callable[[int], None] = lambda rows: None
 ) -> Tensor:
-    """Penultimate features [len(inputs), D] as the backbone stands, in host memory or a mapped file.
-
-    With a generator the mean over views augmented as in training, where inputs have any; one pass for each.
-    """
+    """Penultimate features [len(inputs), D] as the backbone stands, in host memory or a mapped file."""
     features = per_sample(len(inputs), backbone.head.in_features)
-    views = _VIEWS if generator is not None and inputs.augmented else 1
-    for _ in range(views):
-        for index, _, penultimate in evaluate(backbone, inputs, compute, generator=generator):
-            features[index] += penultimate.cpu() / views
-            on_batch(len(index))
+    for index, _, penultimate in evaluate(backbone, inputs, compute):
+        features[index] = penultimate.cpu()
+        on_batch(len(index))
     return features
 
 

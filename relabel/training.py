@@ -323,13 +323,11 @@ class Training:
         if self._weights is not None:
             self.backbone.load_state_dict(self._weights.module.state_dict())
             self._weights = None
-        # Of its own, so that asking for the features leaves no trace.
-        generator = torch.Generator().manual_seed(_derive(self.seed, self.epoch) + 2)
         warm_up = WarmUp(
             mean_probability=self.ledger.mean,
             probability=self.ledger.latest,
             head=self.backbone.head,
-            features=partial(frozen_features, self.backbone, self.inputs, self.compute, generator=generator),
+            features=partial(frozen_features, self.backbone, self.inputs, self.compute),
             meta=self.rows.meta,
             witness=self.rows.witness,
         )

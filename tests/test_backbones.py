@@ -273,24 +273,3 @@ def test_evaluation_goes_through_every_row_once_in_order_without_a_trace(rows: i
     torch.testing.assert_close(torch.cat([batch for _, batch, _ in batches]), logits)
     torch.testing.assert_close(torch.cat([batch for _, _, batch in batches]), features)
     assert_same(backbone.state_dict(), before)
-
-
-def test_frozen_features_are_the_mean_over_augmented_views() -> None:
-    backbone = build("cnn8", 3, 8)
-    pixels = np.random.default_rng(0).integers(0, 256, (70, 8, 8, 3), dtype=np.uint8)
-    compute = resolve("cpu", "off")
-
-    def features(augmentation: str, seed: int | None) -> Tensor:
-        generator = None if seed is None else torch.Generator().manual_seed(seed)
-        inputs = ImageInputs(pixels, augmentation)
-        return backbones.frozen_features(backbone, inputs, compute, generator=generator)
-
-    inputs, generator = ImageInputs(pixels, "flip"), torch.Generator().manual_seed(4)
-    views = []
-    for _ in range(8):
-        parts = (inputs.batch(rows, compute.device, generator) for rows in torch.arange(70).split(64))
-        views.append(torch.cat([backbone.eval()(part)[1].detach() for part in parts]))
-    torch.testing.assert_close(features("flip", 4), torch.stack(views).mean(dim=0))
-    as_they_are = features("flip", None)
-    assert (features("flip", 4) - as_they_are).norm() > 0.02 * as_they_are.norm()
-    assert torch.equal(features("none", 4), as_they_are), "one pass is enough where nothing is random"

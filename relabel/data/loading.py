@@ -37,11 +37,6 @@ AUGMENTATIONS = ("flip", "shift", "none")
 class Inputs(ABC):
     """Everything the backbone can be shown, by row index."""
 
-    @property
-    def augmented(self) -> bool:
-        """Whether `batch` with a generator is random."""
-        return False
-
     @abstractmethod
     def __len__(self) -> int: ...
 
@@ -61,10 +56,6 @@ class _SquareImages(Inputs):
         self.size = size
         self.augmentation = augmentation
 
-    @property
-    def augmented(self) -> bool:
-        return self.augmentation != "none"
-
     @abstractmethod
     def _pixels(self, index: Tensor) -> Tensor:
         """The rows `index` [B] as uint8 [B, S, S, 3]."""
@@ -72,7 +63,7 @@ class _SquareImages(Inputs):
     def batch(self, index: Tensor, device: torch.device, generator: torch.Generator | None) -> Tensor:
         """Shift, reflection and mirror are one gather: the index arithmetic is far cheaper than padding."""
         pixels = self._pixels(index)
-        if generator is not None and self.augmented:
+        if generator is not None and self.augmentation != "none":
             along = torch.arange(self.size)
             reach = self.size // 8
             shift = torch.randint(-reach, reach + 1, (2, len(index), 1), generator=generator)
