@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from socket import gaierror
 from typing import TYPE_CHECKING
 from urllib.parse import unquote
 
@@ -108,7 +109,7 @@ def explained(error: Exception, what: str, repo: str, revision: str, file: str) 
                 f"{what}: the Hugging Face token has a character that no token has.",
                 "Set HF_TOKEN again, or log in with hf auth login.",
             )
-        case OSError(errno=int()) if not isinstance(error, (ConnectionError, TimeoutError)):
+        case OSError(errno=int()) if not isinstance(error, (ConnectionError, TimeoutError, gaierror)):
             told = RunError(
                 f"{what}: the Hub cache could not be written to: {error.strerror}.",
                 "Free some space, or set HF_HOME to another folder.",

@@ -17,8 +17,8 @@ from pathlib import Path
 
 import pytest
 
-from relabel.errors import RelabelError
-from relabel.hub import parse_dataset, resolve
+from relabel.errors import RelabelError, RunError
+from relabel.hub import explained, parse_dataset, resolve
 
 TOKEN = "hf_secret"
 COMMIT = "0123456789" * 4
@@ -101,7 +101,7 @@ SENTENCES = {
 }
 ASK = """
 import json, sys, time
-from relabel.errors import RelabelError
+from relabel.errors import RelabelError, RunError
 from relabel.hub import resolve
 resolve("tmlc.pt", "--corrector", "tmlc.pt")
 assert "huggingface_hub" not in sys.modules
@@ -294,6 +294,13 @@ def test_a_cache_that_cannot_be_written_to(hub: Hub, tmp_path: Path) -> None:
             "Free some space, or set HF_HOME to another folder.",
         )
     ]
+
+
+def test_a_hub_whose_name_no_server_knows_is_no_cache_that_cannot_be_written_to() -> None:
+    error = socket.gaierror(socket.EAI_NONAME, "Name or service not known")
+    told = explained(error, "hf://user/repo", "user/repo", "main", "tmlc.pt")
+    assert isinstance(told, RunError)
+    assert told.message == "hf://user/repo: the download failed (Name or service not known)."
 
 
 def test_a_token_that_no_header_can_carry_is_not_told(hub: Hub, tmp_path: Path) -> None:
