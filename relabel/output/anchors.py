@@ -17,10 +17,10 @@ from relabel.ledger import Distributions, blocks
 
 Floats = NDArray[np.float64]
 
-SHARE = 0.3
+_SHARE = 0.3
 """Of the rows with a class's label, so many are its anchors.
 
-From .1 to .5 it made little difference to 25 recorded runs and five of 5,000 CIFAR-10 images: more anchors
+From .1 to .4 it made little difference to 25 recorded runs and five of 5,000 CIFAR-10 images: more anchors
 bring in more of the network's own mistakes, fewer more chance.
 """
 _PSEUDO_ROWS = 10.0 ** np.arange(-1, 4.1, 0.25)
@@ -31,7 +31,7 @@ def count(early: Tensor | Distributions, given: NDArray[np.int64]) -> NDArray[np
     """Anchors [C, C] by predicted class and given label.
 
     early: [N, C], the average prediction before half time; given: [N], −1 for rows that do not count. Of the
-    rows predicted to be of a class the surest are its anchors, as many as `SHARE` of the rows given it.
+    rows predicted to be of a class the surest are its anchors, as many as `_SHARE` of the rows given it.
     """
     num_rows, num_classes = early.shape
     sureness, label = torch.zeros(num_rows), torch.zeros(num_rows, dtype=torch.int64)
@@ -43,7 +43,7 @@ def count(early: Tensor | Distributions, given: NDArray[np.int64]) -> NDArray[np
     order = np.lexsort((-sureness.numpy()[asked], predicted))
     first = np.searchsorted(predicted[order], np.arange(num_classes))
     rank = np.arange(len(order)) - first[predicted[order]]
-    wanted = np.ceil(SHARE * np.bincount(given[given >= 0], minlength=num_classes))
+    wanted = np.ceil(_SHARE * np.bincount(given[given >= 0], minlength=num_classes))
     chosen = order[rank < wanted[predicted[order]]]
     counts = np.zeros((num_classes, num_classes), dtype=np.int64)
     np.add.at(counts, (predicted[chosen], given[asked[chosen]]), 1)

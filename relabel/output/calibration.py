@@ -25,9 +25,8 @@ import torch
 from numpy.typing import NDArray
 
 from relabel.metrics import expected_calibration_error, smoothed_transition
-from relabel.output.anchors import posterior
+from relabel.output.anchors import Floats, posterior
 
-Floats = NDArray[np.float64]
 Labels = NDArray[np.int64]
 
 _PRIOR = {"early": 1.0, "late": 1.0, "prediction": 1.0, "transition": 0.25, "keep": 0.0}
