@@ -8,12 +8,16 @@ labels. A corrector learns from two thirds of a source's episodes and is then tr
 the others, its own source's and every other's.
 
 The transfer table has a line for each source that was learned from, and for all of them but the target
-(`others`). Below stand the given labels, the argmax of the last epoch (`CE`) and of the late average, and
-`own rows`: a corrector that learned on 100 verified rows of the very run it corrects, the meta-training that
-transfer spares its user. With `--cleanlab` three networks more are trained on each of the tried episodes, as
-long as its own, and the labels that cleanlab flags by their out-of-sample predictions take the argmax. The
-ablation table has the paper's variants, learned from and tried on all sources.
-Figures are the share of right labels over the rows of the episodes, mean over episodes, in %.
+(`others`): the argmax of the corrector's soft label, as in the paper, and below (`calibrated`) that of the
+soft label that `relabel apply` would write, whose weights are learned from the same episodes and which the
+target's own anchors put right. Then come the given labels, the argmax of the last epoch (`CE`) and of the
+late average, and `own rows`: a corrector that learned on 100 verified rows of the very run it corrects, the
+meta-training that transfer spares its user, and, calibrated, the averages as weighed on these rows. With
+`--cleanlab` three networks more are trained on each of the tried episodes, as long as its own, and the
+labels that cleanlab flags by their out-of-sample predictions take the argmax. `--by noise rate classes
+backbone` makes tables of what episodes of one noise model, rate, number of classes or backbone teach about
+those of another. The ablation table has the paper's variants, learned from and tried on all sources.
+Figures are the share of right labels of an episode's rows, mean over the episodes, in %.
 
 `--figure states.svg` draws the paper's figure 3: a t-SNE of the LSTM's states, of up to 1,000 given labels of
 one tried episode, before and after learning, and says how many of a state's ten nearest neighbours are alike
@@ -24,9 +28,11 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
+from statistics import fmean
 
 import numpy as np
 import torch
@@ -36,10 +42,20 @@ from torch import Tensor
 
 from relabel.correctors.tmlc_net import TMLCNet
 from relabel.errors import RelabelError
+from relabel.metrics import noise_matrix
+from relabel.output import calibration
+from relabel.output.calibration import Experience
 from relabel.progress import Silent
 from relabel.training import Training
 from relabel.transfer.episodes import Episode, Pool, Recording, stage, training_of
-from relabel.transfer.pretraining import Dynamics, PretrainConfig, first_generation, learn
+from relabel.transfer.pretraining import (
+    Dynamics,
+    PretrainConfig,
+    experienced,
+    first_generation,
+    learn,
+    solved,
+)
 
 VARIANTS = {
     "TMLC-Net": {},
@@ -53,8 +69,31 @@ OWN_ROWS = 100
 OWN_STEPS = 300  # as `fit` takes before its first soft label
 
 
+Run = tuple[Episode, Recording]
+Labels = Callable[[Run], Tensor]
+"""The labels [n] of a run's rows, −1 for those to be left out."""
+
+
+def _wrong_share(recording: Recording) -> float:
+    return (recording.given != recording.true).float().mean().item()
+
+
+def _rate(run: Run) -> str:
+    share = _wrong_share(run[1])
+    return "to 20 %" if share <= 0.2 else "20 to 40 %" if share <= 0.4 else "from 40 %"
+
+
+GROUPINGS: dict[str, Callable[[Run], str]] = {
+    "source": lambda run: run[0].pool,
+    "noise": lambda run: run[0].noises[0][0] if len(run[0].noises) == 1 else "two kinds",
+    "rate": _rate,
+    "classes": lambda run: "2 to 4 classes" if len(run[0].classes) <= 4 else "5 classes and more",
+    "backbone": lambda run: run[0].backbone,
+}
+
+
 def main() -> None:
-    """Record, learn, try, and print two tables."""
+    """Record, learn, try, and print the tables."""
     arguments = parse()
     arguments.recordings.mkdir(parents=True, exist_ok=True)
     config = PretrainConfig(
@@ -65,49 +104,92 @@ def main() -> None:
         seed=arguments.seed,
     )
     pools, recorded = first_generation(config, Silent())
-    episodes: dict[str, list[Recording]] = {}
-    for episode, recording in recorded:
-        episodes.setdefault(episode.pool, []).append(recording)
-    print(", ".join(f"{name}: {len(own)} episodes" for name, own in episodes.items()), flush=True)
-    taught = {name: [r for place, r in enumerate(own) if place % 3] for name, own in episodes.items()}
-    tried = {name: own[::3] for name, own in episodes.items()}
+    by_source = grouped(recorded, GROUPINGS["source"])
+    taught = [run for own in by_source.values() for place, run in enumerate(own) if place % 3]
+    tried = [run for own in by_source.values() for run in own[::3]]
 
-    def learned(recordings: Sequence[Recording], options: Mapping[str, str] | None = None) -> TMLCNet:
-        return learn(recordings, arguments.steps, arguments.seed, Silent(), options)
+    def taught_by(runs: Sequence[Run]) -> Teacher:
+        corrector = learn([recording for _, recording in runs], arguments.steps, arguments.seed, Silent())
+        return Teacher.of(corrector, runs, arguments.seed)
 
-    rows = {name: across(tried, corrected(learned(own))) for name, own in taught.items()}
-    others: dict[str, float] = {}
-    for target in episodes:
-        elsewhere = [recording for name, own in taught.items() if name != target for recording in own]
-        others |= across({target: tried[target]}, corrected(learned(elsewhere)))
-    rows["others"] = others
-    rows["own rows"] = across(tried, own_rows)
-    rows["late average"] = across(tried, lambda recording: recording.late.argmax(dim=1))
-    if arguments.cleanlab:
-        episode_of = {id(recording): episode for episode, recording in recorded}
+    def cleaned(run: Run) -> Tensor:
+        return by_cleanlab(run[0], pools[run[0].pool])
 
-        def cleaned(recording: Recording) -> Tensor:
-            episode = episode_of[id(recording)]
-            return by_cleanlab(episode, pools[episode.pool])
-
-        rows["cleanlab"] = across(tried, cleaned)
-    rows["CE"] = across(tried, lambda recording: recording.probability[:, -1].argmax(dim=1))
-    rows["given"] = across(tried, lambda recording: recording.given)
-    print("\n" + table("learned from \\ tried on", rows))
-
-    everything = [recording for own in taught.values() for recording in own]
-    variants = {
-        name: across(tried, corrected(learned(everything, options))) for name, options in VARIANTS.items()
+    baselines: dict[str, Labels] = {
+        "own rows": own_rows,
+        "own rows, calibrated": own_rows_calibrated,
+        "late average": lambda run: run[1].late.argmax(dim=1),
+        **({"cleanlab": cleaned} if arguments.cleanlab else {}),
+        "CE": lambda run: run[1].probability[:, -1].argmax(dim=1),
+        "given": lambda run: run[1].given,
     }
-    print("\n" + table("variant \\ tried on", variants))
+    lines = {name: [accuracy(run, labels(run)) for run in tried] for name, labels in baselines.items()}
+    for name in arguments.by:
+        print(f"\n{transfer(GROUPINGS[name], taught, tried, taught_by, lines)}", flush=True)
+
+    lessons = [recording for _, recording in taught]
+    variants = {
+        name: learn(lessons, arguments.steps, arguments.seed, Silent(), options)
+        for name, options in VARIANTS.items()
+    }
+    found = {
+        name: [accuracy(run, corrected(corrector)(run)) for run in tried]
+        for name, corrector in variants.items()
+    }
+    print(f"\n{table('variant', by_group(tried, GROUPINGS['source'], found))}")
     if arguments.figure:
-        shown = max((one for own in tried.values() for one in own), key=_half_wrong)
-        untaught = learn(everything, 0, arguments.seed, Silent())
-        print("\n" + draw_states(shown, untaught, learned(everything), arguments.figure))
+        shown = max((recording for _, recording in tried), key=_half_wrong)
+        untaught = learn(lessons, 0, arguments.seed, Silent())
+        print(f"\n{draw_states(shown, untaught, variants['TMLC-Net'], arguments.figure)}")
 
 
-Labels = Callable[[Recording], Tensor]
-"""The labels [n] of a recording's rows, −1 for those to be left out."""
+@dataclass(frozen=True)
+class Teacher:
+    """What some episodes taught: a corrector, and what its soft label and the network's averages weigh."""
+
+    corrector: TMLCNet
+    experience: Experience
+
+    @classmethod
+    def of(cls, corrector: TMLCNet, runs: Sequence[Run], seed: int) -> Teacher:
+        """The teacher that a corrector and the runs it learned from make."""
+        return cls(corrector, experienced([with_soft_label(run[1], corrector) for run in runs], seed))
+
+    def calibrated(self, run: Run) -> Tensor:
+        """The labels [n] of a run's rows as `relabel apply` corrects them."""
+        end = solved(with_soft_label(run[1], self.corrector))
+        fitted = calibration.transferred(self.experience, end.transition)
+        joint = calibration.joint_counts(fitted.soft_labels(end.evidence, end.given), end.given)
+        fitted = calibration.matched(fitted, joint)
+        return torch.from_numpy(fitted.soft_labels(end.evidence, end.given).argmax(axis=1))
+
+
+def transfer(
+    group_of: Callable[[Run], str],
+    taught: Sequence[Run],
+    tried: Sequence[Run],
+    taught_by: Callable[[Sequence[Run]], Teacher],
+    baselines: Mapping[str, Sequence[float]],
+) -> str:
+    """The transfer table by the groups of `group_of`, and a line that counts the episodes of each."""
+    lessons, trials = grouped(taught, group_of), grouped(tried, group_of)
+    teachers = {name: dict.fromkeys(trials, taught_by(own)) for name, own in lessons.items()}
+    if len(lessons) > 1:
+        teachers["others"] = {
+            name: taught_by([run for run in taught if group_of(run) != name]) for name in trials
+        }
+    alone: dict[str, list[float]] = {}
+    calibrated: dict[str, list[float]] = {}
+    for name, of_group in teachers.items():
+        pairs = [(run, of_group[group_of(run)]) for run in tried]
+        alone[name] = [accuracy(run, corrected(teacher.corrector)(run)) for run, teacher in pairs]
+        calibrated[f"{name}, calibrated"] = [accuracy(run, teacher.calibrated(run)) for run, teacher in pairs]
+    counts = ", ".join(
+        f"{name} {len(lessons.get(name, ()))} and {len(trials.get(name, ()))}"
+        for name in sorted(lessons.keys() | trials.keys())
+    )
+    cells = by_group(tried, group_of, {**alone, **calibrated, **baselines})
+    return f"Episodes learned from and tried on: {counts}\n\n{table('learned from', cells)}"
 
 
 def parse() -> argparse.Namespace:
@@ -120,6 +202,9 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--episodes", type=int, default=24, help="of all sources, by turns")
     parser.add_argument("--steps", type=int, default=1_500, help="of each corrector's training")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument(
+        "--by", nargs="+", choices=GROUPINGS, default=["source"], help="a transfer table for each of these"
+    )
     parser.add_argument("--cleanlab", action="store_true", help="add a line for it")
     parser.add_argument("--figure", type=Path, help="an SVG file for the t-SNE of the LSTM's states")
     arguments = parser.parse_args()
@@ -131,24 +216,25 @@ def parse() -> argparse.Namespace:
 
 
 def corrected(corrector: TMLCNet) -> Labels:
-    """The corrected labels [n] of a recording's rows at its end."""
-
-    def labels(recording: Recording) -> Tensor:
-        memory = Dynamics.of(recording, corrector.without).memory(
-            torch.arange(len(recording.given)), recording.probability.shape[1]
-        )
-        with torch.no_grad():
-            soft_label = corrector.soft_label(torch.empty(0), recording.given, memory)
-        return soft_label.argmax(dim=1)
-
-    return labels
+    """The argmax of a corrector's soft label, [n] of a run's rows at its end."""
+    return lambda run: with_soft_label(run[1], corrector).soft_label.argmax(dim=1)
 
 
-def own_rows(recording: Recording) -> Tensor:
-    """The labels by a corrector that learned on verified rows of this very recording."""
-    torch.manual_seed(0)
-    rows = torch.randperm(len(recording.given))[: min(OWN_ROWS, len(recording.given) // 2)]
+def with_soft_label(recording: Recording, corrector: TMLCNet) -> Recording:
+    """A recording that was made without a corrector, with what that one would say at its end."""
+    memory = Dynamics.of(recording, corrector.without).memory(
+        torch.arange(len(recording.given)), recording.probability.shape[1]
+    )
+    with torch.no_grad():
+        soft_label = corrector.soft_label(torch.empty(0), recording.given, memory)
+    return replace(recording, soft_label=soft_label)
+
+
+def own_rows(run: Run) -> Tensor:
+    """The labels by a corrector that learned on verified rows of this very run."""
+    recording, rows = run[1], verified(run)
     dynamics = Dynamics.of(recording)
+    torch.manual_seed(0)
     corrector = TMLCNet(2, 1, start="random")
     corrector.kept_share.fill_(10 / (len(rows) + 10))
     optimizer = torch.optim.Adam(corrector.parameters(), lr=3e-3)
@@ -158,9 +244,26 @@ def own_rows(recording: Recording) -> Tensor:
         loss = corrector.trusted_loss(recording.given[rows], recording.true[rows], memory)
         loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
-    labels = corrected(corrector)(recording)
-    labels[rows] = -1
-    return labels
+    return corrected(corrector)(run).index_fill(0, rows, -1)
+
+
+def own_rows_calibrated(run: Run) -> Tensor:
+    """The labels by the network's averages, weighed on verified rows of this very run as by `fit`."""
+    end, rows = solved(run[1]), verified(run)
+    evidence = {name: values for name, values in end.evidence.items() if name != calibration.CORRECTOR}
+    given, true = end.given[rows], end.true[rows]
+    of_rows = {name: values[rows] for name, values in evidence.items()}
+    counts = noise_matrix(given, true, run[1].probability.shape[2])
+    fitted = calibration.fit(of_rows, given, true, counts, seed=0)
+    labels = torch.from_numpy(fitted.soft_labels(evidence, end.given).argmax(axis=1))
+    return labels.index_fill(0, rows, -1)
+
+
+def verified(run: Run) -> Tensor:
+    """The rows of a run whose true labels are told."""
+    count = len(run[1].given)
+    generator = torch.Generator().manual_seed(0)
+    return torch.randperm(count, generator=generator)[: min(OWN_ROWS, count // 2)]
 
 
 def by_cleanlab(episode: Episode, pool: Pool) -> Tensor:
@@ -177,7 +280,7 @@ def by_cleanlab(episode: Episode, pool: Pool) -> Tensor:
 
 def _half_wrong(recording: Recording) -> float:
     """High where rows are many, and as many labels wrong as right."""
-    wrong = (recording.given != recording.true).float().mean().item()
+    wrong = _wrong_share(recording)
     return min(len(recording.given), FIGURE_ROWS) * wrong * (1 - wrong)
 
 
@@ -219,21 +322,38 @@ def draw_states(recording: Recording, before: TMLCNet, after: TMLCNet, path: Pat
     )
 
 
-def across(tried: Mapping[str, Sequence[Recording]], labels: Labels) -> dict[str, float]:
-    """Mean share of right labels over a target's episodes, by target."""
+def grouped(runs: Iterable[Run], group_of: Callable[[Run], str]) -> dict[str, list[Run]]:
+    """The runs by group, groups and runs in the order in which they come."""
+    groups: dict[str, list[Run]] = {}
+    for run in runs:
+        groups.setdefault(group_of(run), []).append(run)
+    return groups
 
-    def share(recording: Recording) -> float:
-        found = labels(recording)
-        counted = found >= 0
-        return (found[counted] == recording.true[counted]).float().mean().item()
 
-    return {name: sum(map(share, recordings)) / len(recordings) for name, recordings in tried.items()}
+def accuracy(run: Run, labels: Tensor) -> float:
+    """The share of right ones among the labels [n] of a run's rows."""
+    counted = labels >= 0
+    return (labels[counted] == run[1].true[counted]).float().mean().item()
+
+
+def by_group(
+    runs: Sequence[Run], group_of: Callable[[Run], str], lines: Mapping[str, Sequence[float]]
+) -> dict[str, dict[str, float]]:
+    """The means of a table: of the runs of each group, by line and group."""
+    groups = [group_of(run) for run in runs]
+    return {
+        line: {
+            group: fmean(share for share, own in zip(found, groups, strict=True) if own == group)
+            for group in sorted(set(groups))
+        }
+        for line, found in lines.items()
+    }
 
 
 def table(corner: str, rows: Mapping[str, Mapping[str, float]]) -> str:
     """A Markdown table."""
     names = list(next(iter(rows.values())))
-    lines = [f"| {corner} | {' | '.join(names)} |", "|---" * (len(names) + 1) + "|"]
+    lines = [f"| {corner} \\ tried on | {' | '.join(names)} |", "|---" * (len(names) + 1) + "|"]
     for name, cells in rows.items():
         lines.append(f"| {name} | {' | '.join(f'{cells[target] * 100:.1f}' for target in names)} |")
     return "\n".join(lines)

@@ -205,18 +205,20 @@ class Dynamics:
 
 def experienced(recordings: Sequence[Recording], seed: int) -> Experience:
     """What the ends of corrected runs teach on calibration."""
-    solved = []
-    for recording in recordings:
-        given = recording.given.numpy()
-        evidence = {
-            "early": recording.early.numpy(),
-            "late": recording.late.numpy(),
-            "last": recording.last.float().numpy(),
-            calibration.CORRECTOR: recording.soft_label.double().numpy(),
-        }
-        transition = anchors.transition(anchors.count(recording.early, given))
-        solved.append(Solved(evidence, given, recording.true.numpy(), transition))
-    return calibration.learn(solved, seed)
+    return calibration.learn([solved(recording) for recording in recordings], seed)
+
+
+def solved(recording: Recording) -> Solved:
+    """The end of a run, with its truth, as calibration sees it."""
+    given = recording.given.numpy()
+    evidence = {
+        "early": recording.early.numpy(),
+        "late": recording.late.numpy(),
+        "last": recording.last.float().numpy(),
+        calibration.CORRECTOR: recording.soft_label.double().numpy(),
+    }
+    transition = anchors.transition(anchors.count(recording.early, given))
+    return Solved(evidence, given, recording.true.numpy(), transition)
 
 
 def _pools(config: PretrainConfig, compute: Compute, watcher: Watcher) -> list[Pool]:

@@ -1,6 +1,7 @@
 """A folder to work in, small images that a two-epoch fit can learn, and three ways to run the command."""
 
 import csv
+import importlib.util
 import os
 import signal
 import subprocess
@@ -8,6 +9,7 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import pytest
@@ -16,6 +18,7 @@ from PIL import Image
 from relabel import cli
 from relabel.interrupts import Stopped
 
+EXAMPLES = Path(__file__).parents[2] / "examples"
 COLOURS = {"red": (220, 40, 30), "blue": (30, 40, 220)}
 TINY = ("--epochs", "2", "--image-size", "8", "--device", "cpu", "--batch-size", "16")
 
@@ -49,6 +52,23 @@ def write_csv(
 def tools() -> dict[str, Callable]:
     """What the tests make their own images and tables with."""
     return {"draw": draw, "write_csv": write_csv}
+
+
+@pytest.fixture
+def example(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], ModuleType]:
+    """A script of examples/ as a module."""
+    monkeypatch.syspath_prepend(EXAMPLES)  # where a script finds its neighbours
+
+    def load(name: str) -> ModuleType:
+        spec = importlib.util.spec_from_file_location(f"{name}_example", EXAMPLES / f"{name}.py")
+        assert spec is not None
+        assert spec.loader is not None
+        module = importlib.util.module_from_spec(spec)
+        monkeypatch.setitem(sys.modules, spec.name, module)  # where dataclasses look for it
+        spec.loader.exec_module(module)
+        return module
+
+    return load
 
 
 @pytest.fixture

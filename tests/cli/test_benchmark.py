@@ -82,15 +82,6 @@ def test_corrupt_never_replaces_its_input(run, folder, tools, files):
     assert files() == before
 
 
-def example(name):
-    """A script of examples/ as a module."""
-    spec = importlib.util.spec_from_file_location(f"examples.{name}", EXAMPLES / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # where dataclasses look for it
-    spec.loader.exec_module(module)
-    return module
-
-
 def write_stripes(path, rows, wrong, seed):
     """A Parquet of three kinds of noisy stripes in Hugging Face form; `wrong`: share of labels."""
     rng = np.random.default_rng(seed)
@@ -180,7 +171,7 @@ def test_the_benchmark_runs_every_method_once_and_shows_the_tables(benchmark, tm
     assert (tmp_path / "benchmark.parquet").stat().st_mtime_ns == before
 
 
-def test_runs_accumulate_and_the_tables_show_those_of_one_kind(benchmark, tmp_path):
+def test_runs_accumulate_and_the_tables_show_those_of_one_kind(example, benchmark, tmp_path):
     script = example("benchmark")
     output = tmp_path / "benchmark.parquet"
 
@@ -240,7 +231,7 @@ def plain_images(tmp_path):
     return tmp_path / "images"
 
 
-def test_both_input_paths_do_the_same_work(plain_images):
+def test_both_input_paths_do_the_same_work(example, plain_images):
     found = []
     for opened in example("benchmark").ways(plain_images, 8, 4).values():
         epoch = opened()
@@ -252,7 +243,7 @@ def test_both_input_paths_do_the_same_work(plain_images):
         np.testing.assert_allclose(images, found[0], atol=1e-5)
 
 
-def test_the_input_paths_are_compared_in_a_table(plain_images):
+def test_the_input_paths_are_compared_in_a_table(example, plain_images):
     shown = example("benchmark").input_rates(plain_images, 8, 4, turns=2)
     assert shown.startswith("10 images at 8 px, batches of 4, two cores;")
     header, _, *rows = [line.strip("|").split("|") for line in shown.splitlines() if line.startswith("|")]
@@ -270,7 +261,7 @@ def test_the_input_paths_are_compared_in_a_table(plain_images):
     assert "input needs the path of its data" in done.stderr
 
 
-def test_a_baseline_puts_the_corrected_label_on_top():
+def test_a_baseline_puts_the_corrected_label_on_top(example):
     probability = np.array([[0.5, 0.3, 0.2], [0.4, 0.4, 0.2], [0.1, 0.2, 0.7]])
     corrected = np.array([2, 1, 2])
     soft = example("baselines").soft_labels(probability, corrected)

@@ -1,6 +1,5 @@
 """A user measures what a large collection costs with examples/memory.py, here at a small size."""
 
-import importlib.util
 import subprocess
 import sys
 from pathlib import Path
@@ -13,12 +12,8 @@ pytestmark = pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="
 
 
 @pytest.fixture
-def example(monkeypatch):
-    spec = importlib.util.spec_from_file_location("memory_example", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    monkeypatch.setitem(sys.modules, spec.name, module)  # dataclasses look it up
-    spec.loader.exec_module(module)
-    return module
+def memory(example):
+    return example("memory")
 
 
 def test_the_command_prints_what_a_fit_costs():
@@ -32,12 +27,12 @@ def test_the_command_prints_what_a_fit_costs():
     assert 0.1 < float(own.split()[0]) < float(resident.split()[0]) < 4
 
 
-def test_vectors_are_written_part_by_part_with_as_many_verified_as_said(example, tmp_path, monkeypatch):
-    monkeypatch.setattr(example, "ROWS_AT_A_TIME", 300)
-    example.write_vectors(tmp_path / "vectors.parquet", 1000, 30)
+def test_vectors_are_written_part_by_part_with_as_many_verified_as_said(memory, tmp_path, monkeypatch):
+    monkeypatch.setattr(memory, "ROWS_AT_A_TIME", 300)
+    memory.write_vectors(tmp_path / "vectors.parquet", 1000, 30)
     table = pq.read_table(tmp_path / "vectors.parquet").to_pydict()
     assert table["file_name"] == [f"row {row}" for row in range(1000)]
-    assert {len(vector) for vector in table["vector"]} == {example.DIMENSION}
+    assert {len(vector) for vector in table["vector"]} == {memory.DIMENSION}
     assert sum(name is not None for name in table["verified"]) == 150
     wrong = [
         given != true
@@ -47,10 +42,10 @@ def test_vectors_are_written_part_by_part_with_as_many_verified_as_said(example,
     assert 0.25 < sum(wrong) / 150 < 0.55
 
 
-def test_memory_is_read_off_a_process_and_its_failure_told(example):
+def test_memory_is_read_off_a_process_and_its_failure_told(memory):
     holds = "import time; held = bytearray(60_000_000); time.sleep(1)"
-    peak = example.Peak.of(subprocess.Popen([sys.executable, "-c", holds]))
+    peak = memory.Peak.of(subprocess.Popen([sys.executable, "-c", holds]))
     assert 60e6 < peak.own < 200e6
     assert peak.resident > peak.own
     with pytest.raises(SystemExit, match="exit code 3"):
-        example.Peak.of(subprocess.Popen([sys.executable, "-c", "raise SystemExit(3)"]))
+        memory.Peak.of(subprocess.Popen([sys.executable, "-c", "raise SystemExit(3)"]))

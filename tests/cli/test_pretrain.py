@@ -7,7 +7,6 @@ import shlex
 import signal
 import sys
 import time
-from pathlib import Path
 
 import pytest
 import torch
@@ -21,7 +20,6 @@ from relabel.transfer import episodes, pretraining
 TINY = ("--episodes", "3", "--steps", "3", "--device", "cpu")
 PRETRAIN = ("pretrain", "images", "second", "-o", "tmlc.pt", *TINY)
 EIGHT = ("--episodes", "8", "--steps", "3")
-EXAMPLES = Path(__file__).parents[2] / "examples"
 KEPT = ".tmlc.pt.recordings"
 # As `quick` below, in a process of its own whose third run says so and takes its time.
 SLOW = """
@@ -225,34 +223,53 @@ def test_a_mistake_is_told_in_one_sentence_and_nothing_is_written(run, folder, f
     assert sorted(path for path in folder.rglob("*") if path.is_dir()) == folders
 
 
-def test_the_transfer_tables_come_from_the_same_recordings(run, quick, recorded, monkeypatch, capfdbinary):
-    monkeypatch.syspath_prepend(EXAMPLES)  # as for a script in that folder
-    spec = importlib.util.spec_from_file_location("transfer_example", EXAMPLES / "transfer.py")
-    example = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(example)
+def test_the_transfer_tables_come_from_the_same_recordings(
+    run, quick, recorded, example, monkeypatch, capfdbinary
+):
+    transfer = example("transfer")
     run("pretrain", "images", "second", "-o", "tmlc.pt", "--recordings", "kept", *EIGHT, "-q")
     recorded.clear()
-    arguments = ["images", "second", "--recordings", "kept", *EIGHT, "--figure", "states.svg"]
+    flags = "--recordings kept --by source rate --figure states.svg"
+    arguments = ["images", "second", *EIGHT, *flags.split()]
     has_cleanlab = importlib.util.find_spec("cleanlab") is not None
     monkeypatch.setattr(sys, "argv", ["transfer.py", *arguments, *["--cleanlab"] * has_cleanlab])
-    example.main()
+    transfer.main()
     shown = capfdbinary.readouterr().out.decode()
     assert not recorded
-    assert "images: 4 episodes, second: 4 episodes" in shown
+    assert "Episodes learned from and tried on: images 2 and 2, second 2 and 2\n" in shown
     lines = [
         [cell.strip() for cell in line.strip("|").split("|")] for line in shown.splitlines() if "|" in line
     ]
-    count = 9 + has_cleanlab
-    first, variants = lines[:count], lines[count:]
-    assert first[0] == ["learned from \\ tried on", "images", "second"]
-    assert [cells[0] for cells in first[2:]] == [
-        "images", "second", "others", "own rows", "late average", *["cleanlab"] * has_cleanlab, "CE", "given"
+    starts = [place for place, cells in enumerate(lines) if "tried on" in cells[0]]
+    by_source, by_rate, variants = (
+        lines[start:stop] for start, stop in zip(starts, [*starts[1:], None], strict=True)
+    )
+    assert by_source[0] == ["learned from \\ tried on", "images", "second"]
+    own = ["own rows", "own rows, calibrated"]
+    baselines = [*own, "late average", *["cleanlab"] * has_cleanlab, "CE", "given"]
+    taught = ["images", "second", "others"]
+    assert [cells[0] for cells in by_source[2:]] == [
+        *taught, *(f"{name}, calibrated" for name in taught), *baselines
     ]  # fmt: skip
-    assert [cells[0] for cells in variants[2:]] == list(example.VARIANTS)
+    assert [cells[0] for cells in variants[2:]] == list(transfer.VARIANTS)
     # Of two sources all but the target are the other one.
-    assert first[4][1:] == [first[3][1], first[2][2]]
-    assert all(0 <= float(cell) <= 100 for cells in first[2:] + variants[2:] for cell in cells[1:])
+    for first in (2, 5):
+        assert by_source[first + 2][1:] == [by_source[first + 1][1], by_source[first][2]]
+    assert set(by_rate[0][1:]) <= {"to 20 %", "20 to 40 %", "from 40 %"}
+    tables = by_source[2:] + by_rate[2:] + variants[2:]
+    assert all(0 <= float(cell) <= 100 for cells in tables for cell in cells[1:])
     picture = (quick / "states.svg").read_text()
     assert picture.count("Before learning") == picture.count("After learning") == 1
     assert picture.count("<circle") > 20
     assert "states.svg: of " in shown
+
+
+def test_a_transfer_table_has_the_mean_over_the_runs_of_a_group(example):
+    transfer = example("transfer")
+    runs = [("a", 0), ("b", 0), ("a", 0)]
+    means = transfer.by_group(runs, lambda run: run[0], {"CE": [0.2, 0.5, 0.4], "given": [1.0, 0.0, 0.0]})
+    assert means == {"CE": {"a": pytest.approx(0.3), "b": 0.5}, "given": {"a": 0.5, "b": 0.0}}
+    assert transfer.grouped(runs, lambda run: run[0]) == {"a": [runs[0], runs[2]], "b": [runs[1]]}
+    assert transfer.table("learned from", {"CE": {"a": 0.3, "b": 0.5}}).splitlines() == [
+        "| learned from \\ tried on | a | b |", "|---|---|---|", "| CE | 30.0 | 50.0 |"
+    ]  # fmt: skip

@@ -2,11 +2,9 @@
 
 import ast
 import csv
-import importlib.util
 import itertools
 import sys
 import tokenize
-from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -41,13 +39,9 @@ KINDS = {
 
 
 @pytest.fixture
-def example(monkeypatch):
-    """The script as a module, with vectors that are random but equal for equal words."""
-    path = Path(__file__).parents[2] / "examples/text.py"
-    spec = importlib.util.spec_from_file_location("text_example", path)
-    module = importlib.util.module_from_spec(spec)
-    monkeypatch.setitem(sys.modules, spec.name, module)  # dataclasses look it up
-    spec.loader.exec_module(module)
+def text(example, monkeypatch):
+    """The script, with vectors that are random but equal for equal words."""
+    module = example("text")
 
     def embedded(words, dimension):
         unique, places = np.unique(words, return_inverse=True)
@@ -58,12 +52,12 @@ def example(monkeypatch):
     return module
 
 
-def test_the_words_of_a_program_are_tagged_by_what_they_are(example):
-    kinds = example.syntactic_kinds(ast.parse(PROGRAM))
+def test_the_words_of_a_program_are_tagged_by_what_they_are(text):
+    kinds = text.syntactic_kinds(ast.parse(PROGRAM))
     tokens = list(tokenize.generate_tokens(iter(PROGRAM.splitlines(True)).__next__))
     found: dict[str, str] = {}
     for before, token in itertools.pairwise(tokens):
-        kind = example.kind_of(token, before.string, kinds)
+        kind = text.kind_of(token, before.string, kinds)
         if kind is not None:
             found.setdefault(token.string, kind)
     assert found | {'"""About."""': "docstring"} == found | KINDS
@@ -71,15 +65,13 @@ def test_the_words_of_a_program_are_tagged_by_what_they_are(example):
 
 
 @pytest.mark.parametrize(("task", "classes", "dimension"), [("docstrings", 4, 256), ("tokens", 25, 320)])
-def test_the_three_files_are_what_the_commands_read(
-    example, run, folder, monkeypatch, task, classes, dimension
-):
-    monkeypatch.setattr(example, "PACKAGES", ("asyncio", "email", "importlib", "logging"))
-    monkeypatch.setattr(example, "WORDS_PER_KIND", 12)
-    every = sorted(example.LIBRARY.glob("[a-e]*.py")) + sorted(example.LIBRARY.glob("*/*.py"))
-    monkeypatch.setattr(type(example.LIBRARY), "rglob", lambda *_: every[::2])
+def test_the_three_files_are_what_the_commands_read(text, run, folder, monkeypatch, task, classes, dimension):
+    monkeypatch.setattr(text, "PACKAGES", ("asyncio", "email", "importlib", "logging"))
+    monkeypatch.setattr(text, "WORDS_PER_KIND", 12)
+    every = sorted(text.LIBRARY.glob("[a-e]*.py")) + sorted(text.LIBRARY.glob("*/*.py"))
+    monkeypatch.setattr(type(text.LIBRARY), "rglob", lambda *_: every[::2])
     monkeypatch.setattr(sys, "argv", ["text.py", task, "text", "--rate", "0.25"])
-    example.main()
+    text.main()
     table = pq.read_table("text/vectors.parquet")
     with open("text/truth.csv", newline="") as file:
         truth = {row["file_name"]: row["label"] for row in csv.DictReader(file)}
