@@ -15,10 +15,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Entry:
-    """A registered corrector: its dotted class name and its options' values, the default first."""
+    """A registered corrector: its dotted class name, its options' values, the default first, and which of
+    them, when asked for, exclude which others."""
 
     path: str
     options: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    excluded: Mapping[tuple[str, str], tuple[tuple[str, str], ...]] = field(default_factory=dict)
 
 
 REGISTRY = {
@@ -39,6 +41,8 @@ REGISTRY = {
             "without": ("nothing", "nnp", "tse", "sd"),
             "start": ("pretrained", "random"),
         },
+        # What comes with relabel learned to name the verified class, from these inputs.
+        {("start", "pretrained"): (("target", "given"), ("without", "nnp"), ("without", "tse"))},
     ),
     "none": Entry("relabel.correctors.plain.Plain"),
 }
@@ -46,7 +50,7 @@ REGISTRY = {
 
 
 def check(name: str, options: Mapping[str, str]) -> None:
-    """RelabelError for an unknown corrector, option or value."""
+    """RelabelError for an unknown corrector, option or value, and for options that exclude each other."""
     if name not in REGISTRY:
         raise RelabelError(f"--corrector {name}: no such corrector.", f"Use {' or '.join(REGISTRY)}.")
     known = REGISTRY[name].options
@@ -58,6 +62,12 @@ def check(name: str, options: Mapping[str, str]) -> None:
             raise RelabelError(
                 f"--option {option}={value}: no such value.", f"Use {' or '.join(known[option])}."
             )
+        for other, excluded in REGISTRY[name].excluded.get((option, value), ()):
+            if options.get(other) == excluded:
+                raise RelabelError(
+                    f"--option {option}={value} and --option {other}={excluded} exclude each other.",
+                    "Leave one of them out.",
+                )
 
 
 def create(

@@ -173,6 +173,11 @@ class TMLCNet(Corrector):
             loss = loss + self.pull / 2 * sum((own - pretrained).square().sum() for own, pretrained in pairs)
         return loss
 
+    def describe(self) -> dict[str, object]:
+        """Where φ began, if not at random."""
+        learns = self.meta_rows is not MetaRows.NONE
+        return {"began_at": SHIPPED_CORRECTOR.name} if learns and self.start == "pretrained" else {}
+
     def states(self, given: Tensor, memory: Memory) -> Tensor:
         """The LSTM's last hidden state [B, C, H] of each row and class (or candidate), eq. 6's encoding."""
         dtype = next(self.parameters()).dtype

@@ -10,9 +10,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from relabel.config import SHIPPED_CORRECTOR
+from relabel.correctors import check
 from relabel.correctors.base import Epoch, Memory, Store, Verified, WarmUp, nobody
 from relabel.correctors.files import read_corrector
 from relabel.correctors.tmlc_net import TMLCNet, kept, mean_losses, normalized_features
+from relabel.errors import RelabelError
 
 N, C, D, EPOCHS = 40, 5, 3, 4
 GENERATOR = torch.Generator().manual_seed(2)
@@ -403,6 +405,7 @@ def test_it_begins_at_the_pretrained_corrector_and_few_meta_rows_hold_it_there(
     for own, pretrained in zip(made.parameters(), shipped.parameters(), strict=True):
         assert torch.equal(own, pretrained.double())
     assert made.kept_share == 0
+    assert made.describe() == {"began_at": "tmlc.pt"}
     memory = history(made)
     at_start = made.trusted_loss(GIVEN, TRUE, memory)
     with torch.no_grad():
@@ -430,6 +433,21 @@ def test_it_begins_at_random_where_asked_to_and_where_the_pretrained_one_means_n
     assert all(torch.equal(*pair) for pair in zip(made.parameters(), before, strict=True))
     assert made.kept_share == 0.5
     assert made.pull == 0
+    assert made.describe() == {}
+
+
+def test_a_transferred_corrector_did_not_begin_anywhere_in_the_run_at_hand() -> None:
+    assert read_corrector(SHIPPED_CORRECTOR).transferred(C, D).describe() == {}
+
+
+@pytest.mark.parametrize("other", [{"target": "given"}, {"without": "nnp"}, {"without": "tse"}])
+def test_asking_for_the_pretrained_start_where_it_means_nothing_is_refused(other: dict[str, str]) -> None:
+    ((name, value),) = other.items()
+    told = f"--option start=pretrained and --option {name}={value} exclude each other."
+    with pytest.raises(RelabelError, match=told):
+        check("tmlc", {"start": "pretrained", **other})
+    check("tmlc", {"start": "pretrained", "without": "sd"})
+    check("tmlc", other)
 
 
 def test_a_pull_goes_through_a_file_with_the_parameters() -> None:
