@@ -316,7 +316,7 @@ class Training:
 
     def _average_weights(self) -> None:
         if self._weights is None:
-            self._weights = AveragedModel(self.backbone, use_buffers=True)
+            self._weights = _average_of(self.backbone)
         self._weights.update_parameters(self.backbone)
 
     def _begin_meta_phase(self) -> None:
@@ -516,13 +516,26 @@ class Training:
         self.epoch = state["epoch"]
         self.backbone.load_state_dict(state["backbone"])
         if state["weights"]:
-            self._weights = AveragedModel(self.backbone, use_buffers=True)
+            self._weights = _average_of(self.backbone)
             self._weights.load_state_dict(state["weights"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.corrector.load_state_dict(state["corrector"])
         if self.meta_optimizer:
             self.meta_optimizer.load_state_dict(state["meta_optimizer"])
         self.ledger.load_state_dict(state["ledger"])
+
+
+def _average_of(backbone: Backbone) -> AveragedModel:
+    """The running mean of a backbone's weights and buffers, none yet.
+
+    BatchNorm's count of its batches, an integer, has no mean: torch's own function for several tensors at
+    once, its default on GPUs, fails on it.
+    """
+
+    def mean(before: Tensor, newest: Tensor, count: Tensor | int) -> Tensor:
+        return before + (newest - before) / (count + 1) if newest.is_floating_point() else newest
+
+    return AveragedModel(backbone, avg_fn=mean, use_buffers=True)
 
 
 @contextmanager

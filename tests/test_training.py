@@ -343,6 +343,26 @@ def test_the_meta_phase_begins_with_the_mean_of_the_last_weights(
             torch.testing.assert_close(value, expected, rtol=1e-4, atol=1e-6)
 
 
+def test_weights_are_averaged_where_torch_would_average_several_tensors_at_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As it does on GPUs, and fails for BatchNorm's count of its batches, an integer."""
+    supported = "_get_foreach_kernels_supported_devices"
+    monkeypatch.setattr(torch.optim.swa_utils, supported, lambda: ["cpu"], raising=False)
+    backbone = tiny()
+    average = relabel.training._average_of(backbone)
+    weights, counts = [], []
+    for _ in range(3):
+        with torch.no_grad():
+            backbone.head.weight.normal_()
+        backbone.body[1].num_batches_tracked += 2
+        weights.append(backbone.head.weight.detach().clone())
+        average.update_parameters(backbone)
+        counts.append(average.module.body[1].num_batches_tracked.item())
+    torch.testing.assert_close(average.module.head.weight.detach(), torch.stack(weights).mean(dim=0))
+    assert counts == [2, 4, 6]
+
+
 def test_a_run_without_a_warm_up_has_no_weights_to_average() -> None:
     run(Setting(schedule=replace(AVERAGING, warmup_epochs=0)).training())
 
