@@ -4,6 +4,7 @@ import copy
 import functools
 import io
 import math
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 import relabel.training
 from relabel import backbones, correctors, hypergradient
 from relabel.backbones import Backbone
+from relabel.config import META_GRADIENTS
 from relabel.correctors import REGISTRY
 from relabel.correctors.base import Epoch, Memory, MetaRows, Store, Verified, WarmUp, nobody
 from relabel.correctors.mlc import MLC
@@ -341,6 +343,38 @@ def test_the_meta_phase_begins_with_the_mean_of_the_last_weights(
             states = torch.stack([each[name] for each in seen])
             expected = states.mean(dim=0) if epochs else states[-1]
             torch.testing.assert_close(value, expected, rtol=1e-4, atol=1e-6)
+
+
+class _Elsewhere(Compute):
+    """A device whose tensors have no values, so that any machine has it: mixing it with the CPU fails."""
+
+    def autocast(self) -> AbstractContextManager[None]:
+        return nullcontext()
+
+
+@pytest.mark.parametrize(("corrector", "gradient"), [(name, g) for name in REGISTRY for g in META_GRADIENTS])
+def test_a_step_stays_on_its_device(monkeypatch: pytest.MonkeyPatch, corrector: str, gradient: str) -> None:
+    begun = Setting(corrector=corrector, schedule=replace(SCHEDULE, meta_gradient=gradient)).training()
+    for _ in range(SCHEDULE.warmup_epochs + 1):
+        begun.run_epoch()
+    monkeypatch.setattr(torch, "autocast", lambda *_, **__: nullcontext())
+    monkeypatch.setattr(begun.ledger, "write", lambda index, memory: None)
+    devices = []
+    monkeypatch.setattr(begun.ledger, "add_prediction", lambda index, found: devices.append(found.device))
+    device = torch.device("meta")
+    inputs, rows, schedule = begun.inputs, begun.rows, begun.schedule
+    begun.corrector.__dict__.pop("_pretrained", None)  # kept on the device it was first asked for on
+    moved = Training(begun.backbone, begun.corrector, inputs, rows, schedule, _Elsewhere(device, None), 0)
+    moved.ledger = begun.ledger
+    generator = torch.Generator().manual_seed(0)
+    meta_batch = next(moved._meta_batches(generator)) if moved.meta_optimizer else None
+    trusted = None
+    if meta_batch is not None and moved.corrector.looks_ahead:
+        trusted = moved._trusted_batch(meta_batch, generator)
+    elif meta_batch is not None:
+        assert moved._direct_step(meta_batch).device == device
+    loss, _ = moved._train_batch(moved.corrector, TRAIN[:24], 0.05, trusted, generator)
+    assert [loss.device, *devices] == [device, device]
 
 
 def test_weights_are_averaged_where_torch_would_average_several_tensors_at_once(
