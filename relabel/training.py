@@ -259,7 +259,8 @@ class Training:
             if trusted_loss is not None:
                 meta_losses.append(trusted_loss)
             on_step()
-        if epoch >= self._averaged[0].start and not self._trains_on_unlabelled(epoch):
+        asked = self.corrector.follows_unlabelled or epoch >= self._averaged[0].start
+        if asked and not self._trains_on_unlabelled(epoch):
             self._predict_unlabelled()
         self._observe()
         mean_loss = loss_sum.item() / steps

@@ -555,6 +555,19 @@ def changed_images(rows: Tensor) -> np.ndarray[Any, np.dtype[np.uint8]]:
     return changed
 
 
+@pytest.mark.parametrize(("follows", "epochs"), [(True, SCHEDULE.epochs), (False, SCHEDULE.epochs - 1)])
+def test_a_corrector_that_follows_them_sees_unlabelled_rows_from_the_first_epoch_on(
+    monkeypatch: pytest.MonkeyPatch, follows: bool, epochs: int
+) -> None:
+    training = Setting(corrector="tmlc").training()
+    training.corrector.follows_unlabelled = follows
+    monkeypatch.setattr(relabel.training, "averaged_epochs", lambda count: (range(1, 3), range(3, count)))
+    predicted = []
+    monkeypatch.setattr(training, "_predict_unlabelled", lambda: predicted.append(training.epoch))
+    run(training)
+    assert predicted == list(range(SCHEDULE.epochs))[-epochs:]
+
+
 def test_metalabelnet_trains_on_unlabelled_rows_after_the_warm_up() -> None:
     one = Setting(corrector="metalabelnet").training()
     other = Setting(corrector="metalabelnet", images=changed_images(UNLABELLED)).training()

@@ -116,6 +116,9 @@ class Corrector(nn.Module, ABC):
     transfers = False
     """Whether φ means the same for other classes and another backbone."""
 
+    follows_unlabelled = False
+    """Whether `observe` needs predictions of the unlabelled rows from the first epoch on."""
+
     virtual_learning_rate: float | None = None
     """The look-ahead step's learning rate; None is the backbone's current one."""
 

@@ -80,6 +80,7 @@ class TMLCNet(Corrector):
     ) -> None:
         super().__init__()
         self.num_classes = num_classes
+        self.follows_unlabelled = num_classes > CANDIDATES  # which are chosen early on
         self.target = target
         self.without = without
         alike = target == "verified" and without in ("nothing", "sd")

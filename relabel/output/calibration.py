@@ -391,11 +391,21 @@ def _leave_one_out(counts: NDArray[np.int64], true: Labels, given: Labels) -> Fl
 def _features(evidence: Mapping[str, NDArray[np.floating]], given: Labels, likelihood: Floats) -> Floats:
     """[N, C, K + 2]: K log distributions, log T_{·,y} and 1[c = y]; the last two 0 if unlabelled."""
     features = np.empty((*likelihood.shape, len(evidence) + 2))
-    for column, probability in enumerate(evidence.values()):
+    for column, (name, values) in enumerate(evidence.items()):
+        probability = _of_corrector(values, given) if name == CORRECTOR else values
         features[..., column] = np.log(np.clip(probability, _FLOOR, None, dtype=np.float64))
     features[..., -2] = np.where((given >= 0)[:, None], np.log(likelihood), 0.0)
     features[..., -1] = np.arange(likelihood.shape[1]) == given[:, None]
     return features
+
+
+def _of_corrector(soft_label: NDArray[np.floating], given: Labels) -> NDArray[np.floating]:
+    """What a corrector's soft labels [N, C] say: nothing of rows without a label, which it never learned of.
+
+    Classes that it gave no share, not being candidates of the row, take the least of those that it did.
+    """
+    least = np.where(soft_label > 0, soft_label, np.inf).min(axis=1, keepdims=True)
+    return np.where((given >= 0)[:, None], np.maximum(soft_label, least), 1.0)
 
 
 def _vector(weights: Mapping[str, float]) -> Floats:

@@ -459,3 +459,8 @@ def test_a_pull_goes_through_a_file_with_the_parameters() -> None:
             each.decoder[0].bias[0] += 1.0
     assert made.pull == 2
     assert made.trusted_loss(GIVEN, TRUE, memory) == other.trusted_loss(GIVEN, TRUE, memory)
+
+
+def test_candidates_are_chosen_early_and_ask_for_early_predictions_of_unlabelled_rows() -> None:
+    assert TMLCNet(21, D).follows_unlabelled
+    assert not TMLCNet(20, D).follows_unlabelled
