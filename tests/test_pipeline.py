@@ -376,16 +376,17 @@ def test_without_verified_rows_plain_training_has_its_prior_weights(digits):
 
 
 @pytest.mark.parametrize(
-    ("threshold", "probes", "right", "words"),
+    ("threshold", "probes", "right", "rows", "words"),
     [
-        (0.97, 30, 30, "At least 95 % of the fixes are expected to be right; 30 of the 30 probe rows"),
-        (None, 12, 12, "Too few verified rows to promise 95 %: 12 probe rows"),
-        (None, 30, 25, "The probe rows do not support 95 %: 25 of the 30"),
+        (0.97, 30, 30, 40, "At least 95 % of the fixes are expected to be right; 30 of the 30 probe rows"),
+        (None, 12, 12, 0, "Too few verified rows to promise 95 %: 12 probe rows"),
+        (None, 30, 25, 40, "The probe rows do not support 95 %: 25 of the 30"),
+        (None, 30, 30, 0, "No row was relabelled with a confidence of 95 %, so none is marked fix."),
     ],
 )
-def test_the_summary_says_what_fix_promises_or_why_it_cannot(threshold, probes, right, words):
+def test_the_summary_says_what_fix_promises_or_why_it_cannot(threshold, probes, right, rows, words):
     fitted = calibration.fit({}, NONE, NONE, np.eye(2, dtype=np.int64), seed=0)
-    promise = calibration.Promise(0.95, threshold, probes, right, needed=19)
+    promise = calibration.Promise(0.95, threshold, probes, right, needed=19, rows=rows)
     assert promise_sentence(fitted, promise).startswith(words)
 
 
@@ -402,11 +403,14 @@ def test_the_summary_says_what_fix_promises_or_why_it_cannot(threshold, probes, 
 def test_a_borrowed_promise_names_its_condition(threshold, words):
     experience = calibration.fit({}, NONE, NONE, np.eye(2, dtype=np.int64), seed=0).experience
     borrowed = calibration.transferred(experience, np.array([[0.8, 0.2], [0.3, 0.7]]))
-    sentence = promise_sentence(borrowed, calibration.Promise(0.95, threshold, 1300, 1282, needed=19))
+    promise = calibration.Promise(0.95, threshold, 1300, 1282, needed=19, rows=40)
+    sentence = promise_sentence(borrowed, promise)
     assert sentence.startswith(words)
     assert "1,282 are right" in sentence
     assert "(--trusted)" in sentence
-    withheld = promise_sentence(replace(borrowed, withheld=True), calibration.Promise(0.95, None, 0, 0, 19))
+    unsure = promise_sentence(borrowed, replace(promise, threshold=None, rows=0))
+    assert unsure == "No row was relabelled with a confidence of 95 %, so none is marked fix."
+    withheld = promise_sentence(replace(borrowed, withheld=True), promise)
     assert withheld.startswith("On the data the corrector learned from corrections did more harm")
 
 

@@ -42,6 +42,7 @@ _PRIOR_STRENGTH = 3.0
 _FOLDS = 10
 _ROWS_LEARNED, _ROWS_JUDGED = 300, 1_500  # of a data set: for the weights that suit many, and for the promise
 _FIGURES = ("probe_accuracy_before", "probe_accuracy_after", "probe_calibration_error")
+_FURTHEST_LEANING = 20.0
 _FLOOR = 1e-4  # what bf16 logits resolve; below it a logarithm would be noise
 
 
@@ -51,7 +52,8 @@ class Promise:
 
     threshold: least soft-label maximum of a `fix` row, None when the promise cannot be made for any row;
     probes, right: probe rows relabelled with a confidence of at least `precision`, and how many of these are
-    right; needed: how many such probes it takes at the least, all of them right.
+    right; needed: how many such probes it takes at the least, all of them right; rows: how many of those that
+    nobody verified are relabelled with such a confidence.
     """
 
     precision: float
@@ -59,6 +61,7 @@ class Promise:
     probes: int
     right: int
     needed: int
+    rows: int
 
 
 @dataclass(frozen=True)
@@ -117,6 +120,8 @@ class Calibration:
     """Whether weights and probes are those of other data sets."""
     factors: Floats | None = None
     """[C, C] by class and given label, with which `matched` multiplies the soft labels."""
+    leaning: float = 0.0
+    """The log odds that given labels gain where corrections are withheld."""
 
     @property
     def experience(self) -> Experience:
@@ -128,7 +133,7 @@ class Calibration:
         features = _features(evidence, given, self.transition[:, given].T)
         soft_label = _softmax(features @ _vector(self.weights))
         if self.withheld:
-            return _kept(soft_label, given, self.transition)
+            return _kept(soft_label, given, self.leaning)
         return soft_label if self.factors is None else _multiplied(soft_label, given, self.factors)
 
     def promise(self, corrected: Labels, confidence: Floats, given: Labels, precision: float) -> Promise:
@@ -156,6 +161,7 @@ class Calibration:
             probes=int(judging.sum()),
             right=int((judging & self.right).sum()),
             needed=math.ceil(1 / (1 - precision) - 1 - 1e-9),
+            rows=len(confidence),
         )
 
     @classmethod
@@ -178,6 +184,8 @@ class Calibration:
             and _are_probes(made.relabelled, made.right, made.confidence)
             and isinstance(made.borrowed, bool)
             and made.factors is None  # of the rows they were matched on, and of no others
+            and isinstance(made.leaning, float)
+            and 0 <= made.leaning <= _FURTHEST_LEANING
         ):
             raise ValueError("these are not the values of a calibration")
         return made
@@ -257,8 +265,10 @@ def fit(
         held_out[~rest] = _softmax(features[~rest] @ fitted + fixed[~rest])
     kept_right = int(np.count_nonzero(given == true))
     withheld = int(np.count_nonzero((held_out.argmax(axis=1) == true) & labelled)) < kept_right
+    leaning = 0.0
     if withheld:
-        held_out = _kept(held_out, given, transition)
+        leaning = _leaning(held_out[labelled], given[labelled], (kept_right + 1) / (labelled.sum() + 2))
+        held_out = _kept(held_out, given, leaning)
     corrected, confidence = best(held_out)
     return Calibration(
         weights=dict(zip(names, (float(weight) for weight in weights), strict=True)),
@@ -269,6 +279,7 @@ def fit(
         confidence=confidence,
         cross_validated=_figures(held_out[labelled], given[labelled], true[labelled]),
         factors=factors,
+        leaning=leaning,
     )
 
 
@@ -444,16 +455,34 @@ def _fit_weights(groups: Sequence[tuple[Floats, Labels, Floats | float]], prior:
     return fitted
 
 
-def _kept(soft_label: Floats, given: Labels, transition: Floats) -> Floats:
-    """Soft labels that change nothing: the pooled share of right labels on the given one, the rest spread.
+def _kept(soft_label: Floats, given: Labels, leaning: float) -> Floats:
+    """Soft labels [N, C] that change nothing, and still tell which given labels are doubtful.
 
-    Rows without a label have none to keep: their soft label [N, C] stays.
+    A given label's odds are multiplied by e^leaning, and where another class is still the likeliest it takes
+    a little more than that one's share. Rows without a label have none to keep: their soft label stays.
     """
-    num_classes = len(transition)
-    right = max(float(np.diag(transition).mean()), 0.5 + 1e-3)
-    kept = np.full(soft_label.shape, (1 - right) / (num_classes - 1))
-    kept[np.arange(len(given)), given] = right
-    return np.where((given >= 0)[:, None], kept, soft_label)
+    kept = soft_label.copy()
+    rows = np.flatnonzero(given >= 0)
+    own = kept[rows, given[rows]]
+    kept[rows, given[rows]] = 0
+    kept[rows, given[rows]] = np.maximum(own * math.exp(leaning), 1.001 * kept[rows].max(axis=1))
+    kept /= kept.sum(axis=1, keepdims=True)
+    return kept
+
+
+def _leaning(soft_label: Floats, given: Labels, right: float) -> float:
+    """At which leaning given labels [n] have on average the probability of being right that is `right`."""
+    from scipy.optimize import brentq
+
+    def excess(leaning: float) -> float:
+        kept = _kept(soft_label, given, leaning)
+        return float(kept[np.arange(len(given)), given].mean()) - right
+
+    if excess(0.0) >= 0:
+        return 0.0
+    if excess(_FURTHEST_LEANING) <= 0:
+        return _FURTHEST_LEANING
+    return float(brentq(excess, 0.0, _FURTHEST_LEANING))
 
 
 def best(soft_label: NDArray[np.floating]) -> tuple[Labels, Floats]:

@@ -223,10 +223,16 @@ def promise_sentence(fitted: Calibration, promise: Promise) -> str:
             f"such confidence and it takes {promise.needed} at the least, so no row is marked fix; verify "
             f"more rows or lower --precision."
         )
+    if promise.rows == 0:
+        return _nothing_sure(percent)
     return (
         f"The probe rows do not support {percent}: {judged}, so no row is marked fix; lower --precision or "
         f"verify more rows."
     )
+
+
+def _nothing_sure(percent: str) -> str:
+    return f"No row was relabelled with a confidence of {percent}, so none is marked fix."
 
 
 def _borrowed_sentence(percent: str, promise: Promise) -> str:
@@ -234,6 +240,8 @@ def _borrowed_sentence(percent: str, promise: Promise) -> str:
         f"of {promise.probes:,} rows relabelled with such confidence on the data the corrector learned from, "
         f"{promise.right:,} are right"
     )
+    if promise.rows == 0:
+        return _nothing_sure(percent)
     if promise.threshold is None:
         return f"No row is marked fix at {percent}: {judged}. Verified rows (--trusted) can support more."
     return (

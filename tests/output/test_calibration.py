@@ -190,6 +190,41 @@ def test_corrections_that_harm_the_probes_are_withheld(misled: Calibration) -> N
     )
 
 
+@pytest.mark.parametrize("frequent", [0.25, 0.85])
+def test_where_corrections_are_withheld_noise_probabilities_still_rank_and_their_mean_is_right(
+    frequent: float,
+) -> None:
+    """Evidence too weak to correct 4 % of wrong labels, all of them in the rare classes if there are such."""
+    rng = np.random.default_rng(3)
+    shares = np.array([frequent, *3 * [(1 - frequent) / 3]])
+    true = rng.choice(C, size=6000, p=shares)
+    wrong = rng.random(len(true)) < np.where(true > 0, 0.04 / (1 - shares[0]), 0.0)
+    given = np.where(wrong, (true + 1) % C, true)
+    image = rng.normal(size=(len(true), C)) + 1.5 * np.eye(C)[true]
+    evidence = {"late": softmax(4 * image)}
+    made = fitted(({"late": evidence["late"][:300]}, given[:300], true[:300]))
+    made = replace(made, withheld=True, weights={"late": 1.0, "transition": 0.0, "keep": 0.0})
+    plain = replace(made, withheld=False).soft_labels(evidence, given)
+    right = float((given == true)[:300].mean())
+    leaning = calibration._leaning(plain[:300], given[:300], right)
+    soft_label = replace(made, leaning=leaning).soft_labels(evidence, given)
+    assert accuracy(plain.argmax(axis=1), true) < accuracy(given, true)
+    assert (soft_label.argmax(axis=1) == given).all()
+    noise_probability = 1 - soft_label[np.arange(len(given)), given]
+    assert noise_probability[:300].mean() == pytest.approx(1 - right, abs=1e-6)
+    ranks = np.argsort(np.argsort(noise_probability)) + 1
+    area = (ranks[wrong].mean() - (wrong.sum() + 1) / 2) / (~wrong).sum()
+    assert area > 0.85
+
+
+def test_a_leaning_has_its_limits() -> None:
+    """None where the labels are doubted as much as they should be, and not without end."""
+    soft_label, given = np.array([[0.9, 0.1]]), np.array([0])
+    assert calibration._leaning(soft_label, given, 0.8) == 0
+    assert calibration._leaning(soft_label, given, 0.95) == pytest.approx(np.log(19 / 9))
+    assert calibration._leaning(np.array([[1e-12, 1.0]]), given, 0.9999) == calibration._FURTHEST_LEANING
+
+
 def test_corrections_that_help_are_not_withheld() -> None:
     assert not fitted(simulate(300, 0)).withheld
 
@@ -221,7 +256,7 @@ def test_as_many_right_probes_as_needed_make_the_promise_and_one_fewer_does_not(
     needed = promise(0).needed
     assert promise(needed - 1).threshold is None
     assert promise(needed) == Promise(
-        precision=precision, threshold=0.999, probes=needed, right=needed, needed=needed
+        precision=precision, threshold=0.999, probes=needed, right=needed, needed=needed, rows=10
     )
 
 
@@ -283,7 +318,7 @@ def test_fixes_keep_the_promise_on_fresh_rows() -> None:
 def test_actions_by_hand() -> None:
     soft_label = np.array([[0.9, 0.1, 0], [0.5, 0.3, 0.2], [0.1, 0.9, 0], [0.11, 0.89, 0], [1, 0, 0]])
     given = np.array([0, 0, 0, 0, -1])
-    promise = Promise(precision=0.9, threshold=0.9, probes=50, right=50, needed=9)
+    promise = Promise(precision=0.9, threshold=0.9, probes=50, right=50, needed=9, rows=5)
     assert actions(*best(soft_label), given, promise).tolist() == [
         "keep",
         "review",
