@@ -15,8 +15,8 @@ class Recipe:
     """How a corrector is trained unless flags say otherwise; None means "decide from the data".
 
     warmup: share of the epochs before the corrector; milestones: shares of the run after which the learning
-    rate is divided by 10, None for one cycle; meta_weight_decay: of φ's Adam; meta_phase_rate and
-    averaged_weights: as in `training.Schedule`.
+    rate is divided by 10, None for one cycle; meta_weight_decay: of φ's optimizer; meta_optimizer,
+    virtual_learning_rate, meta_phase_rate and averaged_weights: as in `training.Schedule`.
     """
 
     corrector: str
@@ -29,6 +29,8 @@ class Recipe:
     milestones: tuple[float, ...] | None = None
     meta_learning_rate: float = 1e-3
     meta_weight_decay: float = 0.0
+    meta_optimizer: str = "adam"
+    virtual_learning_rate: float | None = None
     meta_batch_size: int = 64
     meta_every: int = 1
     meta_phase_rate: float = 1.0
@@ -53,10 +55,12 @@ PRESETS = {
         "mslc", {"start": "random"}, epochs=120, warmup=80 / 120, batch_size=100, learning_rate=0.1,
         milestones=(80 / 120, 100 / 120), meta_batch_size=100,
     ),
-    # Wang et al. 2020, section 5.1 (CIFAR; beta is T's step); the length of training is not printed.
+    # Wang et al. 2020, section 4.1 (CIFAR); plain gradient descent moves T (eq. 7), at the rate beta, after a
+    # virtual step at the rate alpha. The length of training is not printed.
     "mlc-paper": Recipe(
         "mlc", {"start": "identity", "transition": "projection"}, epochs=120, batch_size=64,
-        learning_rate=1e-4, milestones=(), meta_learning_rate=1e-2,
+        learning_rate=1e-4, milestones=(), meta_learning_rate=1e-2, meta_optimizer="sgd",
+        virtual_learning_rate=1e-3,
     ),
     # Algan and Ulusoy 2022, section IV-B (CIFAR-10).
     "metalabelnet-paper": Recipe(

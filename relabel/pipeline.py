@@ -338,6 +338,8 @@ def schedule_for(config: FitConfig, rows: int) -> Schedule:
         meta_batch_size=config.meta_batch_size or recipe.meta_batch_size,
         meta_learning_rate=config.meta_learning_rate or recipe.meta_learning_rate,
         meta_weight_decay=recipe.meta_weight_decay,
+        meta_optimizer=recipe.meta_optimizer,
+        virtual_learning_rate=recipe.virtual_learning_rate,
         meta_phase_rate=recipe.meta_phase_rate,
         averaged_weights=recipe.averaged_weights,
     )

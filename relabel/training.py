@@ -43,9 +43,10 @@ class Schedule:
     """How long and how fast: epochs, steps and rates of one run.
 
     milestones: shares of the run after which the learning rate is divided by 10; None is one cycle.
-    meta_every: batches from one meta step to the next; meta_phase_rate: what the meta phase multiplies the
-    learning rate by; averaged_weights: the meta phase begins with the mean weights over this share of the
-    warm-up, its last.
+    meta_optimizer: of φ, `adam` or `sgd`, plain gradient descent; virtual_learning_rate: of the look-ahead
+    step, None for the corrector's own; meta_every: batches from one meta step to the next; meta_phase_rate:
+    what the meta phase multiplies the learning rate by; averaged_weights: the meta phase begins with the mean
+    weights over this share of the warm-up, its last.
     """
 
     epochs: int
@@ -56,6 +57,8 @@ class Schedule:
     meta_learning_rate: float
     meta_batch_size: int
     meta_weight_decay: float = 0.0
+    meta_optimizer: str = "adam"
+    virtual_learning_rate: float | None = None
     meta_every: int = 1
     meta_gradient: str = "last-layer"
     milestones: tuple[float, ...] | None = None
@@ -170,13 +173,12 @@ class Training:
         )
         self._weights: AveragedModel | None = None
         self._learned = [p for p in corrector.parameters() if p.requires_grad]
-        self.meta_optimizer = (
-            torch.optim.Adam(
+        self.meta_optimizer: torch.optim.Optimizer | None = None
+        if self._learned:
+            kind = {"adam": torch.optim.Adam, "sgd": torch.optim.SGD}[schedule.meta_optimizer]
+            self.meta_optimizer = kind(
                 self._learned, lr=schedule.meta_learning_rate, weight_decay=schedule.meta_weight_decay
             )
-            if self._learned
-            else None
-        )
 
     def run(self, on_epoch: Callable[[EpochReport], None], on_step: Callable[[], None]) -> None:
         """Train until the last epoch, calling `on_step` after each batch and `on_epoch` after each epoch."""
@@ -382,7 +384,8 @@ class Training:
     ) -> Hypergradient:
         """One step of φ down the trusted loss after a look-ahead step of the backbone."""
         corrector = self.corrector
-        virtual_rate = rate if corrector.virtual_learning_rate is None else corrector.virtual_learning_rate
+        own = self.schedule.virtual_learning_rate or corrector.virtual_learning_rate
+        virtual_rate = own or rate
 
         def virtual_loss(z: Tensor) -> Tensor:
             return corrector.virtual_loss(z, given, memory)

@@ -6,6 +6,7 @@ from relabel import correctors
 from relabel.config import DEFAULT_CORRECTOR, PRESETS, RECIPES, FitConfig, PredictConfig, SourceOptions
 from relabel.correctors import REGISTRY
 from relabel.errors import RelabelError
+from relabel.pipeline import schedule_for
 
 
 def config(**values) -> FitConfig:
@@ -95,6 +96,14 @@ def test_a_recipe_can_be_followed(recipe):
         learning_rate=recipe.learning_rate,
         meta_learning_rate=recipe.meta_learning_rate,
     )
+
+
+def test_the_recipe_s_rates_and_optimizer_reach_the_schedule():
+    """MLC's paper moves T by plain gradient descent after a virtual step of 1e-3 (section 4.1)."""
+    schedule = schedule_for(config(preset="mlc-paper"), 1000)
+    assert (schedule.meta_optimizer, schedule.meta_learning_rate) == ("sgd", 1e-2)
+    assert schedule.virtual_learning_rate == 1e-3
+    assert schedule_for(config(corrector="mlc"), 1000).meta_optimizer == "adam"
 
 
 @pytest.mark.parametrize("name", PRESETS)

@@ -691,6 +691,34 @@ def test_the_corrector_learns_in_the_meta_phase_only(corrector: str) -> None:
     assert seen == [True, True, False, False, False]
 
 
+@pytest.mark.parametrize("corrector", LOOKING_AHEAD)
+def test_a_virtual_step_of_its_own_scales_the_meta_gradient_and_plain_descent_follows_it(
+    corrector: str,
+) -> None:
+    """The meta-gradient is linear in the look-ahead's rate where that is small."""
+
+    def first_gradient(virtual: float) -> Tensor:
+        schedule = replace(SCHEDULE, meta_optimizer="sgd", virtual_learning_rate=virtual)
+        training = Setting(corrector=corrector, schedule=schedule).training()
+        for _ in range(SCHEDULE.warmup_epochs):
+            training.run_epoch()
+        optimizer = training.meta_optimizer
+        assert isinstance(optimizer, torch.optim.SGD)
+        assert optimizer.param_groups[0]["momentum"] == 0
+        found: list[Tensor] = []
+        optimizer.register_step_pre_hook(
+            lambda *_: found.append(
+                torch.cat([p.grad.flatten() for p in training._learned if p.grad is not None])
+            )
+        )
+        training.run_epoch()
+        return found[0]
+
+    once, twice = first_gradient(1e-3), first_gradient(2e-3)
+    assert once.abs().max() > 0
+    torch.testing.assert_close(twice, 2 * once, rtol=0, atol=0.02 * once.abs().max().item())
+
+
 def test_the_corrector_s_optimizer_decays_what_it_is_told_to() -> None:
     training = Setting(schedule=replace(SCHEDULE, meta_weight_decay=1e-2)).training()
     assert training.meta_optimizer is not None

@@ -120,7 +120,7 @@ class Corrector(nn.Module, ABC):
     """Whether `observe` needs predictions of the unlabelled rows from the first epoch on."""
 
     virtual_learning_rate: float | None = None
-    """The look-ahead step's learning rate; None is the backbone's current one."""
+    """The look-ahead step's learning rate, above 0; None is the backbone's current one."""
 
     @property
     def looks_ahead(self) -> bool:
