@@ -23,6 +23,7 @@ from relabel.data.vectors import standardisation
 from relabel.errors import RelabelError
 from relabel.metrics import noise_matrix
 from relabel.output.noisy_labels import shares
+from relabel.output.parquet import matrix_metadata
 from relabel.progress import Watcher
 
 IMAGE_SIZE = 32  # at most: the size of CIFAR, which both models that look at images were made for
@@ -89,12 +90,12 @@ def corrupt(config: CorruptConfig, watcher: Watcher) -> Corruption:
     if config.noise == "feature-dependent":
         versions["torch"] = version("torch")
     matrix = shares(noise_matrix(corrupted.labels, source.given, len(names)))
-    metadata = {
+    metadata: dict[str, Any] = {
         "noise": config.noise,
         "rate": config.rate,
         "actual_rate": corrupted.actual_rate,
         "seed": config.seed,
-        "noise_matrix": matrix.round(6).tolist(),
+        **matrix_metadata("noise_matrix", matrix, names),
         "versions": versions,
     }
     if config.reading.features is not None:

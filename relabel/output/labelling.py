@@ -19,10 +19,13 @@ from relabel.ledger import Distributions, blocks
 from relabel.metrics import noise_matrix, wilson_interval
 from relabel.output import calibration
 from relabel.output.calibration import Calibration, Promise
+from relabel.output.parquet import largest_confusions, matrix_metadata
 from relabel.progress import Watcher
 
 Evidence = Mapping[str, Tensor | Distributions]
 """Distributions [N, C] by name, for the calibration."""
+
+_CONFUSIONS_TOLD = 5
 
 
 class SoftLabels:
@@ -122,7 +125,7 @@ def label_rows(
     """Calibrate the evidence and decide every row's labels and action.
 
     trusted: rows that come out as verified; precision: of the promise behind `fix`; run: plain JSON data on
-    the run for the metadata.
+    the run for the metadata, in which `transition_matrix` is what the corrector learned, [C, C].
     """
     num_classes = len(source.class_names)
     given = source.given
@@ -148,6 +151,7 @@ def label_rows(
     action[trusted.rows] = np.where(changed, "fix", "keep")
 
     matrix = calibration.expected_noise_matrix(joint)
+    # Of a class that no row turns out to be of, the matrix tells nothing but chance.
     known = np.bincount(corrected[usable], minlength=num_classes) > 0
     judged = noise_probability[usable & labelled]
     wrong, verified = int(counts.sum() - np.trace(counts)), int(counts.sum())
@@ -156,6 +160,8 @@ def label_rows(
         "verified_noise_rate": wrong / verified if verified else None,
         "verified_noise_rate_interval": list(wilson_interval(wrong, verified)),
     }
+    names, run = source.class_names, dict(run)
+    learned = np.array(run.pop("transition_matrix")) if "transition_matrix" in run else None
     sentence = promise_sentence(fitted, promise)
     if len(judged) == 0:
         sentence = "No row has a given label, so there is none to keep or to fix."
@@ -168,10 +174,15 @@ def label_rows(
         errors=errors,
         metadata={
             **run,
-            "class_names": source.class_names,
+            "class_names": names,
             "versions": versions(),
             **noise,
-            "noise_matrix": matrix.round(6).tolist() if len(judged) else None,
+            **(
+                matrix_metadata("noise_matrix", matrix, names, known)
+                if len(judged)
+                else {"noise_matrix": None}
+            ),
+            **({} if learned is None else matrix_metadata("transition_matrix", learned, names)),
             "calibration": {**fitted.to_dict(), "promise": asdict(promise)},
         },
         summary={
@@ -184,26 +195,14 @@ def label_rows(
             "relabelled_rows": int((unverified & labelled & (corrected != given)).sum()),
             "actions": {name: int((action[unverified] == name).sum()) for name in ("keep", "fix", "review")},
             **noise,
-            "largest_confusions": _largest(matrix * known[:, None], source.class_names),
-            "learned_transitions": _largest(np.array(run["transition_matrix"]), source.class_names)
-            if "transition_matrix" in run
-            else None,
+            "largest_confusions": largest_confusions(matrix * known[:, None], names, _CONFUSIONS_TOLD),
+            "learned_transitions": None
+            if learned is None
+            else largest_confusions(learned, names, _CONFUSIONS_TOLD),
             "calibration": fitted.to_dict(),
             "promise": sentence,
         },
     )
-
-
-def _largest(matrix: NDArray[np.float64], names: list[str], entries: int = 5) -> list[dict[str, Any]]:
-    """The largest shares of a true class under another given label."""
-    shares = matrix.copy()
-    np.fill_diagonal(shares, -1)
-    order = np.argsort(-shares, axis=None, kind="stable")[: min(entries, matrix.size - len(names))]
-    pairs = [divmod(int(cell), len(names)) for cell in order]
-    return [
-        {"true": names[true], "given": names[given], "share": float(shares[true, given])}
-        for true, given in pairs
-    ]
 
 
 def promise_sentence(fitted: Calibration, promise: Promise) -> str:

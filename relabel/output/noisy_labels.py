@@ -22,7 +22,7 @@ from relabel.data.tables import first_few, read_table
 from relabel.errors import RelabelError
 from relabel.files import atomic_path
 from relabel.metrics import noise_matrix
-from relabel.output.parquet import COMPRESSION, METADATA_KEY, metadata_json
+from relabel.output.parquet import COMPRESSION, METADATA_KEY, matrix_metadata, metadata_json
 
 KIND = "noisy labels"
 COLUMNS = ("file_name", "label", "clean_label")
@@ -59,7 +59,7 @@ class NoisyLabels:
             "wrong_rows": wrong,
             "actual_rate": wrong / labelled if labelled else None,
             "class_names": self.class_names,
-            "noise_matrix": shares(counts).round(6).tolist(),
+            **matrix_metadata("noise_matrix", shares(counts), self.class_names),
         }
 
     def lines(self) -> list[tuple[str, str]]:
@@ -101,7 +101,7 @@ class NoisyLabels:
             moved = f"; {first_few(others, _CONFUSIONS_SHOWN)}" if others else ""
             lines.append(f"{self.class_names[true]} {matrix[true, true] * 100:.1f} % right{moved}")
         hidden = np.count_nonzero(counts.sum(axis=1)) - len(shown)
-        return lines + ([f"and {hidden} classes with fewer wrong labels; --json has all"] if hidden else [])
+        return lines + ([f"and {hidden} classes with fewer wrong labels; --json has more"] if hidden else [])
 
 
 def shares(counts: NDArray[np.int64]) -> NDArray[np.float64]:

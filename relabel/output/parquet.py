@@ -22,6 +22,8 @@ METADATA_KEY = b"relabel"
 _ROWS_PER_GROUP = 65_536
 _SHARES_PER_GROUP = 2**24
 COMPRESSION = "zstd"
+_WHOLE_MATRIX_CLASSES = 256
+_CELLS_KEPT = 1_000
 
 
 class SoftLabelRows(Protocol):
@@ -239,6 +241,49 @@ def _cast(values: Any, to: pa.Schema | pa.DataType, name: str) -> Any:  # noqa: 
 def metadata_json(metadata: Mapping[str, Any]) -> bytes:
     """JSON data as the metadata of a file of ours; equal data give equal bytes."""
     return json.dumps(metadata, sort_keys=True, allow_nan=False, ensure_ascii=False).encode()
+
+
+def matrix_metadata(
+    name: str,
+    matrix: NDArray[np.float64],
+    class_names: Sequence[str],
+    known: NDArray[np.bool_] | None = None,
+) -> dict[str, list[Any]]:
+    """A matrix [C, C] of p(given | true) as JSON data for the metadata, its shares to six digits.
+
+    Of up to 256 classes it is whole, as lists under `name`. Readers of Parquet give up on metadata of 100 MB,
+    so of more classes `NAME_diagonal` has the share [C] of each class that is given its own name, and
+    `NAME_largest` the other cells above 0, the largest first and at the most 1,000 of them, as
+    {true, given, share} with the classes' names. known: [C] true classes whose cells may be among these,
+    where not all may.
+    """
+    rounded = matrix.round(6)
+    if len(class_names) <= _WHOLE_MATRIX_CLASSES:
+        return {name: rounded.tolist()}
+    return {
+        f"{name}_diagonal": rounded.diagonal().tolist(),
+        f"{name}_largest": largest_confusions(
+            rounded if known is None else rounded * known[:, None], class_names, _CELLS_KEPT
+        ),
+    }
+
+
+def largest_confusions(
+    matrix: NDArray[np.float64], class_names: Sequence[str], entries: int
+) -> list[dict[str, Any]]:
+    """The largest shares above 0 of a true class under another given label, of p(given | true) [C, C]."""
+    shares = matrix.copy()
+    np.fill_diagonal(shares, 0)
+    cells = shares.ravel()
+    shown = np.flatnonzero(cells > 0)
+    if len(shown) > entries:  # of thousands of classes, millions, which would take long to sort
+        shown = shown[cells[shown] >= np.partition(cells[shown], -entries)[-entries]]
+    shown = shown[np.argsort(-cells[shown], kind="stable")][:entries]
+    pairs = [divmod(int(cell), len(class_names)) for cell in shown]
+    return [
+        {"true": class_names[true], "given": class_names[given], "share": float(shares[true, given])}
+        for true, given in pairs
+    ]
 
 
 def _from_json(text: bytes | None) -> dict[str, Any] | None:

@@ -150,8 +150,23 @@ def test_a_matrix_of_many_classes_is_shown_where_it_is_worst(run, folder, tools)
     tools["write_csv"]("noisy.csv", rows, header=("file_name", "label", "clean_label"))
     text = run("inspect", "noisy.csv").out.decode()
     assert text.count("% right") == 20
-    assert "and 10 classes with fewer wrong labels; --json has all" in text
+    assert "and 10 classes with fewer wrong labels; --json has more" in text
     assert len(json.loads(run("inspect", "noisy.csv", "--json").out)["noise_matrix"]) == 30
+
+
+def test_of_hundreds_of_classes_the_largest_cells_are_kept(run, folder):
+    (folder / "many.txt").write_text("\n".join(["blue", "red", *(f"class{number}" for number in range(298))]))
+    flags = ("--classes", "many.txt", "--noise", "flip-random", "--rate", "0.5", "-o", "noisy.parquet")
+    assert run("corrupt", "images", *flags).code == 0
+    shown = json.loads(run("inspect", "noisy.parquet", "--json").out)
+    stored = json.loads(pq.read_schema("noisy.parquet").metadata[b"relabel"])
+    assert shown == {**stored, **{key: shown[key] for key in ("rows", "labelled_rows", "wrong_rows")}}
+    assert "noise_matrix" not in stored
+    assert stored["noise_matrix_diagonal"] == [0.5, 0.5, *[0] * 298]
+    cells = stored["noise_matrix_largest"]
+    assert {cell["true"] for cell in cells} == {"blue", "red"}
+    assert sum(cell["share"] for cell in cells) == pytest.approx(1, abs=1e-4)
+    assert "blue 50.0 % right; " in run("inspect", "noisy.parquet").out.decode()
 
 
 @pytest.mark.parametrize(

@@ -51,6 +51,22 @@ def test_the_command_line_is_kept_in_the_file(fit, run):
     assert shown["command"].endswith("-q -o 'my labels'")
 
 
+def test_of_hundreds_of_classes_the_largest_cells_of_a_matrix_are_kept(fit, run, folder):
+    (folder / "many.txt").write_text("\n".join(["blue", "red", *(f"class{number}" for number in range(298))]))
+    assert fit("-q", "--classes", "many.txt", "--corrector", "mlc").code == 0
+    shown = json.loads(run("inspect", "labels.parquet", "--json").out)
+    for name in ("noise_matrix", "transition_matrix"):
+        assert name not in shown
+        assert len(shown[f"{name}_diagonal"]) == 300
+        cells = shown[f"{name}_largest"]
+        assert 0 < len(cells) <= 1_000
+        assert all(cell["true"] != cell["given"] for cell in cells)
+        assert cells == sorted(cells, key=lambda cell: -cell["share"])
+    found = {*pq.read_table("labels.parquet")["corrected_label"].to_pylist()}
+    assert {cell["true"] for cell in shown["noise_matrix_largest"]} <= found
+    assert "Classes  " in run("inspect", "labels.parquet").out.decode()
+
+
 def test_quiet_prints_nothing_but_warnings(fit, folder):
     done = fit("--quiet")
     assert (done.code, done.out, done.err) == (0, b"", "")

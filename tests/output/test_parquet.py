@@ -13,7 +13,7 @@ import pytest
 
 from relabel.errors import RelabelError
 from relabel.output import parquet
-from relabel.output.parquet import read_labels, schema, write_labels
+from relabel.output.parquet import matrix_metadata, read_labels, schema, write_labels
 
 CLASSES = ["Katze 🐈", "犬", "bird"]
 FILE_NAMES = ["Katze/é.png", "犬/2.png", "x/broken.png", "new/4.png", "犬/5.png"]
@@ -89,6 +89,42 @@ def test_the_metadata_is_sorted_readable_json(labels_file: Path) -> None:
     )
     with pytest.raises(ValueError, match="not JSON compliant"):
         write_labels(io.BytesIO(), **columns() | {"metadata": {"auroc": np.nan}})
+
+
+def test_a_matrix_of_thousands_of_classes_leaves_the_file_readable(tmp_path: Path) -> None:
+    """Arrow writes metadata twice, the second time in base64, and readers stop at 100 MB."""
+    names = [f"class{number}" for number in range(4_000)]
+    matrix = np.full((4_000, 4_000), 1e-5)
+    np.fill_diagonal(matrix, np.linspace(0, 1, 4_000))
+    matrix[7, 3_000], matrix[3_999, 0] = 0.5, 0.25
+    changes = {
+        "soft_label": np.full((5, 4_000), 1 / 4_000, np.float32),
+        "class_names": names,
+        "metadata": matrix_metadata("noise_matrix", matrix, names),
+    }
+    path = tmp_path / "labels.parquet"
+    write_labels(path, **columns() | changes)
+    assert path.stat().st_size < 1e6
+    assert len(pq.read_table(path)) == 5
+    stored = read_labels(path).metadata
+    assert sorted(stored) == ["class_names", "noise_matrix_diagonal", "noise_matrix_largest"]
+    assert stored["noise_matrix_diagonal"] == matrix.diagonal().round(6).tolist()
+    assert len(stored["noise_matrix_largest"]) == 1_000
+    assert stored["noise_matrix_largest"][:3] == [
+        {"true": "class7", "given": "class3000", "share": 0.5},
+        {"true": "class3999", "given": "class0", "share": 0.25},
+        {"true": "class0", "given": "class1", "share": 1e-5},
+    ]
+
+
+def test_a_matrix_of_some_classes_is_whole() -> None:
+    assert matrix_metadata("noise_matrix", np.eye(256), list(map(str, range(256)))) == {
+        "noise_matrix": np.eye(256).tolist()
+    }
+    assert matrix_metadata("noise_matrix", np.eye(257), list(map(str, range(257)))) == {
+        "noise_matrix_diagonal": [1] * 257,
+        "noise_matrix_largest": [],
+    }
 
 
 def test_equal_input_gives_equal_bytes_whatever_failed_rows_hold(labels_file: Path) -> None:
