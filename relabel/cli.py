@@ -849,9 +849,22 @@ def _abandon_stdout() -> None:
 
 def _invoke(arguments: list[str]) -> None:
     """Run one command; not `app()`, which would swallow KeyboardInterrupt and BrokenPipeError."""
+    _check_words(arguments)
     command = typer.main.get_command(app)
     with command.make_context("relabel", list(arguments), obj=arguments) as context:
         command.invoke(context)
+
+
+def _check_words(arguments: Sequence[str]) -> None:
+    """Refuse an empty word: as a path it would be the current folder, and as a name no name at all."""
+    for before, word in zip(["relabel", *arguments], arguments, strict=False):
+        flag, equals, value = word.partition("=")
+        bare = bool(equals) and not value and flag.startswith("--")
+        if bare or not word:
+            raise RelabelError(
+                f"After {flag if bare else before} there is an empty word.",
+                "Write what belongs there; a shell variable that is not set leaves nothing.",
+            )
 
 
 def _usage_sentence(error: Exception, message: str) -> str:

@@ -158,8 +158,7 @@ class FitConfig:
         ):
             if name is not None and name not in names:
                 raise RelabelError(f"{flag} {name}: there is no such one.", f"Use {' or '.join(names)}.")
-        if self.trusted is not None and self.reading.trusted_column is not None:
-            raise RelabelError("--trusted and --trusted-column both name verified rows.", "Keep one of them.")
+        _check_trusted(self)
         if self.preset is not None and self.corrector not in (None, PRESETS[self.preset].corrector):
             raise RelabelError(
                 f"--preset {self.preset} is for {PRESETS[self.preset].corrector}, not {self.corrector}.",
@@ -220,6 +219,17 @@ class PredictConfig:
         _check_precision(self.precision)
         if not self.cache and self.reading.features is not None:
             raise _for_images("--no-cache", self.reading.features)
+
+
+def _check_trusted(config: FitConfig) -> None:
+    """Verified rows are named once, and apart from the given labels."""
+    if config.trusted is not None and config.reading.trusted_column is not None:
+        raise RelabelError("--trusted and --trusted-column both name verified rows.", "Keep one of them.")
+    if config.trusted and config.labels and config.trusted.resolve() == config.labels.resolve():
+        raise RelabelError(
+            f"--trusted {config.trusted} is also --labels, so every label in it would count as verified.",
+            "Name a table of those rows alone that a person has verified.",
+        )
 
 
 def _check_backbone(config: FitConfig) -> None:

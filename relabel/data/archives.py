@@ -33,7 +33,8 @@ from relabel.errors import ImageError, RelabelError
 _Said = dict[str, tuple[int, str | None]]
 
 _DAMAGE = (tarfile.TarError, EOFError, zlib.error, lzma.LZMAError, OSError)
-_LABELS = ("cls", "json", "txt")  # the first of them that a row has is its label
+LABELS = ("cls", "json", "txt")
+"""The parts of a WebDataset row that hold labels: the first of them that a row has is its label."""
 _LARGEST_LABEL = 1 << 20  # bytes; a longer member is no label
 _CUT = "the archive ends within this image"
 _LOST = "the archive ends before this image"
@@ -373,8 +374,8 @@ def _rank(part: str, column: str | None) -> int | None:
     """How a part ranks among those that may hold the label, the named one first; None if it holds none."""
     if column is not None and part == column.lower():
         return -1
-    if part == "json" or (column is None and part in _LABELS):
-        return _LABELS.index(part)
+    if part == "json" or (column is None and part in LABELS):
+        return LABELS.index(part)
     return None
 
 
@@ -413,7 +414,7 @@ def _one_image_a_row(content: _Content) -> _Content:
             continue
         seen.add(key)
         kept.keep(image, content)
-    text = _LABELS.index("txt")  # which may be a note on the whole
+    text = LABELS.index("txt")  # which may be a note on the whole
     for key in [key for key, (rank, _) in content.said.items() if key not in seen and rank < text]:
         kept.add(key, 0, 0, "the archive has a label for this row, and no image")
     return kept

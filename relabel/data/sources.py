@@ -139,7 +139,9 @@ def open_source(
         raise RelabelError(f"{idle[0]} has no meaning for {location}, which is {form}.", "Leave it out.")
     if len(rows.errors) == len(rows.names):
         raise _no_image(location, rows)
-    if labels is not None:
+    if labels is None:
+        _check_verified(rows, options)
+    else:
         _override(rows, labels, location)
     _fix_classes(rows, location, options.classes)
     class_names = rows.class_names()
@@ -377,6 +379,17 @@ def _add_listed(rows: _Files, listing: Listing) -> None:
     for row, (name, label) in enumerate(zip(listing.names, listing.labels, strict=True)):
         rows.add(name, label, found=row not in listing.missing)
     rows.verified = listing.verified
+
+
+def _check_verified(rows: Rows, options: SourceOptions) -> None:
+    """Refuse a `--trusted-column` that the given labels come from: it would verify every one of them."""
+    named = {options.label_column} if options.label_column else {embedded.LABEL_COLUMN, *archives.LABELS}
+    if options.trusted_column in named and rows.verified == rows.labels:
+        raise RelabelError(
+            f"--trusted-column {options.trusted_column} is where the given labels come from, so every one "
+            "would count as verified.",
+            "Name the column of verified labels, or with --label-column that of given ones.",
+        )
 
 
 def _override(rows: Rows, path: Path, location: str) -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from relabel.data.rows import class_ids
+from relabel.data.rows import METADATA_NAMES, class_ids
 from relabel.data.sources import FileIndex, Source, naming_hint, open_source
 from relabel.data.tables import ROW_COLUMNS, first_few, read_table
 from relabel.errors import RelabelError
@@ -55,6 +55,7 @@ def read_trusted(path: Path, source: Source) -> TrustedSet:
         raise RelabelError(
             f"--trusted: there is no file or folder {path}.", "Check the spelling of the path."
         )
+    _refuse_source(path, source)
     if path.is_dir() and source.vectors is not None:
         raise RelabelError(
             f"--trusted {path} is a folder of images, and {source.location} holds vectors.",
@@ -62,6 +63,21 @@ def read_trusted(path: Path, source: Source) -> TrustedSet:
         )
     entries = _folder_entries(path, source) if path.is_dir() else _table_entries(path, source)
     return _trusted_set(f"--trusted {path}", entries, source)
+
+
+def _refuse_source(path: Path, source: Source) -> None:
+    """Refuse the table or folder that the given labels come from: it would verify every one of them."""
+    own, place, root = path.resolve(), Path(source.location).resolve(), source.root.resolve()
+    holds = source.kind in ("folder", "metadata", "manifest") and own in (root, *root.parents)
+    lists = source.kind == "metadata" and own.name in METADATA_NAMES and root in own.parents
+    if own == place or holds or lists:
+        what = (
+            "is SOURCE itself" if own == place else "holds SOURCE" if holds else "lists SOURCE's own labels"
+        )
+        raise RelabelError(
+            f"--trusted {path} {what}, so every given label would count as verified.",
+            "Name a table or a folder of those rows alone that a person has verified.",
+        )
 
 
 def _trusted_set(flag: str, entries: _Entries, source: Source) -> TrustedSet:

@@ -49,6 +49,23 @@ FIT = ("fit", "images", "--trusted", "trusted.csv", "--image-size", "8", "--epoc
         ((*FIT, "--checkpoint", "note.txt", "--resume"), "note.txt is damaged or another kind of file"),
         ((*FIT, "-o", "-", "--json"), "--json and -o - both want standard output."),
         ((*FIT, "--labels", "nosuch.csv"), "nosuch.csv"),
+        (("fit", "images", "--trusted", ""), "After --trusted there is an empty word. Write what belongs"),
+        (("fit", "images", "--trusted="), "After --trusted there is an empty word."),
+        ((*FIT, "--label-column", ""), "After --label-column there is an empty word."),
+        (("fit", "", *FIT[2:]), "After fit there is an empty word."),
+        (("evaluate", "note.txt", "--truth", ""), "After --truth there is an empty word."),
+        (
+            ("fit", "images", "--trusted", "images/"),
+            "--trusted images is SOURCE itself, so every given label",
+        ),
+        (("fit", "images", "--trusted", "."), "--trusted . holds SOURCE, so every given label"),
+        (("apply", "images/", "--trusted", "./images"), "--trusted images is SOURCE itself"),
+        (("fit", "images/list.csv", "--trusted", "images/list.csv"), "images/list.csv is SOURCE itself"),
+        ((*FIT, "--labels", "./trusted.csv"), "--trusted trusted.csv is also --labels, so every label in it"),
+        (
+            ("fit", "images/list.csv", "--trusted-column", "label"),
+            "--trusted-column label is where the given labels come from",
+        ),
         (("fit", "nosuch", *FIT[2:]), "'nosuch'"),
         (("fit", "empty", *FIT[2:]), "There is no image in empty"),
         (("fit", "images/red", *FIT[2:]), "No image of images/red has a label."),
@@ -73,6 +90,7 @@ def test_a_mistake_is_told_in_one_sentence_and_nothing_is_written(run, folder, f
     (folder / "fake.zip").write_bytes(b"PK\x03\x04 and no more")
     (folder / "empty/sub").mkdir(parents=True)
     tools["draw"](folder / "lonely/red/a.png", "red")
+    tools["write_csv"]("images/list.csv", [("red/red0.png", "red"), ("blue/blue0.png", "blue")])
     before = files()
     done = run(*arguments)
     *rest, last = done.err.splitlines()

@@ -342,6 +342,16 @@ def test_verified_labels_lie_beside_the_images_of_a_shard(tmp_path: Path, pictur
     assert told == f"--image-column has no meaning for {path}, which is an archive without a metadata file."
 
 
+@pytest.mark.parametrize(("part", "column"), [("cls", "cls"), ("json", "label")])
+def test_the_labels_beside_images_do_not_verify_themselves(
+    tmp_path: Path, picture: Picture, part: str, column: str
+) -> None:
+    said = {"cls": b"a", "json": b'{"label": "a"}'}[part]
+    path = pack(tmp_path / "t.tar", [("1.png", picture(9)), (f"1.{part}", said), ("2.png", picture(9))])
+    told = refusal(path, trusted_column=column).message
+    assert told.startswith(f"--trusted-column {column} is where the given labels come from, so every one")
+
+
 def test_verified_labels_beside_images_in_class_folders(tmp_path: Path, picture: Picture) -> None:
     members = [("cat/1.png", picture(9)), ("dog/2.png", picture(9)), ("dog/2.trusted", b"cat")]
     source = open_source(

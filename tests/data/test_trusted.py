@@ -1,8 +1,11 @@
+import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from relabel.config import SourceOptions
 from relabel.data.sources import Source, open_source
 from relabel.data.trusted import TrustedSet, read_trusted
 from relabel.errors import RelabelError
@@ -108,7 +111,50 @@ def test_folder_images_that_are_rows_of_source_become_rows(source: Source, tree:
     trusted = read_trusted(folder, source)
     assert pairs(trusted) == [(0, 0), (4, 0)]
     assert (trusted.external, trusted.external_labels.tolist()) == ([folder / "dog/new.png"], [1])
-    assert pairs(read_trusted(source.root, source)) == [(0, 0), (1, 0), (2, 0), (3, 1), (4, 1)]
+
+
+def test_what_the_given_labels_come_from_verifies_none_of_them(tree: Tree, write_table: WriteTable) -> None:
+    root = tree("cat/1.png", "dog/1.png")
+    (root.parent / "link").symlink_to(root)
+
+    def refused(path: Path, source: Path) -> str:
+        with pytest.raises(RelabelError, match="so every given label would count as verified") as caught:
+            read_trusted(path, open_source(str(source)))
+        return caught.value.message
+
+    assert "images is SOURCE itself," in refused(root, root)
+    assert "link is SOURCE itself," in refused(root.parent / "link", root)
+    assert "holds SOURCE," in refused(root.parent, root)
+    rows = [["cat/1.png", "cat"], ["dog/1.png", "dog"]]
+    manifest = write_table(root / "m.csv", rows)
+    assert "m.csv is SOURCE itself," in refused(manifest, manifest)
+    assert "images holds SOURCE," in refused(root, manifest)
+    metadata = write_table(root / "metadata.csv", rows)
+    assert "metadata.csv lists SOURCE's own labels," in refused(metadata, root)
+    assert pairs(read_trusted(write_table(root / "t.csv", rows[:1]), open_source(str(root)))) == [(0, 0)]
+
+
+def test_a_folder_beside_an_archive_is_no_part_of_it(tree: Tree) -> None:
+    root = tree("cat/1.png", "dog/1.png")
+    path = shutil.make_archive(str(root / "a"), "zip", root)
+    assert len(read_trusted(root, open_source(path)).external) == 2
+
+
+@pytest.mark.parametrize("column", ["label", "kind"])
+def test_the_column_of_given_labels_verifies_none_of_them(
+    tree: Tree, write_table: WriteTable, column: str
+) -> None:
+    root = tree("1.png", "2.png", "3.png")
+    rows = [["1.png", "cat", "cat"], ["2.png", "dog", ""], ["3.png", "cat", ""]]
+    path = write_table(root / "m.csv", rows, ("file_name", column, "true"))
+    named = None if column == "label" else column
+    options = SourceOptions(label_column=named, trusted_column=column)
+    with pytest.raises(RelabelError, match=f"--trusted-column {column} is where the given labels come from"):
+        open_source(str(path), options=options)
+    labels = write_table(root / "l.csv", [["1.png", "dog"], ["2.png", "dog"]])
+    assert open_source(str(path), labels, options).verified == ["cat", "dog", "cat"]
+    source = open_source(str(path), options=replace(options, trusted_column="true"))
+    assert source.verified == ["cat", None, None]
 
 
 @pytest.mark.parametrize(
