@@ -643,7 +643,8 @@ def evaluate(
     """
     from relabel.output.evaluation import evaluate_file
 
-    evaluation = evaluate_file(_labels_source(labels_file), truth, label_column)
+    with Terminal(_console(stderr=True), quiet=False) as watcher:
+        evaluation = evaluate_file(_labels_source(labels_file), truth, label_column, watcher)
     if as_json:
         _print_json(evaluation.to_dict())
     else:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import re
 import sys
 from collections.abc import Iterable, Sequence
@@ -111,6 +112,14 @@ def class_ids(names: Sequence[str], *, numbered: bool) -> dict[str, int]:
     """The id of a class by its name and, where labels may be `numbered`, by its number as text."""
     ids = {str(position): position for position in range(len(names))} if numbered else {}
     return ids | {name: position for position, name in enumerate(names)}  # a name is no number
+
+
+def suggestion(label: str, class_names: Sequence[str]) -> str:
+    """What to say of a label that is no class: the class it may mean, and some of those that there are."""
+    by_lower = {name.lower(): name for name in class_names}
+    close = difflib.get_close_matches(label.lower(), by_lower, n=1)
+    did_you_mean = f"Did you mean {by_lower[close[0]]!r}? " if close else ""
+    return f"{did_you_mean}Known classes: {first_few([repr(name) for name in class_names], 10)}."
 
 
 def parent_folder(path: str) -> str | None:

@@ -30,6 +30,7 @@ from relabel.data.rows import (
     natural_key,
     read_classes,
     read_classes_file,
+    suggestion,
 )
 from relabel.data.shards import ARCHIVE_SUFFIXES, SHARD_SUFFIXES, check_one_split, expand, is_junk, suffix_of
 from relabel.data.tables import (
@@ -139,12 +140,20 @@ def open_source(
         raise RelabelError(f"{idle[0]} has no meaning for {location}, which is {form}.", "Leave it out.")
     if len(rows.errors) == len(rows.names):
         raise _no_image(location, rows)
+    own = []
     if labels is None:
         _check_verified(rows, options)
     else:
+        own = rows.class_names()
         _override(rows, labels, location)
     _fix_classes(rows, location, options.classes)
     class_names = rows.class_names()
+    known = {*own, *rows.order}  # --classes may have named the others
+    if own and (strangers := [name for name in class_names if name not in known]):
+        rows.warnings.append(
+            f"--labels {labels} has labels that are no class of {location}, and become classes: "
+            f"{first_few(list(map(repr, strangers)))}. {suggestion(strangers[0], own)}"
+        )
     ids: dict[str | None, int] = {name: position for position, name in enumerate(class_names)}
     ids[None] = UNLABELLED
     source = Source(

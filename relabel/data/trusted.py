@@ -5,7 +5,6 @@ Everything wrong with it is reported by row number here, before any training sta
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,7 +12,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from relabel.data.rows import METADATA_NAMES, class_ids
+from relabel.data.rows import METADATA_NAMES, class_ids, suggestion
 from relabel.data.sources import FileIndex, Source, naming_hint, open_source
 from relabel.data.tables import ROW_COLUMNS, first_few, read_table
 from relabel.errors import RelabelError
@@ -87,7 +86,7 @@ def _trusted_set(flag: str, entries: _Entries, source: Source) -> TrustedSet:
     ]
     if strangers:
         unknown = [f"{where} ({label!r})" for where, label in strangers]
-        hint = _suggestion(strangers[0][1], source.class_names)
+        hint = suggestion(strangers[0][1], source.class_names)
         _refuse(flag, "the class is not one of SOURCE's", unknown, hint)
 
     seen: dict[int, str] = {}
@@ -202,10 +201,3 @@ def _column_entries(verified: Sequence[str | None]) -> _Entries:
 def _refuse(flag: str, problem: str, offenders: Sequence[str], hint: str) -> None:
     if offenders:
         raise RelabelError(f"{flag}: {problem}: {first_few(offenders)}.", hint)
-
-
-def _suggestion(label: str, class_names: Sequence[str]) -> str:
-    by_lower = {name.lower(): name for name in class_names}
-    close = difflib.get_close_matches(label.lower(), by_lower, n=1)
-    did_you_mean = f"Did you mean {by_lower[close[0]]!r}? " if close else ""
-    return f"{did_you_mean}Known classes: {first_few([repr(name) for name in class_names], 10)}."

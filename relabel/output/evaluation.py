@@ -12,32 +12,37 @@ import pyarrow.parquet as pq
 
 from relabel.config import SourceOptions
 from relabel.data.embedded import image_columns, open_tables
-from relabel.data.rows import Request
+from relabel.data.rows import Request, suggestion
 from relabel.data.sources import FileIndex, parquet_files
 from relabel.data.tables import ROW_COLUMNS, Table, first_few, read_table
 from relabel.errors import RelabelError
 from relabel.metrics import Evaluation, evaluate
 from relabel.output.parquet import read_labels
-from relabel.progress import Silent
+from relabel.progress import Silent, Watcher
 
 
-def evaluate_file(labels: Path | BinaryIO, truth: Path, label_column: str | None = None) -> Evaluation:
+def evaluate_file(
+    labels: Path | BinaryIO, truth: Path, label_column: str | None = None, watcher: Watcher | None = None
+) -> Evaluation:
     """Compare a labels file with the truth.
 
     `truth` has `file_name` and, unless `label_column` names another, `clean_label` (as `relabel corrupt`
     writes it) or `label`; it may cover a part of the rows, and rows with an empty label are unknown. It may
-    also be a table of images, in one file or in several, of which no image is read. Raises RelabelError when
-    a file in it is not in the labels file or listed twice, or when its labels are none of the classes.
+    also be a table of images, in one file or in several, of which no image is read. watcher: warned of labels
+    that are no class, with which nothing agrees. Raises RelabelError when a file in it is not in the labels
+    file or listed twice, or when its labels are none of the classes.
     """
     file = read_labels(labels)
     names = file.table["file_name"].to_pylist()
     class_ids = {name: position for position, name in enumerate(file.class_names)}
     columns = (label_column,) if label_column else ("clean_label", "label")
     table = _image_table(truth, columns, names) or read_table(truth, ROW_COLUMNS, label_columns=columns)
+    strange = [label for label in table.labels if label and label not in class_ids]
+    strangers = list(dict.fromkeys(strange))
+    named = first_few(list(map(repr, strangers)))
     if any(table.labels) and class_ids.keys().isdisjoint(table.labels):
-        strangers = first_few([repr(label) for label in dict.fromkeys(table.labels) if label])
         raise RelabelError(
-            f"--truth {truth}: none of its labels ({strangers}) is a class of the labels file.",
+            f"--truth {truth}: none of its labels ({named}) is a class of the labels file.",
             f"They are {first_few(list(map(repr, file.class_names)), 10)}; --label-column names the column.",
         )
     positions = FileIndex(Path(), names).find_all(table)
@@ -60,6 +65,11 @@ def evaluate_file(labels: Path | BinaryIO, truth: Path, label_column: str | None
     if twice:
         raise RelabelError(
             f"--truth {truth}: listed twice: {first_few(twice)}.", "Keep one row for each file."
+        )
+    if strangers:
+        (watcher or Silent()).warn(
+            f"--truth {truth}: {len(strange):,} row(s) have a label that is no class of the labels file, "
+            f"with which nothing can agree: {named}. {suggestion(strangers[0], file.class_names)}"
         )
 
     def ids(column: str) -> np.ndarray[tuple[int], np.dtype[np.int64]]:

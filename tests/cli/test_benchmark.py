@@ -61,6 +61,18 @@ def test_the_truth_may_cover_a_part_but_must_cover_something(fit, run, tools):
         assert "--truth none.csv covers no row that can be compared" in done.err
 
 
+def test_a_truth_spelled_otherwise_is_warned_of(fit, run, tools):
+    assert fit("-q").code == 0
+    rows = [(f"{colour}/{colour}9.png", name) for colour, name in (("red", "Red"), ("blue", "blue"))]
+    tools["write_csv"]("case.csv", rows)
+    done = run("evaluate", "labels.parquet", "--truth", "case.csv", "--json")
+    assert (done.code, json.loads(done.out)["rows"]) == (0, 2)
+    assert done.err == (
+        "Warning: --truth case.csv: 1 row(s) have a label that is no class of the labels file, with which "
+        "nothing can agree: 'Red'. Did you mean 'red'? Known classes: 'blue', 'red'.\n"
+    )
+
+
 def test_corrupt_to_standard_output_and_by_a_map(run, folder, tools):
     tools["write_csv"]("map.csv", [("red", "blue")], header=("from", "to"))
     done = run("corrupt", "images", "--noise", "asymmetric", "--map", "map.csv", "--rate", "0.5", "-o", "-")

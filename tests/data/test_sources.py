@@ -9,6 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from relabel.config import SourceOptions
 from relabel.data import sources
 from relabel.data.sources import UNLABELLED, Source, open_source
 from relabel.errors import RelabelError
@@ -268,7 +269,22 @@ def test_labels_replace_and_add(tree: Tree, write_table: WriteTable, suffix: str
         "loose.png": "dog", "cat/1.png": "emu", "cat/2.png": None, "cat/3.png": "cat", "dog/1.png": "cat",
     }  # fmt: skip
     assert source.class_names == ["cat", "dog", "emu"]
-    assert source.warnings == []  # nothing about loose images: they have labels now
+    assert len(source.warnings) == 1  # nothing about loose images: they have labels now
+    assert "become classes: 'emu'." in source.warnings[0]
+
+
+def test_labels_that_bring_classes_along_are_warned_of(tree: Tree, write_table: WriteTable) -> None:
+    root = tree("cat/1.png", "cat/2.png", "dog/1.png", "dog/2.png")
+    labels = write_table(root.parent / "l.csv", [["dog/1.png", "dgo"], ["cat/1.png", "dog"]])
+    assert open_source(str(root), labels).warnings == [
+        f"--labels {labels} has labels that are no class of {root}, and become classes: 'dgo'. "
+        "Did you mean 'dog'? Known classes: 'cat', 'dog'."
+    ]
+    fixed = SourceOptions(classes="cat,dog,dgo")
+    assert open_source(str(root), labels, fixed).warnings == []
+    numbers = write_table(root.parent / "n.csv", [["dog/1.png", "0"], ["cat/1.png", "1"]])
+    assert open_source(str(root), numbers, fixed).warnings == []
+    assert "classes: '0', '1'. Known" in open_source(str(root), numbers).warnings[0]
 
 
 def test_labels_make_a_flat_folder_or_bare_list_usable(tree: Tree, write_table: WriteTable) -> None:
@@ -276,7 +292,9 @@ def test_labels_make_a_flat_folder_or_bare_list_usable(tree: Tree, write_table: 
     labels = write_table(root.parent / "labels.csv", [["a.png", "cat"], ["b.png", "dog"]])
     bare = write_table(root / "bare.csv", [["a.png"], ["b.png"]], ["file_name"])
     for location in (root, bare):
-        assert labelled(open_source(str(location), labels)) == {"a.png": "cat", "b.png": "dog"}
+        source = open_source(str(location), labels)
+        assert labelled(source) == {"a.png": "cat", "b.png": "dog"}
+        assert source.warnings == []
 
 
 def test_replaced_classes_stay_known(tree: Tree, write_table: WriteTable) -> None:

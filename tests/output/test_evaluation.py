@@ -8,6 +8,7 @@ import pytest
 from relabel.errors import RelabelError
 from relabel.output.evaluation import evaluate_file
 from relabel.output.parquet import write_labels
+from relabel.progress import Silent
 
 NAMES = ["a.png", "b.png", "c.png", "d.png", "e.png"]
 
@@ -66,8 +67,20 @@ def test_clean_label_comes_before_label_and_empty_means_unknown(labels, truth):
     assert (found.rows, found.rows_without_truth, found.label_accuracy_before) == (2, 2, 1)
 
 
-def test_a_true_class_the_labels_do_not_have_counts_as_wrong(labels, truth):
-    assert evaluate_file(labels, truth("a.png,z", "b.png,y")).label_accuracy_after == 0.5
+def test_a_true_class_the_labels_do_not_have_counts_as_wrong_and_is_warned_of(labels, truth):
+    told = []
+    watcher = Silent()
+    watcher.warn = told.append
+    table = truth("a.png,z", "b.png,y", "c.png,X", "d.png,X", "e.png,")
+    assert evaluate_file(labels, table, watcher=watcher).label_accuracy_after == pytest.approx(1 / 3)
+    assert told == [
+        f"--truth {table}: 3 row(s) have a label that is no class of the labels file, with which nothing can "
+        "agree: 'z', 'X'. Known classes: 'x', 'y'."
+    ]
+    evaluate_file(labels, truth("a.png,X", "b.png,y"), watcher=watcher)
+    assert told[1].endswith(": 'X'. Did you mean 'x'? Known classes: 'x', 'y'.")
+    evaluate_file(labels, truth("a.png,x", "b.png,"), watcher=watcher)
+    assert len(told) == 2
 
 
 @pytest.mark.parametrize(
