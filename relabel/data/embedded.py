@@ -72,7 +72,8 @@ def needed_image_column(schema: pa.Schema, where: str, wanted: str | None) -> st
     column = image_column(schema, where, wanted)
     if column is not None:
         return column
-    refuse_vectors(schema, where)
+    if wanted is None:
+        refuse_vectors(schema, where)
     named = repr(wanted or IMAGE_COLUMN)
     raise RelabelError(
         f"{where} has no column {named} that holds images; it has {first_few(schema.names, 10)}.",
@@ -80,17 +81,28 @@ def needed_image_column(schema: pa.Schema, where: str, wanted: str | None) -> st
     )
 
 
-def refuse_vectors(schema: pa.Schema, where: str) -> None:
-    """Tell a table of vectors, which `where` names, from one of images or of file names."""
-    lists = [
-        field for field in schema if pa.types.is_fixed_size_list(field.type) or pa.types.is_list(field.type)
-    ]
-    for field in lists:
-        numbers = pa.types.is_floating(field.type.value_type) and not set(NAME_COLUMNS) & set(schema.names)
-        if numbers or pa.types.is_fixed_size_list(field.type):
-            raise RelabelError(
-                f"{where} holds vectors in the column {field.name!r}.", f"Add --features {field.name}."
-            )
+def vector_column(schema: pa.Schema) -> str | None:
+    """The first column of lists that a table of vectors would have; None without one."""
+    named = bool(set(NAME_COLUMNS) & set(schema.names))
+    for field in schema:
+        # Beside names of files, lists of any length may be boxes.
+        loose = not named and pa.types.is_list(field.type) and pa.types.is_floating(field.type.value_type)
+        if loose or pa.types.is_fixed_size_list(field.type):
+            return str(field.name)
+    return None
+
+
+def refuse_vectors(schema: pa.Schema, where: str, otherwise: str = "") -> None:
+    """Tell a table of vectors, which `where` names, from one of images or of file names.
+
+    otherwise: a sentence on what the table would need to be another one.
+    """
+    column = vector_column(schema)
+    if column is not None:
+        raise RelabelError(
+            f"{where} holds vectors in the column {column!r}.",
+            f"Add --features {column}. {otherwise}".strip(),
+        )
 
 
 def has_path(schema: pa.Schema, column: str) -> bool:

@@ -49,11 +49,7 @@ class Listing:
             content=content,
         )
         for name, row in zip(table.names, table.rows, strict=True):
-            listed = os.path.join(folder, name)
-            found = self._exists(listed)
-            if not found and "\\" in name:
-                listed = os.path.join(folder, name.replace("\\", "/"))
-                found = self._exists(listed)
+            listed, found = locate(name, folder, self._exists)
             key = file_key(listed, self._roots)
             if key in self._places:
                 raise listed_twice(path, row, name, *self._places[key])
@@ -77,6 +73,16 @@ class Listing:
         if not found:
             self.missing.add(len(self.names))
         self.names.append(name)
+
+
+def locate(name: str, folder: str, exists: Callable[[str], bool]) -> tuple[str, bool]:
+    """The file that a table lists relative to `folder`, as `a/b.png` or `a\\b.png`, and whether it exists."""
+    listed = os.path.join(folder, name)
+    found = exists(listed)
+    if not found and "\\" in name:
+        listed = os.path.join(folder, name.replace("\\", "/"))
+        found = exists(listed)
+    return listed, found
 
 
 def unlisted_warnings(count: int, request: Request) -> list[str]:

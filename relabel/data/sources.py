@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from relabel.config import SourceOptions
 from relabel.data import archives, embedded, hf
 from relabel.data.images import IMAGE_SUFFIXES
-from relabel.data.listings import Listing, file_key, listed_twice, root_prefixes, unlisted_warnings
+from relabel.data.listings import Listing, file_key, listed_twice, locate, root_prefixes, unlisted_warnings
 from relabel.data.references import Files, References
 from relabel.data.rows import (
     CLASSES_FILE,
@@ -34,6 +34,7 @@ from relabel.data.rows import (
 )
 from relabel.data.shards import ARCHIVE_SUFFIXES, SHARD_SUFFIXES, check_one_split, expand, is_junk, suffix_of
 from relabel.data.tables import (
+    NAME_COLUMNS,
     ROW_COLUMNS,
     TABLE_SUFFIXES,
     Table,
@@ -500,12 +501,24 @@ def _no_image(location: str, rows: Rows) -> RelabelError:
 
 
 def _holds_images(path: Path, options: SourceOptions) -> bool:
-    """Whether a Parquet file holds images themselves instead of file names; vectors are refused."""
+    """Whether a Parquet file holds images themselves instead of file names; mere vectors are refused."""
     try:
         schema = pq.read_schema(path)
     except (OSError, pa.ArrowException):
         return False  # read_table() says what is wrong
     if embedded.image_column(schema, str(path), options.image_column) is not None:
         return True
-    embedded.refuse_vectors(schema, str(path))
+    if options.image_column is None and embedded.vector_column(schema) is not None:
+        if not set(NAME_COLUMNS) & set(schema.names):
+            embedded.refuse_vectors(schema, str(path))
+        elif not _lists_files(path):
+            embedded.refuse_vectors(
+                schema, str(path), f"A list of images needs files that exist, relative to {path.parent}."
+            )
     return False
+
+
+def _lists_files(path: Path) -> bool:
+    """Whether one of the files exists that a table names: the names of vectors need not be files."""
+    names = read_table(path, label_columns=(), label_required=False).names
+    return any(locate(name, "", lambda name: os.path.isfile(path.parent / name))[1] for name in names)

@@ -63,6 +63,14 @@ def test_labels_replaces_adds_and_takes_away_given_labels(fit, folder, tools, li
     assert given == {**dict(listed), "red/red9.png": "blue", "red/red8.png": None, "loose.png": "red"}
 
 
+def test_a_labels_file_beside_the_images_is_a_list_of_them(fit, listed):
+    assert fit("-q", "-o", "images/labels.parquet").code == 0
+    done = fit("-q", "--label-column", "corrected_label", source="images/labels.parquet")
+    assert done.code == 0, done.err
+    assert columns()["file_name"] == [name for name, _ in listed]
+    assert columns()["original_label"] == columns("images/labels.parquet")["corrected_label"]
+
+
 def test_a_row_without_a_label_is_relabelled_and_may_be_verified(fit, tools, folder):
     tools["write_csv"]("labels.csv", [("red/red8.png", ""), ("red/red0.png", "")])
     done = fit("--labels", "labels.csv")  # red0 is a verified row

@@ -216,6 +216,37 @@ def test_forms_of_a_later_version_are_named(tmp_path: Path, column: pa.Array, ex
     assert expected in refusal(tmp_path / "t.parquet").message
 
 
+@pytest.mark.parametrize("names", [["a.png", "gone.png"], ["gone.png", "x\\b.png"]])
+@pytest.mark.parametrize("column", ["bbox", "image"])
+def test_a_list_of_files_may_have_boxes_or_embeddings(tree: Tree, names: list[str], column: str) -> None:
+    root = tree("a.png", "x/b.png")
+    boxes = pa.array([[0.5, 1.0], [0.0, 0.5]], pa.list_(pa.float32(), 2))
+    pq.write_table(pa.table({"file_name": names, "label": ["cat", "dog"], column: boxes}), root / "m.parquet")
+    source = open_source(str(root / "m.parquet"))
+    assert (source.kind, list(source.errors)) == ("manifest", [names.index("gone.png")])
+
+
+def test_the_named_column_of_file_names_makes_a_list(tree: Tree) -> None:
+    root = tree("a.png", "b.png")
+    vectors = pa.array([[0.5, 1.0], [0.0, 0.5]], pa.list_(pa.float32(), 2))
+    table = pa.table({"picture": ["a.png", "b.png"], "label": ["cat", "dog"], "v": vectors})
+    pq.write_table(table, root / "m.parquet")
+    assert "Add --features v." in refusal(root / "m.parquet").hint
+    options = SourceOptions(image_column="picture")
+    assert labelled(open_source(str(root / "m.parquet"), options=options)) == {"a.png": "cat", "b.png": "dog"}
+
+
+@pytest.mark.parametrize("name", ["file_name", "id"])
+def test_vectors_whose_names_are_no_files_are_vectors(tree: Tree, name: str) -> None:
+    root = tree("a.png", "b.png")
+    vectors = pa.array([[0.5, 1.0], [0.0, 0.5]], pa.list_(pa.float32(), 2))
+    pq.write_table(pa.table({name: ["gone.png", "c"], "kind": ["x", "y"], "v": vectors}), root / "m.parquet")
+    error = refusal(root / "m.parquet")
+    assert error.message == f"{root}/m.parquet holds vectors in the column 'v'."
+    assert error.hint.startswith("Add --features v.")
+    assert (f"needs files that exist, relative to {root}." in error.hint) == (name == "file_name")
+
+
 @pytest.mark.parametrize(
     ("location", "expected"),
     [
