@@ -157,7 +157,8 @@ def write(
         ]
         described = metadata_json({**metadata, "kind": KIND, "class_names": list(class_names)})
         schema = pa.schema([(name, pa.string()) for name in COLUMNS], {METADATA_KEY: described})
-        pq.write_table(pa.Table.from_arrays(columns, schema=schema), temporary, compression=COMPRESSION)
+        with temporary.open("wb") as stream:  # the name itself might not be UTF-8
+            pq.write_table(pa.Table.from_arrays(columns, schema=schema), stream, compression=COMPRESSION)
 
 
 def is_noisy_labels(path: Path) -> bool:
@@ -190,6 +191,7 @@ def read(path: Path) -> NoisyLabels:
 
 
 def _metadata(path: Path) -> dict[str, Any]:
-    text = (pq.read_schema(path).metadata or {}).get(METADATA_KEY, b"{}")
+    with path.open("rb") as file:
+        text = (pq.read_schema(file).metadata or {}).get(METADATA_KEY, b"{}")
     metadata = json.loads(text)
     return metadata if isinstance(metadata, dict) else {}

@@ -4,6 +4,8 @@ Plain Arrow types only, so pandas, polars, DuckDB and `datasets` read it as it i
 """
 
 import json
+import os
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from relabel.data.tables import printable
 from relabel.errors import RelabelError
 from relabel.files import atomic_path, check_output
 
@@ -24,6 +27,7 @@ _SHARES_PER_GROUP = 2**24
 COMPRESSION = "zstd"
 _WHOLE_MATRIX_CLASSES = 256
 _CELLS_KEPT = 1_000
+_HALF_CHARACTER = re.compile("[\ud800-\udfff]")
 
 
 class SoftLabelRows(Protocol):
@@ -191,7 +195,7 @@ def read_labels(source: Path | BinaryIO) -> LabelsFile:
         raise RelabelError(f"The labels file {name} does not exist or is not a file.", "Check the path.")
     try:
         with (
-            pa.OSFile(str(source), "r")
+            pa.OSFile(os.fsencode(source), "r")  # as text, it would have to be UTF-8
             if isinstance(source, Path)
             else pa.BufferReader(source.read()) as file
         ):
@@ -239,8 +243,13 @@ def _cast(values: Any, to: pa.Schema | pa.DataType, name: str) -> Any:  # noqa: 
 
 
 def metadata_json(metadata: Mapping[str, Any]) -> bytes:
-    """JSON data as the metadata of a file of ours; equal data give equal bytes."""
-    return json.dumps(metadata, sort_keys=True, allow_nan=False, ensure_ascii=False).encode()
+    """JSON data as the metadata of a file of ours; equal data give equal bytes.
+
+    What is not valid Unicode, as in the path of a file, is escaped as `printable` does.
+    """
+    text = json.dumps(metadata, sort_keys=True, allow_nan=False, ensure_ascii=False)
+    # With a second backslash, for to JSON one would be half of a character, which strict readers refuse.
+    return _HALF_CHARACTER.sub(lambda half: "\\" + printable(half[0]), text).encode()
 
 
 def matrix_metadata(

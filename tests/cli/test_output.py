@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import sys
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -49,6 +50,21 @@ def test_the_command_line_is_kept_in_the_file(fit, run):
     shown = json.loads(run("inspect", "my labels", "--json").out)
     assert shown["command"].startswith("relabel fit images --trusted trusted.csv")
     assert shown["command"].endswith("-q -o 'my labels'")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems refuse such names")
+def test_a_path_that_is_not_unicode_costs_no_run(fit, run, folder):
+    (folder / "images").rename(folder / "ima\udcffges")
+    source, saved = "ima\udcffges", "mod\udcffel.pt"
+    assert fit("-q", "--save-model", saved, "-o", "\udcff.parquet", source=source).code == 0
+    assert run("predict", source, "--model", saved, "-q", "-o", "predicted.parquet").code == 0
+    noise = ("--noise", "symmetric", "--rate", "0.5", "-q")
+    assert run("corrupt", source, *noise, "-o", "noisy\udcff.parquet").code == 0
+    for name in ("\udcff.parquet", "predicted.parquet", "noisy\udcff.parquet"):
+        shown = json.loads(run("inspect", name, "--json").out)
+        assert r"'ima\udcffges'" in shown["command"]
+        assert r"'ima\udcffges'" in run("inspect", name).out.decode()
+    assert json.loads(run("inspect", "predicted.parquet", "--json").out)["model"]["file"] == r"mod\udcffel.pt"
 
 
 def test_of_hundreds_of_classes_the_largest_cells_of_a_matrix_are_kept(fit, run, folder):

@@ -91,6 +91,13 @@ def test_the_metadata_is_sorted_readable_json(labels_file: Path) -> None:
         write_labels(io.BytesIO(), **columns() | {"metadata": {"auroc": np.nan}})
 
 
+def test_what_is_not_unicode_is_escaped_in_the_metadata(tmp_path: Path) -> None:
+    path = tmp_path / "la\udcffbels.parquet"
+    write_labels(path, **columns() | {"metadata": {"command": "relabel fit 'src\udcff'", "\ud800": [r"\d"]}})
+    stored = read_labels(path).metadata
+    assert stored == {"class_names": CLASSES, "command": r"relabel fit 'src\udcff'", r"\ud800": [r"\d"]}
+
+
 def test_a_matrix_of_thousands_of_classes_leaves_the_file_readable(tmp_path: Path) -> None:
     """Arrow writes metadata twice, the second time in base64, and readers stop at 100 MB."""
     names = [f"class{number}" for number in range(4_000)]
