@@ -67,7 +67,8 @@ class Rows:
         loose = sum(label is None for label in self.labels)
         if not self.classes:
             return
-        bare = {printable(folder.rpartition("/")[2]) for folder in empty} - self.classes
+        named = [parent_folder(folder + "/") for folder in empty]
+        bare = {printable(name) for name in named if name} - self.classes
         if bare:
             names = first_few([repr(name) for name in sorted(bare, key=natural_key)])
             self.warnings.append(f"No image in the class folder(s) {names}: kept as classes all the same.")
@@ -123,8 +124,13 @@ def suggestion(label: str, class_names: Sequence[str]) -> str:
 
 
 def parent_folder(path: str) -> str | None:
-    """Name of the folder a POSIX path lies in; None where it lies in none."""
-    return sys.intern(path.rpartition("/")[0].rpartition("/")[2]) or None  # one text a class, not a row
+    """Name of the folder a POSIX path lies in, as tables write labels: without white space around it.
+
+    None where it lies in no folder.
+    """
+    return (
+        sys.intern(path.rpartition("/")[0].rpartition("/")[2].strip()) or None
+    )  # one text a class, not a row
 
 
 def natural_key(name: str) -> tuple[str, str]:

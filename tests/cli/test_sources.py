@@ -63,6 +63,18 @@ def test_labels_replaces_adds_and_takes_away_given_labels(fit, folder, tools, li
     assert given == {**dict(listed), "red/red9.png": "blue", "red/red8.png": None, "loose.png": "red"}
 
 
+def test_a_folder_s_name_with_a_space_after_it_goes_through_tables(fit, folder, tools):
+    (folder / "images/red").rename(folder / "images/red ")
+    verified = [("red /red0.png", "red "), ("red /red1.png", "red"), ("blue/blue0.png", "blue")]
+    tools["write_csv"]("verified.csv", verified)
+    assert fit("-q", "--trusted", "verified.csv").code == 0
+    assert set(columns()["original_label"]) == {"red", "blue"}
+    tools["write_csv"]("given.csv", zip(columns()["file_name"], columns()["original_label"], strict=True))
+    done = fit("-q", "--trusted", "verified.csv", "--labels", "given.csv", "-o", "again.parquet")
+    assert (done.code, done.err) == (0, "")
+    assert columns("again.parquet") == columns()
+
+
 def test_a_labels_file_beside_the_images_is_a_list_of_them(fit, listed):
     assert fit("-q", "-o", "images/labels.parquet").code == 0
     done = fit("-q", "--label-column", "corrected_label", source="images/labels.parquet")

@@ -96,7 +96,19 @@ def test_names_that_are_not_unicode_can_be_written_out(tree: Tree) -> None:
 
 
 def test_classes_that_look_alike_are_warned_of(tree: Tree) -> None:
-    assert "'Cat' and 'cat ' differ" in open_source(str(tree("Cat/1.png", "cat /1.png"))).warnings[0]
+    assert "'Cat' and 'cat' differ" in open_source(str(tree("Cat/1.png", "cat /1.png"))).warnings[0]
+
+
+def test_white_space_around_a_folder_s_name_is_no_part_of_the_class(tree: Tree) -> None:
+    root = tree("cat /1.png", "cat/1.png", " dog/1.png")
+    (root / "emu ").mkdir()
+    (root / "dog").mkdir()
+    source = open_source(str(root))
+    assert source.class_names == ["cat", "dog", "emu"]
+    assert labelled(source) == {"cat /1.png": "cat", "cat/1.png": "cat", " dog/1.png": "dog"}
+    assert all(source.references[row].exists() for row in range(3))
+    assert len(source.warnings) == 1
+    assert "'emu'" in source.warnings[0]
 
 
 @pytest.mark.parametrize("suffix", [".csv", ".jsonl", ".parquet"])
