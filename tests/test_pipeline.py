@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from relabel import correctors, noise, pipeline
 from relabel.config import FitConfig
@@ -192,16 +193,32 @@ def test_a_frozen_backbone_trains_only_its_head_on_features_computed_once(digits
     assert figures.label_accuracy_after > figures.label_accuracy_before
 
 
-def test_a_trusted_folder_outside_the_source_drives_the_corrector_alone(digits, tmp_path):
+@pytest.fixture
+def copies(digits, tmp_path):
+    """A folder of verified images: copies of each 30th one, in the folders of their true classes."""
     source = open_source(str(digits.images))
     truth = _truth(digits, source)
     for row in range(0, len(source), 30):
         target = tmp_path / "verified" / str(truth[row])
         target.mkdir(parents=True, exist_ok=True)
         (target / f"copy{row}.png").write_bytes(source.references[row].read_bytes())
-    result = pipeline.fit(
-        FitConfig(source=str(digits.images), trusted=tmp_path / "verified", augment="shift", epochs=2)
-    )
+    return tmp_path / "verified"
+
+
+def test_a_trusted_folder_of_copies_is_rows_of_the_source(digits, copies):
+    source = open_source(str(digits.images))
+    result = pipeline.fit(FitConfig(source=str(digits.images), trusted=copies, augment="shift", epochs=2))
+    assert result.metadata["corrector"] == "tmlc"
+    assert np.flatnonzero(result.trusted).tolist() == list(range(0, len(source), 30))
+    right = result.soft_label[:].argmax(axis=1) == _truth(digits, source)
+    assert right[result.trusted].all()
+    assert result.summary["trusted_outside_source"] == 0
+
+
+def test_a_trusted_folder_outside_the_source_drives_the_corrector_alone(digits, copies):
+    for path in copies.glob("*/*.png"):
+        Image.open(path).resize((20, 20)).save(path)
+    result = pipeline.fit(FitConfig(source=str(digits.images), trusted=copies, augment="shift", epochs=2))
     assert result.metadata["trusted_rows"] == 60
     assert result.metadata["corrector"] == "mslc"  # the default, tmlc, learns from rows of the source
     assert result.metadata["calibration"]["probes"] == 0

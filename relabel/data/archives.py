@@ -244,6 +244,10 @@ class _ZipMember:
     def name(self) -> str:
         return self.member.filename
 
+    @property
+    def size(self) -> int:
+        return self.member.file_size
+
     def open(self, mode: Literal["rb"]) -> IO[bytes]:
         return self.archive.open(self.member)
 

@@ -32,6 +32,14 @@ class Reference(Protocol):
         """The encoded bytes from the start. Raises OSError or ImageError."""
 
 
+def known_size(reference: Reference) -> int | None:
+    """Bytes of an encoded image where that takes no reading, else None. Raises OSError for a file."""
+    if isinstance(reference, Path):
+        return reference.stat().st_size
+    size: int | None = getattr(reference, "size", None)
+    return size
+
+
 class References(Protocol):
     """One reference a row; safe to index from several threads, cheapest in the order of the rows."""
 
@@ -45,12 +53,13 @@ class Embedded:
     """An image that lies among other data.
 
     fetch: its bytes, Hugging Face's struct of `bytes` and `path` as a dict, or None; folder: what such a path
-    is relative to.
+    is relative to; size: in bytes, where it is known before they are fetched.
     """
 
     name: str
     fetch: Callable[[], object]
     folder: Path
+    size: int | None = None
 
     def open(self, mode: Literal["rb"]) -> IO[bytes]:
         """The bytes, or the file that stands in for them. Raises OSError or ImageError."""
@@ -125,7 +134,8 @@ class Slices:
         return len(self._offsets)
 
     def __getitem__(self, row: int) -> Reference:
-        return Embedded(f"image {row + 1} of {self._name}", partial(self._read, row), Path())
+        name, size = f"image {row + 1} of {self._name}", int(self._sizes[row])
+        return Embedded(name, partial(self._read, row), Path(), size)
 
     def _read(self, row: int) -> bytes:
         offset, size = int(self._offsets[row]), int(self._sizes[row])

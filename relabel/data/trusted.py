@@ -5,13 +5,15 @@ Everything wrong with it is reported by row number here, before any training sta
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import hashlib
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
+from relabel.data.references import Reference, known_size
 from relabel.data.rows import METADATA_NAMES, class_ids, suggestion
 from relabel.data.sources import FileIndex, Source, naming_hint, open_source
 from relabel.data.tables import ROW_COLUMNS, first_few, read_table
@@ -47,8 +49,10 @@ def trusted_of(source: Source, path: Path | None) -> TrustedSet:
 def read_trusted(path: Path, source: Source) -> TrustedSet:
     """Read a table that points into `source`, or a folder of verified images in class folders.
 
-    Images of a folder that lies inside SOURCE become trusted rows, so that they cannot leak into both sides.
-    Raises RelabelError for whatever cannot be trusted as it stands.
+    Images of a folder that are images of SOURCE, by their path or as copies of the same bytes, become trusted
+    rows, so that they cannot leak into both sides. Copies of images that were made smaller on their way out
+    of a compressed archive or a stream, whose bytes are gone, are not recognised. Raises RelabelError for
+    whatever cannot be trusted as it stands.
     """
     if not path.exists():
         raise RelabelError(
@@ -134,6 +138,11 @@ class _Entries:
     positions: list[int | None]
     external: list[Path] = field(default_factory=list)
 
+    def add(self, where: str, label: str, position: int | None) -> None:
+        self.where.append(where)
+        self.labels.append(label)
+        self.positions.append(position)
+
 
 def _table_entries(path: Path, source: Source) -> _Entries:
     table = read_table(path, ROW_COLUMNS)
@@ -179,18 +188,58 @@ def _folder_entries(path: Path, source: Source) -> _Entries:
             "Name a folder of class folders, or a table with file_name and label.",
         )
     index = FileIndex(source.root, source.file_names)
-    positions = []
+    rows: dict[Path, list[int]] = {}
     for file in paths:
         position = index.find(str(file.absolute()))
         if position is None:  # the folder may be made of links into SOURCE
             position = index.find(str(file.resolve()))
-        positions.append(position)
-    return _Entries(
-        where,
-        [verified.class_names[label] for label in verified.given],
-        positions,
-        [file for file, position in zip(paths, positions, strict=True) if position is None],
-    )
+        rows[file] = [] if position is None else [position]
+    rows |= _copied_rows([file for file in paths if not rows[file]], source)
+    entries = _Entries([], [], [])
+    seen: set[tuple[int, str]] = set()
+    for at, label, file in zip(where, verified.given, paths, strict=True):
+        name = verified.class_names[label]
+        if not rows[file]:
+            entries.add(at, name, None)
+            entries.external.append(file)
+        for row in rows[file]:
+            # The images of SOURCE may be copies of each other: one image, however often it is verified so.
+            if (row, name) not in seen:
+                seen.add((row, name))
+                entries.add(at, name, row)
+    return entries
+
+
+def _copied_rows(files: Sequence[Path], source: Source) -> dict[Path, list[int]]:
+    """For the files with the same bytes as an image of SOURCE its rows, of which there may be several.
+
+    An image is read when its size is that of a file, or where that cannot be told before (in tables); a file
+    when its size is that of an image.
+    """
+    sizes = {file.stat().st_size for file in files} - {0}  # what is empty is no image, and a copy of nothing
+    found: dict[tuple[int, str], list[int]] = {}
+    for row in range(len(source)) if sizes else ():
+        if row not in source.errors and (content := _content(source.references[row], sizes)):
+            found.setdefault(content, []).append(row)
+    sizes = {size for size, _ in found}
+    return {
+        file: rows
+        for file in files
+        if (content := _content(file, sizes)) is not None and (rows := found.get(content))
+    }
+
+
+def _content(reference: Reference, sizes: Collection[int]) -> tuple[int, str] | None:
+    """The size and SHA-256 of an encoded image; None when it has none of the sizes, or cannot be read."""
+    try:
+        size = known_size(reference)
+        if size is not None and size not in sizes:
+            return None
+        with reference.open("rb") as file:
+            data = file.read()
+    except Exception:  # a broken archive raises almost any type; decoding tells what is wrong
+        return None
+    return (len(data), hashlib.sha256(data).hexdigest()) if len(data) in sizes else None
 
 
 def _column_entries(verified: Sequence[str | None]) -> _Entries:

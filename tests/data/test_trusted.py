@@ -1,8 +1,13 @@
+import io
 import shutil
+import tarfile
+import zipfile
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from relabel.config import SourceOptions
@@ -11,6 +16,7 @@ from relabel.data.trusted import TrustedSet, read_trusted
 from relabel.errors import RelabelError
 
 Tree = WriteTable = Callable[..., Path]
+Picture = Callable[..., bytes]
 
 
 @pytest.fixture
@@ -95,16 +101,32 @@ def test_trusted_rows_whose_image_is_missing_are_dropped(tree: Tree, write_table
         read_trusted(write_table(root / "t.csv", rows[:1]), source)
 
 
-def test_folder_of_separate_images(source: Source, tree: Tree) -> None:
-    folder = tree("dog/b.png", "cat/a.png", root="verified")
+@pytest.fixture
+def verify(tmp_path: Path) -> Callable[..., Path]:
+    """Make a folder of verified images out of their names and bytes."""
+
+    def make(**contents: bytes) -> Path:
+        for name, content in contents.items():
+            path = tmp_path / "verified" / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(content)
+        return tmp_path / "verified"
+
+    return make
+
+
+def test_folder_of_separate_images(source: Source, verify: Callable[..., Path], picture: Picture) -> None:
+    folder = verify(**{"dog/b.png": picture(1), "cat/a.png": picture(2)})
     trusted = read_trusted(folder, source)
     assert trusted.external == [folder / "cat/a.png", folder / "dog/b.png"]
     assert trusted.external_labels.tolist() == [0, 1]
     assert pairs(trusted) == []
 
 
-def test_folder_images_that_are_rows_of_source_become_rows(source: Source, tree: Tree) -> None:
-    folder = tree("dog/new.png", root="verified")
+def test_folder_images_that_are_rows_of_source_become_rows(
+    source: Source, verify: Callable[..., Path], picture: Picture
+) -> None:
+    folder = verify(**{"dog/new.png": picture(1)})
     (folder / "cat").mkdir()
     (folder / "cat/link.png").symlink_to(source.root / "cat/1.png")
     (folder / "cat/link2.png").symlink_to(source.root / "dog/2.png")
@@ -137,7 +159,8 @@ def test_what_the_given_labels_come_from_verifies_none_of_them(tree: Tree, write
 def test_a_folder_beside_an_archive_is_no_part_of_it(tree: Tree) -> None:
     root = tree("cat/1.png", "dog/1.png")
     path = shutil.make_archive(str(root / "a"), "zip", root)
-    assert len(read_trusted(root, open_source(path)).external) == 2
+    trusted = read_trusted(root, open_source(path))
+    assert (pairs(trusted), trusted.external) == ([(0, 0), (1, 1)], [])
 
 
 @pytest.mark.parametrize("column", ["label", "kind"])
@@ -155,6 +178,90 @@ def test_the_column_of_given_labels_verifies_none_of_them(
     assert open_source(str(path), labels, options).verified == ["cat", "dog", "cat"]
     source = open_source(str(path), options=replace(options, trusted_column="true"))
     assert source.verified == ["cat", None, None]
+
+
+@pytest.fixture
+def grey_source(tmp_path: Path, picture: Picture) -> Callable[[str], Source]:
+    """A source of that kind with the grey_source 0 to 50 in rows 0 to 5, half of them cats and half dogs."""
+    names = [
+        f"{kind}/{grey}.png"
+        for kind, first in (("cat", 0), ("dog", 30))
+        for grey in range(first, first + 30, 10)
+    ]
+    contents = [picture(10 * row) for row in range(6)]
+
+    def make(kind: str) -> Source:
+        path = tmp_path / f"source{kind}"
+        match kind:
+            case "":
+                for name, content in zip(names, contents, strict=True):
+                    (path / name).parent.mkdir(parents=True, exist_ok=True)
+                    (path / name).write_bytes(content)
+            case ".zip":
+                with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+                    for name, content in zip(names, contents, strict=True):
+                        archive.writestr(name, content)
+            case ".parquet":
+                labels = [name[:3] for name in names]
+                pq.write_table(pa.table({"image": [{"bytes": c} for c in contents], "label": labels}), path)
+            case _:
+                with tarfile.open(path, "w:gz" if kind == ".tar.gz" else "w") as tar:
+                    for name, content in zip(names, contents, strict=True):
+                        member = tarfile.TarInfo(name)
+                        member.size = len(content)
+                        tar.addfile(member, io.BytesIO(content))
+        return open_source(str(path))
+
+    return make
+
+
+@pytest.mark.parametrize("kind", ["", ".zip", ".tar", ".tar.gz", ".parquet"])
+def test_folder_images_that_are_copies_of_images_of_source_become_rows(
+    grey_source: Callable[[str], Source], verify: Callable[..., Path], picture: Picture, kind: str
+) -> None:
+    folder = verify(**{"cat/a.png": picture(40), "dog/b.png": picture(10), "dog/new.png": picture(11)})
+    trusted = read_trusted(folder, grey_source(kind))
+    assert pairs(trusted) == [(4, 0), (1, 1)]
+    assert (trusted.external, trusted.external_labels.tolist()) == ([folder / "dog/new.png"], [1])
+
+
+def test_a_copy_verifies_every_row_with_its_bytes_and_counts_once(
+    grey_source: Callable[[str], Source], verify: Callable[..., Path], picture: Picture
+) -> None:
+    source = grey_source("")
+    (source.root / "dog/30.png").write_bytes(picture(0))
+    (source.root / "cat/empty.png").touch()
+    folder = verify(**{"cat/a.png": picture(0), "cat/b.png": picture(0), "cat/c.png": b""})
+    (folder / "cat/link.png").symlink_to(source.root / "dog/30.png")
+    trusted = read_trusted(folder, open_source(str(source.root)))
+    assert pairs(trusted) == [(0, 0), (4, 0)]
+    assert trusted.external == [folder / "cat/c.png"]  # it holds nothing that could be a copy
+    (folder / "dog").mkdir()
+    (folder / "dog/d.png").write_bytes(picture(0))
+    with pytest.raises(RelabelError, match=r"listed twice: 'dog/d\.png' \(same image as 'cat/a\.png'\)"):
+        read_trusted(folder, source)
+
+
+def test_only_images_of_the_same_size_are_read_to_find_copies(
+    grey_source: Callable[[str], Source],
+    verify: Callable[..., Path],
+    picture: Picture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    source = grey_source("")
+    folder = verify(**{"cat/large.png": picture(0) + bytes(9), "dog/copy.png": picture(10)})
+    (source.root / "dog/50.png").write_bytes(picture(50) + bytes(99))
+    opened = []
+    plain = Path.open
+
+    def noted(path: Path, *rest: object) -> object:
+        opened.append(path.name)
+        return plain(path, *rest)
+
+    monkeypatch.setattr(Path, "open", noted)
+    assert pairs(read_trusted(folder, source)) == [(1, 1)]
+    assert not {"large.png", "50.png"} & {*opened}
+    assert {"10.png", "copy.png"} <= {*opened}
 
 
 @pytest.mark.parametrize(
