@@ -11,6 +11,7 @@ the images (or vectors) too, through `Images`, asked for only when needed: every
 
 import csv
 import json
+import unicodedata
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -329,7 +330,7 @@ def _truncated_normal(mean: float, count: int, rng: np.random.Generator) -> NDAr
 def _pairs(path: Path, columns: tuple[str, str]) -> list[tuple[str, str, str]]:
     """(where it stands, left, right) for every line of a map; never empty."""
     try:
-        text = path.read_text(encoding="utf-8-sig")
+        text = unicodedata.normalize("NFC", path.read_text(encoding="utf-8-sig"))  # as classes are
     except OSError as error:
         raise RelabelError(
             f"The map {path} could not be read: {error.strerror}.", "Check the path."

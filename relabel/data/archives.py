@@ -27,7 +27,7 @@ from relabel.data.references import Embedded, Joined, Reference, Slices
 from relabel.data.rows import METADATA_NAMES, Request, Rows
 from relabel.data.shards import is_junk, suffix_of
 from relabel.data.spool import Spool
-from relabel.data.tables import brief, cell_text, printable
+from relabel.data.tables import brief, cell_text, label_of, printable
 from relabel.errors import ImageError, RelabelError
 
 _Said = dict[str, tuple[int, str | None]]
@@ -154,7 +154,7 @@ def _label_by_metadata(rows: Rows, contents: Sequence[_Content], request: Reques
             if row in listing.missing:
                 kept.add(name, 0, 0, _LOST if content.damage else NOT_FOUND)
             else:
-                kept.keep(images[file_key(name, ())], content)
+                kept.keep(images[file_key(listing.spelled.get(row, name), ())], content)
         arranged.append(kept)
         rows.labels += listing.labels
         if listing.verified is not None:
@@ -371,7 +371,7 @@ def _read_labels(
             continue
         label = text if part != "json" or rank < 0 else _json_field(text, column or "label")
         if label is not None and rank <= labels.get(key, (rank, None))[0]:
-            labels[key] = rank, printable(label) or None
+            labels[key] = rank, label_of(label)
 
 
 def _rank(part: str, column: str | None) -> int | None:

@@ -20,7 +20,17 @@ import pyarrow.parquet as pq
 
 from relabel.data.references import Embedded, Reference
 from relabel.data.rows import Request, Rows
-from relabel.data.tables import NAME_COLUMNS, brief, cell_text, check_single, first_few, printable, unreadable
+from relabel.data.tables import (
+    NAME_COLUMNS,
+    brief,
+    cell_text,
+    check_single,
+    first_few,
+    label_of,
+    nfc,
+    printable,
+    unreadable,
+)
 from relabel.errors import ImageError, RelabelError
 
 IMAGE_COLUMN = "image"
@@ -160,7 +170,7 @@ def class_names(metadata: dict[bytes, bytes] | None) -> dict[str, list[str]]:
     try:
         features = json.loads((metadata or {})[b"huggingface"])["info"]["features"]
         return {
-            column: list(map(str, feature["names"]))
+            column: [nfc(str(name)) for name in feature["names"]]
             for column, feature in features.items()
             if isinstance(feature, dict) and feature.get("_type") == "ClassLabel" and feature.get("names")
         }
@@ -357,7 +367,7 @@ def _texts(
 def _text(value: object, names: Sequence[str] | None, where: str, column: str) -> str | None:
     """A label as text. Raises ValueError for the number of a class that is not there."""
     if names is None or not isinstance(value, int):
-        return printable(cell_text(value, Path(where), 0, column).strip()) or None
+        return label_of(cell_text(value, Path(where), 0, column))
     if value == -1:  # how datasets writes that there is no label
         return None
     if not 0 <= value < len(names):

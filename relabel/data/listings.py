@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import unicodedata
 from collections.abc import Callable, Collection, Iterable, Sequence
 from pathlib import Path
 
@@ -16,8 +17,8 @@ NOT_FOUND = "file not found"
 class Listing:
     """The files that tables list, in their order.
 
-    names: POSIX; labels and verified: one each, verified None
-    without `--trusted-column`; missing: positions of files that do not exist.
+    names: POSIX; labels and verified: one each, verified None without `--trusted-column`; missing: positions
+    of files that do not exist; spelled: by position, names of files that are listed in another Unicode form.
     """
 
     def __init__(self, roots: Sequence[str], request: Request, exists: Callable[[str], bool]) -> None:
@@ -30,6 +31,7 @@ class Listing:
         self.labels: list[str | None] = []
         self.verified: list[str | None] | None = None if request.options.trusted_column is None else []
         self.missing: set[int] = set()
+        self.spelled: dict[int, str] = {}
 
     def __contains__(self, name: str) -> bool:
         return name in self._places
@@ -49,12 +51,14 @@ class Listing:
             content=content,
         )
         for name, row in zip(table.names, table.rows, strict=True):
-            listed, found = locate(name, folder, self._exists)
-            key = file_key(listed, self._roots)
+            listed, there = locate(name, folder, self._exists)
+            key = file_key(there or listed, self._roots)
             if key in self._places:
                 raise listed_twice(path, row, name, *self._places[key])
             self._places[key] = path, row
-            self._add(listed if os.path.isabs(listed) else key, found)
+            if there not in (None, listed):
+                self.spelled[len(self.names)] = key
+            self._add(listed if os.path.isabs(listed) else file_key(listed, self._roots), there is not None)
         self.labels += table.labels
         if self.verified is not None and table.verified is not None:
             self.verified += table.verified
@@ -75,14 +79,22 @@ class Listing:
         self.names.append(name)
 
 
-def locate(name: str, folder: str, exists: Callable[[str], bool]) -> tuple[str, bool]:
-    """The file that a table lists relative to `folder`, as `a/b.png` or `a\\b.png`, and whether it exists."""
+def locate(name: str, folder: str, exists: Callable[[str], bool]) -> tuple[str, str | None]:
+    """The file that a table lists relative to `folder`, as `a/b.png` or `a\\b.png`, and its own name.
+
+    The latter may have another Unicode form; None where there is no such file.
+    """
+
+    def own(listed: str) -> str | None:
+        forms = (listed, *(unicodedata.normalize(form, listed) for form in ("NFC", "NFD")))
+        return next(filter(exists, dict.fromkeys(forms)), None)
+
     listed = os.path.join(folder, name)
-    found = exists(listed)
-    if not found and "\\" in name:
+    there = own(listed)
+    if there is None and "\\" in name:
         listed = os.path.join(folder, name.replace("\\", "/"))
-        found = exists(listed)
-    return listed, found
+        there = own(listed)
+    return listed, there
 
 
 def unlisted_warnings(count: int, request: Request) -> list[str]:

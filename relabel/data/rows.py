@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from relabel.config import SourceOptions
 from relabel.data.references import References
-from relabel.data.tables import first_few, printable
+from relabel.data.tables import first_few, nfc, printable
 from relabel.errors import RelabelError
 from relabel.progress import Watcher
 
@@ -124,13 +124,11 @@ def suggestion(label: str, class_names: Sequence[str]) -> str:
 
 
 def parent_folder(path: str) -> str | None:
-    """Name of the folder a POSIX path lies in, as tables write labels: without white space around it.
-
-    None where it lies in no folder.
+    """Name of the folder a POSIX path lies in, as tables write labels: without white space around it, in one
+    Unicode form. None where it lies in no folder.
     """
-    return (
-        sys.intern(path.rpartition("/")[0].rpartition("/")[2].strip()) or None
-    )  # one text a class, not a row
+    name = nfc(path.rpartition("/")[0].rpartition("/")[2].strip())
+    return sys.intern(name) or None  # one text a class, not a row
 
 
 def natural_key(name: str) -> tuple[str, str]:
@@ -151,7 +149,7 @@ def read_classes(given: str) -> list[str]:
             f"--classes {given}: there is no such file.",
             "Name a file with one class a line, or write the classes with commas between them.",
         )
-    return _different([name.strip() for name in given.split(",")], "--classes")
+    return _different([name.strip() for name in nfc(given).split(",")], "--classes")
 
 
 def read_classes_file(path: Path) -> list[str]:
@@ -160,7 +158,7 @@ def read_classes_file(path: Path) -> list[str]:
     Raises RelabelError for a file that cannot be read, and for names that are empty or come twice.
     """
     try:
-        text = path.read_text("utf-8-sig")
+        text = nfc(path.read_text("utf-8-sig"))
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "the text is not UTF-8"
         raise RelabelError(f"{path} cannot be read: {reason}.", "Write one class a line, in UTF-8.") from None

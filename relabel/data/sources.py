@@ -9,6 +9,7 @@ name, so that a million rows stay cheap.
 import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -39,6 +40,7 @@ from relabel.data.tables import (
     TABLE_SUFFIXES,
     Table,
     first_few,
+    nfc,
     printable,
     read_table,
 )
@@ -96,7 +98,10 @@ class Source:
 
 
 class FileIndex:
-    """Finds the row of a file name as a person may write it: `./a/b.png`, `a\\b.png`, or absolute."""
+    """Finds the row of a file name as a person may write it: `./a/b.png`, `a\\b.png`, or absolute.
+
+    A name that is none as it stands may be one in another Unicode form.
+    """
 
     def __init__(self, root: Path, file_names: Sequence[str]) -> None:
         self._roots = root_prefixes(root)
@@ -105,10 +110,23 @@ class FileIndex:
 
     def find(self, name: str) -> int | None:
         """Position of `name` in `file_names`, or None."""
-        row = self._rows.get(file_key(name, self._roots))
-        if row is None and "\\" in name:
-            row = self._rows.get(file_key(name.replace("\\", "/"), self._roots))
+        spellings = (name, name.replace("\\", "/"))
+        exact = (self._rows.get(file_key(spelling, self._roots)) for spelling in spellings)
+        row = next((row for row in exact if row is not None), None)
+        if row is None:
+            roots, rows = self._composed
+            alike = (rows.get(file_key(nfc(spelling), roots)) for spelling in spellings)
+            row = next((row for row in alike if row is not None), None)
         return row
+
+    @cached_property
+    def _composed(self) -> tuple[list[str], dict[str, int | None]]:
+        """The roots and the rows' names in NFC; None for names that differ in their form alone."""
+        rows: dict[str, int | None] = {}
+        for key, row in self._rows.items():
+            composed = nfc(key)
+            rows[composed] = None if composed in rows else row
+        return list(map(nfc, self._roots)), rows
 
     def find_all(self, table: Table) -> list[int | None]:
         """The row that each entry of a table names by one of `ROW_COLUMNS`, or None."""
@@ -230,12 +248,13 @@ class _Files(Rows):
         self._spelled: dict[int, str] = {}  # where the file's name cannot be printed
         self.references = Files(self.root, self.names, self._spelled)
 
-    def add(self, name: str, label: str | None, *, found: bool) -> None:
+    def add(self, name: str, label: str | None, *, found: bool, spelled: str | None = None) -> None:
+        """spelled: the file's own name where `name` is only its name in a list."""
         if not found:
             self.errors[len(self.names)] = "file not found"
         shown = printable(name)
-        if shown != name:
-            self._spelled[len(self.names)] = name
+        if spelled or shown != name:
+            self._spelled[len(self.names)] = spelled or name
         self.names.append(shown)
         self.labels.append(label)
 
@@ -387,7 +406,7 @@ def _from_shards(paths: Sequence[Path], request: Request) -> Rows:
 
 def _add_listed(rows: _Files, listing: Listing) -> None:
     for row, (name, label) in enumerate(zip(listing.names, listing.labels, strict=True)):
-        rows.add(name, label, found=row not in listing.missing)
+        rows.add(name, label, found=row not in listing.missing, spelled=listing.spelled.get(row))
     rows.verified = listing.verified
 
 

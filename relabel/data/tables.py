@@ -8,6 +8,7 @@ import csv
 import io
 import json
 import math
+import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -120,7 +121,7 @@ def _texts(cells: _Cells, column: str, path: Path) -> Iterator[str]:
 
 
 def _labels(cells: _Cells, column: str, path: Path) -> list[str | None]:
-    return [printable(text.strip()) or None for text in _texts(cells, column, path)]
+    return [label_of(text) for text in _texts(cells, column, path)]
 
 
 def unreadable(path: Path, error: Exception) -> RelabelError:
@@ -149,6 +150,16 @@ def brief(error: BaseException) -> str:
 def printable(text: str) -> str:
     """Escape what is not valid Unicode (odd file names, JSON half-characters): Arrow would refuse it."""
     return text.encode("utf-8", "backslashreplace").decode()
+
+
+def nfc(text: str) -> str:
+    """Text in the Unicode form of keyboards and most programs; names of files made on a Mac have another."""
+    return unicodedata.normalize("NFC", text)
+
+
+def label_of(text: str) -> str | None:
+    """A label as it is compared and written: printable, in one Unicode form; None where it is empty."""
+    return nfc(printable(text.strip())) or None
 
 
 def _read_csv(path: Path, open_file: _Open, wanted: Sequence[str]) -> _Cells:

@@ -288,6 +288,17 @@ def test_every_shard_brings_its_own_metadata(tmp_path: Path, picture: Picture, g
     assert greys(source) == [2, 1, 12, 11, 99]
 
 
+def test_names_and_labels_in_another_unicode_form(tmp_path: Path, picture: Picture, greys: Greys) -> None:
+    rows = "file_name,label\ncaf\u00e9.png,\u00e9\nb.png,e\u0301\nc.png,e\n".encode()
+    images = [("b.png", picture(10)), ("cafe\u0301.png", picture(20)), ("c.png", picture(30))]
+    source = open_source(str(pack(tmp_path / "t.zip", [("metadata.csv", rows), *images])))
+    assert [label for _, label in labelled(source)] == ["\u00e9", "\u00e9", "e"]
+    assert (greys(source), source.errors) == ([20, 10, 30], {})
+    beside = [("b.cls", "\u00e9".encode()), ("cafe\u0301.cls", "e\u0301".encode()), ("c.cls", b"e")]
+    source = open_source(str(pack(tmp_path / "t.tar", [*images, *beside])))
+    assert source.class_names == ["e", "\u00e9"]
+
+
 def test_metadata_that_cannot_be_read_is_refused_by_its_row(tmp_path: Path, picture: Picture) -> None:
     image = ("a.png", picture(9))
     for content, told in (

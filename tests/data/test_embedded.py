@@ -73,6 +73,15 @@ def test_a_table_of_images_takes_its_classes_from_the_schema(
     assert greys(source) == [10, 20, 30, 40, 50]
 
 
+def test_class_names_of_the_schema_are_read_in_one_unicode_form(
+    tmp_path: Path, write: Callable[..., Path]
+) -> None:
+    assert open_source(str(write(tmp_path / "t.parquet", [1, 0], ["e\u0301", "e"]))).class_names == [
+        "\u00e9",
+        "e",
+    ]
+
+
 @pytest.mark.parametrize(
     ("labels", "expected"),
     [
@@ -81,6 +90,7 @@ def test_a_table_of_images_takes_its_classes_from_the_schema(
         ([1.0, 2.0, float("nan")], (["1", "2"], ["1", "2", None])),
         ([True, False, None], (["false", "true"], ["true", "false", None])),
         (pa.array(["b", "a", None]).dictionary_encode(), (["a", "b"], ["b", "a", None])),
+        (["e\u0301", "\u00e9", "e"], (["e", "\u00e9"], ["\u00e9", "\u00e9", "e"])),
     ],
 )
 def test_other_labels_become_text(

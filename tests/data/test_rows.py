@@ -17,6 +17,13 @@ def test_classes_from_a_file_and_from_the_command_line(tmp_path: Path) -> None:
     assert read_classes("dog, cat") == ["dog", "cat"]
 
 
+def test_classes_are_read_in_one_unicode_form(tmp_path: Path) -> None:
+    (tmp_path / "classes.txt").write_text("cafe\u0301\nbar\n", "utf-8")
+    assert read_classes(str(tmp_path / "classes.txt")) == ["caf\u00e9", "bar"]
+    assert read_classes("cafe\u0301,bar") == ["caf\u00e9", "bar"]
+    assert parent_folder("cafe\u0301/1.png") == "caf\u00e9"
+
+
 @pytest.mark.parametrize(
     ("given", "expected"),
     [

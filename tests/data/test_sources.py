@@ -15,6 +15,7 @@ from relabel.data.sources import UNLABELLED, Source, open_source
 from relabel.errors import RelabelError
 
 Tree = WriteTable = Callable[..., Path]
+TYPED, MAC = "caf\u00e9", "cafe\u0301"  # one word in two Unicode forms
 
 
 def labelled(source: Source) -> dict[str, str | None]:
@@ -93,6 +94,37 @@ def test_names_that_are_not_unicode_can_be_written_out(tree: Tree) -> None:
     source = open_source(str(root))
     assert source.file_names[0] == "cat/\\udcff.png"
     assert source.references[0].exists()
+
+
+@pytest.mark.skipif(sys.platform == "darwin", reason="there the two names are one")
+def test_a_class_is_the_same_in_either_unicode_form(tree: Tree, write_table: WriteTable) -> None:
+    root = tree(f"a/{MAC}/1.png", f"b/{TYPED}/2.png", "a/dog/3.png", "a/dog/4.png")
+    (root / "a" / MAC.replace("f", "v")).mkdir()
+    labels = write_table(root.parent / "labels.csv", [["a/dog/4.png", MAC]])
+    source = open_source(str(root), labels)
+    assert source.class_names == [TYPED, TYPED.replace("f", "v"), "dog"]
+    assert list(labelled(source).items()) == [
+        (f"a/{MAC}/1.png", TYPED), ("a/dog/3.png", "dog"), ("a/dog/4.png", TYPED), (f"b/{TYPED}/2.png", TYPED)
+    ]  # fmt: skip
+
+
+@pytest.mark.skipif(sys.platform == "darwin", reason="there the two names are one")
+@pytest.mark.parametrize(("on_disk", "listed"), [(MAC, TYPED), (TYPED, MAC)])
+@pytest.mark.parametrize("table", ["list.csv", "metadata.csv"])
+def test_listed_names_of_another_unicode_form_are_the_files(
+    tree: Tree, write_table: WriteTable, on_disk: str, listed: str, table: str
+) -> None:
+    root = tree(f"{on_disk}1.png", f"sub/{on_disk}2.png")
+    rows = [[f"{listed}1.png", "cat"], [f"sub\\{listed}2.png", "dog"]]
+    path = write_table(root / table, rows)
+    source = open_source(str(root if table == "metadata.csv" else path))
+    assert labelled(source) == {f"{listed}1.png": "cat", f"sub/{listed}2.png": "dog"}  # as they are listed
+    assert [source.references[row] for row in range(2)] == [
+        root / f"{on_disk}1.png", root / f"sub/{on_disk}2.png"
+    ]  # fmt: skip
+    assert (source.errors, source.warnings) == ({}, [])
+    write_table(root / table, [*rows, [f"{on_disk}1.png", "cat"]])
+    assert "is listed before, in row 2" in refusal(root if table == "metadata.csv" else path).message
 
 
 def test_classes_that_look_alike_are_warned_of(tree: Tree) -> None:

@@ -1,10 +1,12 @@
 import io
 import shutil
+import sys
 import tarfile
 import zipfile
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from unicodedata import normalize
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -68,6 +70,31 @@ def test_refusals_name_the_rows(
     assert caught.value.hint
     for part in expected:
         assert part in str(caught.value)
+
+
+@pytest.mark.parametrize("forms", [("NFC", "NFD"), ("NFD", "NFC")])
+def test_names_and_classes_in_another_unicode_form_are_found(
+    tree: Tree, write_table: WriteTable, forms: tuple[str, str]
+) -> None:
+    on_disk, typed = (normalize(form, "caf\u00e9") for form in forms)
+    source = open_source(str(tree(f"{on_disk}/1.png", f"{on_disk}/2.png", "dog/3.png", root=on_disk)))
+    rows = [[f"{typed}/1.png", typed], [f"{typed}\\2.png", "dog"], [f"{source.root}/dog/3.png", "dog"]]
+    rows[2][0] = normalize(forms[1], rows[2][0])
+    trusted = read_trusted(write_table(source.root / "t.csv", rows), source)
+    assert pairs(trusted) == [(0, 0), (1, 1), (2, 1)]
+    write_table(source.root / "t.csv", [rows[0], [f"{on_disk}/1.png", on_disk]])
+    with pytest.raises(RelabelError, match=r"row 3 \(same image as row 2\)"):
+        read_trusted(source.root / "t.csv", source)
+
+
+@pytest.mark.skipif(sys.platform == "darwin", reason="there the two names are one")
+def test_a_name_that_may_mean_two_files_means_neither(tree: Tree, write_table: WriteTable) -> None:
+    one, other, third = "\u1ec7", "e\u0323\u0302", "\u1eb9\u0302"
+    source = open_source(str(tree(f"cat/{one}.png", f"cat/{other}.png", "dog/1.png")))
+    rows = [[f"cat/{name}.png", "dog"] for name in (one, other)]
+    assert len(pairs(read_trusted(write_table(source.root / "t.csv", rows), source))) == 2
+    with pytest.raises(RelabelError, match=r"not in SOURCE: row 2"):
+        read_trusted(write_table(source.root / "t.csv", [[f"cat/{third}.png", "dog"]]), source)
 
 
 def test_only_the_first_five_offenders_are_listed(tree: Tree, write_table: WriteTable) -> None:
