@@ -16,7 +16,8 @@ import shlex
 import shutil
 import sys
 import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from enum import StrEnum
 from inspect import Parameter, signature
@@ -332,13 +333,12 @@ def fit(
     correctors.check(config.recipe.corrector, config.options)
     _check_source(source)
 
-    def save(result: FitResult) -> None:
-        if save_corrector:
-            result.corrector.save(save_corrector)
-        if save_model:
-            result.model().save(save_model)
-
-    _fit(console, arguments, config, state, checkpoint is not None, save, output, overwrite, as_json, quiet)
+    saves: dict[Path, Callable[[FitResult, Path], None]] = {}
+    if save_corrector:
+        saves[save_corrector] = lambda result, path: result.corrector.save(path)
+    if save_model:
+        saves[save_model] = lambda result, path: result.model().save(path)
+    _fit(console, arguments, config, state, checkpoint is not None, saves, output, overwrite, as_json, quiet)
 
 
 @app.command(short_help="Correct the labels of SOURCE without any verified row.")
@@ -432,10 +432,7 @@ def apply(
         resume=resume,
     )
     config = replace(config, pretrained=hub.resolve(corrector, "--corrector", SHIPPED_CORRECTOR.name))
-    _fit(
-        console, arguments, config, state, checkpoint is not None, lambda result: None, output, overwrite,
-        as_json, quiet,
-    )  # fmt: skip
+    _fit(console, arguments, config, state, checkpoint is not None, {}, output, overwrite, as_json, quiet)
 
 
 def _fit(
@@ -444,15 +441,22 @@ def _fit(
     config: FitConfig,
     state: Path,
     named: bool,
-    save: Callable[[FitResult], None],
+    saves: Mapping[Path, Callable[[FitResult, Path], None]],
     output: str,
     overwrite: bool,
     as_json: bool,
     quiet: bool,
 ) -> None:
-    """Run a fit with its checkpoint `state`, which the user may have `named`; save, write and tell."""
+    """Run a fit with its checkpoint `state`, which the user may have `named`; save, write and tell.
+
+    saves: what writes the files beside the labels, by their paths.
+    """
     from relabel import pipeline
     from relabel.checkpoint import is_checkpoint
+
+    def how_to_resume() -> str:
+        outputs = [*saves, *([] if output == "-" else [Path(output)])]
+        return _how_to_resume(state, arguments, any(path.exists() for path in outputs))
 
     try:
         with Terminal(console, quiet) as watcher:
@@ -464,17 +468,16 @@ def _fit(
                     )
                 watcher.warn(f"Starting afresh replaces the checkpoint {state}; --resume would continue it.")
             result = pipeline.fit(config, watcher)
-        save(result)
+        for path, save in saves.items():
+            save(result, path)
         _write_labels(output, result, arguments, overwrite)
     except Stopped as stop:
-        raise stop.saying(_how_to_resume(state, arguments)) from None
+        raise stop.saying(how_to_resume()) from None
     except BrokenPipeError:
         _abandon_stdout()
-        raise RunError(
-            "The reader of standard output closed it too early.", _how_to_resume(state, arguments)
-        ) from None
+        raise RunError("The reader of standard output closed it too early.", how_to_resume()) from None
     except RunError as error:
-        raise RunError(error.message, f"{error.hint} {_how_to_resume(state, arguments)}".strip()) from error
+        raise RunError(error.message, f"{error.hint} {how_to_resume()}".strip()) from error
     state.unlink(missing_ok=True)
     _show_result(console, result, output, as_json, quiet)
 
@@ -715,8 +718,8 @@ def corrupt(
     clean, corrupted = result.source.given, result.corrupted
     columns = (result.source.file_names, corrupted.labels, clean, result.source.class_names)
     if output == "-":
-        sys.stdout.buffer.write(noisy_labels.to_csv(*columns).encode())
-        sys.stdout.flush()
+        with _binary_stdout() as stream:
+            stream.write(noisy_labels.to_csv(*columns).encode())
     else:
         arguments: list[str] = context.obj
         metadata = {**result.metadata, "command": shlex.join(["relabel", *arguments])}
@@ -843,6 +846,22 @@ def _fail_unexpected(error: Exception) -> int:
     return _fail(error, f"Error: {type(error).__name__}: {reason} (RELABEL_DEBUG=1 shows where).", 1)
 
 
+@contextmanager
+def _binary_stdout() -> Iterator[BinaryIO]:
+    """Standard output for bytes. Raises RunError when it refuses them, and BrokenPipeError as it comes."""
+    try:
+        yield sys.stdout.buffer
+        sys.stdout.flush()
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        _abandon_stdout()
+        raise RunError(
+            f"Standard output could not be written: {error.strerror or error}.",
+            "Free some space or choose another place.",
+        ) from error
+
+
 def _abandon_stdout() -> None:
     """The reader of our output has gone; a second error at interpreter exit would say nothing more."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -883,18 +902,21 @@ def _fail(error: BaseException, message: str, code: int) -> int:
     return code
 
 
-def _how_to_resume(checkpoint: Path, arguments: list[str]) -> str:
+def _how_to_resume(checkpoint: Path, arguments: list[str], replace: bool) -> str:
+    """The line that continues a run, and replaces what it has written already if there is any."""
     if not checkpoint.exists():
         return "No epoch was finished and nothing was written."
-    if "--resume" not in arguments:  # first, in case the last words follow a --
-        arguments = [arguments[0], "--resume", *arguments[1:]]
-    return f"The checkpoint {checkpoint} is kept; continue with: {shlex.join(['relabel', *arguments])}"
+    flags = ["--resume", *(["--overwrite"] if replace else [])]
+    missing = [flag for flag in flags if flag not in arguments]
+    # First, in case the last words follow a --.
+    line = shlex.join(["relabel", arguments[0], *missing, *arguments[1:]])
+    return f"The checkpoint {checkpoint} is kept; continue with: {line}"
 
 
 def _checkpoint_path(output: str, arguments: Sequence[str]) -> Path:
     """Beside the output; for standard output here, under a name that two runs at a time do not share."""
     if output == "-":
-        words = "\0".join(word for word in arguments if word != "--resume")
+        words = "\0".join(word for word in arguments if word not in ("--resume", "--overwrite"))
         return Path(f".relabel-{hashlib.sha256(words.encode(errors='replace')).hexdigest()[:8]}.checkpoint")
     return _hidden_beside(Path(output), "checkpoint")
 
@@ -937,20 +959,20 @@ def _files_of(source: str, name: str = "SOURCE") -> dict[str, Path]:
 def _write_labels(output: str, result: Labelling, arguments: Sequence[str], overwrite: bool) -> None:
     from relabel.output.parquet import write_labels
 
-    write_labels(
-        sys.stdout.buffer if output == "-" else Path(output),
-        file_names=result.source.file_names,
-        given=result.source.given,
-        soft_label=result.soft_label,
-        noise_probability=result.noise_probability,
-        action=result.action,
-        trusted=result.trusted,
-        errors=result.errors,
-        class_names=result.source.class_names,
-        metadata={**result.metadata, "command": shlex.join(["relabel", *arguments])},
-        overwrite=overwrite,
-    )
-    sys.stdout.flush()
+    with _binary_stdout() if output == "-" else nullcontext(Path(output)) as destination:
+        write_labels(
+            destination,
+            file_names=result.source.file_names,
+            given=result.source.given,
+            soft_label=result.soft_label,
+            noise_probability=result.noise_probability,
+            action=result.action,
+            trusted=result.trusted,
+            errors=result.errors,
+            class_names=result.source.class_names,
+            metadata={**result.metadata, "command": shlex.join(["relabel", *arguments])},
+            overwrite=overwrite,
+        )
 
 
 def _show_result(console: Console, result: Labelling, output: str, as_json: bool, quiet: bool) -> None:

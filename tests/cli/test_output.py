@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import shlex
 import sys
 from pathlib import Path
 
@@ -120,6 +121,20 @@ def test_a_full_disk_ends_in_one_sentence_and_no_debris(fit, monkeypatch, files,
     else:
         assert not new
         assert "--resume" not in done.err
+
+
+def test_the_line_that_is_shown_when_the_disk_is_full_replaces_what_was_written(fit, run, monkeypatch):
+    def full(*_, **__):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("pyarrow.parquet.ParquetWriter.write_table", full)
+        done = fit("-q", "--save-corrector", "c.pt")
+    assert done.code == 1
+    assert Path("c.pt").exists()
+    _, *arguments = shlex.split(done.err.split("continue with: ")[1])
+    assert run(*arguments).code == 0
+    assert len(pq.read_table("labels.parquet")) == 28
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")

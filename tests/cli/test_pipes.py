@@ -2,6 +2,8 @@
 
 import io
 import json
+import os
+import shlex
 import subprocess
 
 import pyarrow.parquet as pq
@@ -50,6 +52,42 @@ def test_a_reader_that_goes_away_is_no_reason_for_a_traceback(start, arguments):
     if arguments is FIT:
         assert b"The reader of standard output closed it too early." in err
         assert b"--resume" in err
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no device that is always full")
+@pytest.mark.parametrize("goes", ["away", "full"])
+def test_the_line_that_is_shown_when_standard_output_fails_continues_the_run(start, folder, goes):
+    saves = ("--save-corrector", "c.pt", "--save-model", "m.pt")
+    told = b"The reader of standard output closed it too early."
+    if goes == "full":
+        told = b"Standard output could not be written: No space left on device. Free some space"
+    with open("/dev/full", "wb") as full, subprocess.Popen(["true"], stdin=subprocess.PIPE) as reader:
+        reader.wait()
+        process = start(*FIT, "-q", *saves, stdout=full if goes == "full" else reader.stdin)
+        reader.stdin.close()
+        _, err = process.communicate(timeout=120)
+    assert process.returncode == 1
+    assert err.startswith(b"Error: " + told)
+    assert err.count(b"\n") == 1
+    program, *arguments = shlex.split(err.decode().split("continue with: ")[1])
+    assert program == "relabel"
+    again = start(*arguments)
+    out, err = again.communicate(timeout=120)
+    assert (again.returncode, err) == (0, b"")
+    assert len(pq.read_table(io.BytesIO(out))) == 28
+    assert not list(folder.glob(".relabel-*"))
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no device that is always full")
+def test_a_full_standard_output_is_told_by_corrupt_too(start):
+    with open("/dev/full", "wb") as full:
+        process = start("corrupt", "images", "--noise", "uniform", "--rate", "0.2", "-o", "-", stdout=full)
+        _, err = process.communicate(timeout=120)
+    assert process.returncode == 1
+    assert err.decode().splitlines() == [
+        "Error: Standard output could not be written: No space left on device. "
+        "Free some space or choose another place."
+    ]
 
 
 @pytest.mark.parametrize("sent", [b"", b"PAR1 but no more"])
