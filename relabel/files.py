@@ -19,6 +19,9 @@ from numpy.typing import DTypeLike, NDArray
 from relabel import __version__
 from relabel.errors import RelabelError, RunError
 
+METADATA_KEY = b"relabel"
+"""Where the schema of a Parquet file that we write has JSON data on it."""
+
 
 def check_output(path: Path, overwrite: bool) -> None:
     """Refuse an output that could not be written at the end; call it before any work.

@@ -7,7 +7,7 @@ name, so that a million rows stay cheap.
 """
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -46,6 +46,7 @@ from relabel.data.tables import (
 )
 from relabel.data.vectors import read_vectors
 from relabel.errors import RelabelError
+from relabel.files import METADATA_KEY
 from relabel.hub import parse_dataset
 from relabel.progress import Silent, Watcher
 
@@ -316,8 +317,8 @@ def _from_folder(request: Request) -> Rows:
     scan = _scan(root)
     if scan.metadata:
         return _from_metadata(root, scan, request)
-    shards = [root / path for path in scan.others if suffix_of(path) in SHARD_SUFFIXES]
-    if shards and not scan.images:
+    shards = [] if scan.images else _shards(root, scan, SHARD_SUFFIXES)
+    if shards:
         check_one_split(shards, root)
         return _from_shards(shards, request)
     rows = _Files(root, "folder", ignored=len(scan.others))
@@ -382,11 +383,25 @@ def parquet_files(location: str) -> list[Path]:
     """The Parquet files that a file, a folder or a pattern stands for; none if there is anything else."""
     if os.path.isdir(location):
         root = Path(location)
-        paths = [root / path for path in _scan(root).others if suffix_of(path) == ".parquet"]
+        paths = _shards(root, _scan(root), {".parquet"})
         check_one_split(paths, root)
         return paths
     paths = [Path(location)] if os.path.isfile(location) else expand(location)
     return paths if all(suffix_of(path.name) == ".parquet" for path in paths) else []
+
+
+def _shards(root: Path, scan: _Scan, suffixes: Collection[str]) -> list[Path]:
+    """The shards in a folder; what relabel itself has written there is none."""
+    paths = [root / path for path in scan.others if suffix_of(path) in suffixes]
+    return [path for path in paths if not is_result(path)]
+
+
+def is_result(path: Path) -> bool:
+    """Whether a file is Parquet that relabel wrote: labels or noisy labels."""
+    try:
+        return suffix_of(path.name) == ".parquet" and METADATA_KEY in (pq.read_schema(path).metadata or {})
+    except (OSError, pa.ArrowException):
+        return False  # whoever reads it says what is wrong
 
 
 def _from_shards(paths: Sequence[Path], request: Request) -> Rows:

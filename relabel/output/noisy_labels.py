@@ -20,9 +20,9 @@ from numpy.typing import NDArray
 from relabel.data.rows import natural_key
 from relabel.data.tables import first_few, read_table
 from relabel.errors import RelabelError
-from relabel.files import atomic_path
+from relabel.files import METADATA_KEY, atomic_path
 from relabel.metrics import noise_matrix
-from relabel.output.parquet import COMPRESSION, METADATA_KEY, matrix_metadata, metadata_json
+from relabel.output.parquet import COMPRESSION, matrix_metadata, metadata_json
 
 KIND = "noisy labels"
 COLUMNS = ("file_name", "label", "clean_label")

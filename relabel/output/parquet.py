@@ -18,9 +18,8 @@ from numpy.typing import NDArray
 
 from relabel.data.tables import printable
 from relabel.errors import RelabelError
-from relabel.files import atomic_path, check_output
+from relabel.files import METADATA_KEY, atomic_path, check_output
 
-METADATA_KEY = b"relabel"
 # What writer and streaming readers hold at a time: 64 MB of soft labels at the most.
 _ROWS_PER_GROUP = 65_536
 _SHARES_PER_GROUP = 2**24

@@ -191,6 +191,17 @@ def test_a_mistake_is_one_sentence_and_nothing_is_written(run, forms, files, wor
     assert files() == before
 
 
+def test_outputs_in_a_folder_of_shards_are_no_shards_the_next_time(run, forms, monkeypatch):
+    monkeypatch.chdir("data")
+    noise = ("--noise", "symmetric", "--rate", "0.2", "-q")
+    assert run("corrupt", ".", *noise, "-o", "noisy.parquet").code == 0
+    tiny = ("--epochs", "2", "--image-size", "8", "--device", "cpu", "-q")
+    assert run("fit", ".", "--labels", "noisy.parquet", "--trusted-column", "checked", *tiny).code == 0
+    assert run("corrupt", ".", *noise, "-o", "again.parquet").code == 0
+    assert pq.read_table("again.parquet").equals(pq.read_table("noisy.parquet"))
+    assert run("evaluate", "labels.parquet", "--truth", ".").code == 0
+
+
 def test_an_output_does_not_replace_a_shard(run, forms):
     shard = "data/train-00001-of-00002.parquet"
     done = run(

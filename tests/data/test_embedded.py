@@ -115,6 +115,15 @@ def test_shards_are_one_table_in_natural_order(
     assert given(source) == ["a", "b", "a", "b", "a", "b", "b", "b"]
 
 
+def test_what_relabel_wrote_into_a_folder_of_shards_is_no_shard(
+    tmp_path: Path, write: Callable[..., Path]
+) -> None:
+    write(tmp_path / "train-0.parquet", ["a", "b"])
+    written = pa.table({"file_name": ["0"], "label": ["a"]}).replace_schema_metadata({"relabel": "{}"})
+    pq.write_table(written, tmp_path / "test-labels.parquet")  # nor one of another split
+    assert open_source(str(tmp_path)).file_names == ["1.png", "2.png"]
+
+
 @pytest.mark.parametrize("paths", [True, False])
 def test_names_that_are_not_of_one_row_give_way_to_numbers(
     tmp_path: Path, write: Callable[..., Path], paths: bool

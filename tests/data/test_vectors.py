@@ -334,6 +334,13 @@ def test_shards_of_vectors_are_one_source(tmp_path, place):
     assert source.errors == {4: "the vector has 2 values, not 3", 5: "there is no vector"}
 
 
+def test_what_relabel_wrote_into_a_folder_of_shards_is_no_shard(tmp_path):
+    path = shards(tmp_path / "shards", {"v": lists(), "label": LABELS})
+    written = pa.table({"file_name": ["0"], "label": ["cat"]}).replace_schema_metadata({"relabel": "{}"})
+    pq.write_table(written, tmp_path / "shards/test.parquet")  # nor one of another split
+    assert len(open_source(path, options=V)) == 4
+
+
 def test_names_of_shards_are_one_list(tmp_path):
     one, two = ({"v": lists(), "label": LABELS, "id": [f"{letter}{n}" for n in range(4)]} for letter in "ab")
     both = shards(tmp_path / "both", one, two)
