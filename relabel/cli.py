@@ -297,7 +297,7 @@ def fit(
             "--save-model": save_model,
             "--checkpoint": state,
         },
-        {**_files_of(source), "--trusted": trusted, "--labels": labels, "--weights": Path(weights)},
+        {**_files_of(source, reading), "--trusted": trusted, "--labels": labels, "--weights": Path(weights)},
         overwrite,
     )
     config = FitConfig(
@@ -398,7 +398,7 @@ def apply(
     _check_outputs(
         {"--output": None if to_stdout else Path(output), "--checkpoint": state},
         {
-            **_files_of(source), "--corrector": local, "--trusted": trusted, "--labels": labels,
+            **_files_of(source, reading), "--corrector": local, "--trusted": trusted, "--labels": labels,
             "--weights": Path(weights),
         },
         overwrite,
@@ -519,7 +519,7 @@ def pretrain(
     read = {
         name: path
         for number, source in enumerate(sources, 1)
-        for name, path in _files_of(source, f"SOURCE {number}").items()
+        for name, path in _files_of(source, reading, f"SOURCE {number}").items()
     }
     _check_outputs({"--output": output}, read, overwrite)
     if folder.exists() and not folder.is_dir():
@@ -596,7 +596,7 @@ def predict(
         _check_stdout(as_json)
     _check_outputs(
         {"--output": None if output == "-" else Path(output)},
-        {**_files_of(source), "--model": model, "--labels": labels},
+        {**_files_of(source, reading), "--model": model, "--labels": labels},
         overwrite,
     )
     config = PredictConfig(
@@ -699,7 +699,7 @@ def corrupt(
     from relabel.output import noisy_labels
 
     if output != "-":
-        read = {**_files_of(source), "--labels": labels, "--map": mapping}
+        read = {**_files_of(source, reading), "--labels": labels, "--map": mapping}
         _check_outputs({"--output": Path(output)}, read, overwrite)
         noisy_labels.check_suffix(Path(output))
     config = corruption.CorruptConfig(
@@ -947,13 +947,17 @@ def _check_source(source: str) -> None:
         check_there(source)
 
 
-def _files_of(source: str, name: str = "SOURCE") -> dict[str, Path]:
-    """The files of SOURCE, which no output may replace, by what a message calls them."""
+def _files_of(source: str, reading: SourceOptions, name: str = "SOURCE") -> dict[str, Path]:
+    """The files and folders of SOURCE, which no output may replace, by what a message calls them."""
+    from relabel.data.rows import CLASSES_FILE
     from relabel.data.shards import expand
 
+    files = {f"{name}'s classes": Path(source).parent / CLASSES_FILE}
+    if reading.classes is not None:
+        files["--classes"] = Path(reading.classes)
     if os.path.exists(source):
-        return {name: Path(source)}
-    return {f"{name} ({path})": path for path in expand(source)}
+        return {**files, name: Path(source)}
+    return files | {f"{name} ({path})": path for path in expand(source)}
 
 
 def _write_labels(output: str, result: Labelling, arguments: Sequence[str], overwrite: bool) -> None:
@@ -993,7 +997,8 @@ def _check_outputs(
     written: Mapping[str, Path | None], read: Mapping[str, Path | None], overwrite: bool
 ) -> None:
     """Refuse an output that cannot be written, or that would replace an input or another output."""
-    owners = {path.resolve(): flag for flag, path in read.items() if path and path.is_file()}
+    owners = {path.resolve(): flag for flag, path in read.items() if path and os.path.isfile(path)}
+    folders = {flag: path for flag, path in read.items() if path and os.path.isdir(path)}
     for flag, path in written.items():
         if path is None:
             continue
@@ -1004,6 +1009,20 @@ def _check_outputs(
         other = owners.setdefault(path.resolve(), flag)
         if other != flag:
             raise RelabelError(f"{flag} {path} is also {other}.", "Choose another name.")
+        if path.exists():
+            _check_replaced(flag, path, folders)
+
+
+def _check_replaced(flag: str, path: Path, folders: Mapping[str, Path]) -> None:
+    """Refuse to replace an image, or what else an input that is a folder is made of."""
+    from relabel.data.images import IMAGE_SUFFIXES
+    from relabel.data.sources import is_part
+
+    if {path.suffix.lower(), path.resolve().suffix.lower()} & IMAGE_SUFFIXES:
+        raise RelabelError(f"{flag} {path} is an image.", "Choose another name.")
+    for name, folder in folders.items():
+        if is_part(folder, path):
+            raise RelabelError(f"{flag} {path} is part of {name}.", "Choose another name.")
 
 
 def _console(*, stderr: bool = False) -> Console:

@@ -404,6 +404,22 @@ def is_result(path: Path) -> bool:
         return False  # whoever reads it says what is wrong
 
 
+def is_part(folder: Path, file: Path) -> bool:
+    """Whether a file that exists is one of those, but for its images, that a folder as SOURCE is made of."""
+    roots = root_prefixes(folder)
+    for path in (file.absolute(), file.resolve()):
+        name = file_key(str(path), roots)
+        if os.path.isabs(name):
+            continue
+        if name == CLASSES_FILE or path.name in METADATA_NAMES:
+            return True
+        if not is_result(path) and (
+            hf.is_saved(folder) or (suffix_of(name) in SHARD_SUFFIXES and not _scan(folder).images)
+        ):
+            return True
+    return False
+
+
 def _from_shards(paths: Sequence[Path], request: Request) -> Rows:
     for path in paths:
         if suffix_of(path.name) not in ARCHIVE_SUFFIXES | SHARD_SUFFIXES:

@@ -4,9 +4,11 @@ import errno
 import json
 import os
 import shlex
+import shutil
 import sys
 from pathlib import Path
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
@@ -99,6 +101,70 @@ def test_json_alone_on_standard_output(fit, run):
     assert summary["rows"] == 28
     assert summary["output"] == "labels.parquet"
     assert sum(summary["actions"].values()) == 28 - summary["trusted_rows"]
+
+
+@pytest.fixture
+def folders(folder):
+    """SOURCE as a folder of every kind, with a file of each in `inside` and a link to it."""
+    import datasets
+
+    cells = [{"bytes": path.read_bytes()} for path in sorted((folder / "images/red").iterdir())]
+    table = pa.table({"image": cells, "label": ["red", "blue"] * 7})
+    datasets.disable_progress_bars()
+    datasets.Dataset(table).save_to_disk("saved")
+    (folder / "shards/sub").mkdir(parents=True)
+    pq.write_table(table, "shards/sub/a.parquet")
+    shutil.copytree("images", "listed/sub")
+    names = [f"{colour}/{colour}{number}.png" for colour in ("red", "blue") for number in range(3)]
+    Path("listed/sub/metadata.csv").write_text("file_name,label\n" + "".join(f"{n},{n[:3]}\n" for n in names))
+    Path("list.csv").write_text("file_name,label\n" + "".join(f"images/{n},{n[:3]}\n" for n in names))
+    for place in ("images/classes.txt", "classes.txt", "order.txt"):
+        Path(place).write_text("red\nblue\n")
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("source", "output", "told"),
+    [
+        (("images",), "images/red/red9.png", "is an image."),
+        (("list.csv",), "images/red/red1.png", "is an image."),
+        (("listed",), "listed/sub/metadata.csv", "is part of SOURCE."),
+        (("shards",), "shards/sub/a.parquet", "is part of SOURCE."),
+        (("saved",), "saved/state.json", "is part of SOURCE."),
+        (("images",), "images/classes.txt", "is part of SOURCE."),
+        (("list.csv",), "classes.txt", "is also SOURCE's classes."),
+        (("images", "--classes", "order.txt"), "order.txt", "is also --classes."),
+    ],
+    ids=lambda value: value if isinstance(value, str) else " ".join(value),
+)
+@pytest.mark.parametrize("linked", [False, True])
+def test_overwrite_replaces_nothing_that_source_is_made_of(run, folders, files, source, output, told, linked):
+    if linked:
+        Path("link").symlink_to(output)
+        output = "link"
+    before = files()
+    noise = ("--noise", "symmetric", "--rate", "0.2")
+    for command in (
+        ("corrupt", *source, *noise, "-o", output),
+        ("fit", *source, "--trusted", "trusted.csv", "-o", output),
+        ("fit", *source, "--trusted", "trusted.csv", "--save-corrector", output),
+        ("pretrain", *source, "-o", output),
+    ):
+        done = run(*command, "--overwrite")
+        flag = "--save-corrector" if "--save-corrector" in command else "--output"
+        name = "SOURCE 1" if command[0] == "pretrain" else "SOURCE"
+        assert done.code == 2
+        assert done.err == f"Error: {flag} {output} {told.replace('SOURCE', name)} Choose another name.\n"
+        assert files() == before
+
+
+def test_overwrite_replaces_what_lies_in_source_and_is_no_part_of_it(run, folders, monkeypatch):
+    noise = ("--noise", "symmetric", "--rate", "0.2", "--overwrite")
+    pq.write_table(pa.table({"file_name": ["a"]}), "images/truth.parquet")
+    assert run("corrupt", "images", *noise, "-o", "images/truth.parquet").code == 0
+    monkeypatch.chdir("shards")
+    for _ in range(2):
+        assert run("corrupt", ".", *noise, "-o", "labels.parquet").code == 0
 
 
 @pytest.mark.parametrize("when", ["labels", "checkpoint"])
