@@ -126,11 +126,14 @@ def to_csv(
 ) -> str:
     """The CSV text; equal input gives equal text. An unlabelled row (-1) has empty labels."""
     text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(COLUMNS)
+    plain = csv.writer(text, lineterminator="\n")
+    quoting = csv.writer(text, lineterminator="\n", quoting=csv.QUOTE_ALL)
+    plain.writerow(COLUMNS)
     names = [*class_names, ""]  # −1 picks the empty last one
     for name, label, clean_label in zip(file_names, noisy, clean, strict=True):
-        writer.writerow([name, names[label], names[clean_label]])
+        row = [name, names[label], names[clean_label]]
+        # A return would go unquoted, because it ends no line here, and end one for who reads it.
+        (quoting if any("\r" in cell for cell in row) else plain).writerow(row)
     return text.getvalue()
 
 

@@ -3,6 +3,7 @@
 import csv
 import json
 import re
+import sys
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -77,6 +78,23 @@ def test_noise_that_needs_labels_only_loads_no_torch(start, corrupt, noise):
     assert process.returncode == 0
     assert len(out.splitlines()) == 29
     assert not re.search(rb"\| +torch\n", err)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="such names cannot be there")
+@pytest.mark.parametrize("output", ["noisy.csv", "-"])
+def test_odd_names_come_back_from_the_csv(corrupt, run, folder, tools, output):
+    names = ["a\rb.png", "\r\nc.png", "d\ne.png", 'f"g,h.png']
+    for name in names:
+        tools["draw"](folder / "images/red\rish" / name, "red")
+    done = corrupt("uniform", "-o", output)
+    assert done.code == 0
+    if output == "-":
+        (folder / "noisy.csv").write_bytes(done.out)
+    rows = [row["file_name"] for row in read_csv("noisy.csv") if row["clean_label"] == "red\rish"]
+    assert sorted(rows) == sorted(f"red\rish/{name}" for name in names)
+    assert corrupt("uniform", "--labels", "noisy.csv", "-o", "again.csv").code == 0
+    shown = json.loads(run("inspect", "noisy.csv", "--json").out)
+    assert shown["class_names"] == ["blue", "red", "red\rish"]
 
 
 def test_parquet_goes_into_fit_and_evaluate_as_csv_does(corrupt, run):
