@@ -73,8 +73,12 @@ def image_column(schema: pa.Schema, where: str, wanted: str | None) -> str | Non
 
 
 def image_columns(schema: pa.Schema) -> list[str]:
-    """The columns that hold images themselves, as Hugging Face writes them."""
-    return [field.name for field in schema if _holds_bytes(field.type)]
+    """The columns that hold images themselves: as Hugging Face writes them, or bytes under the usual name."""
+    return [
+        field.name
+        for field in schema
+        if _holds_bytes(field.type) or (field.name == IMAGE_COLUMN and _is_binary(field.type))
+    ]
 
 
 def needed_image_column(schema: pa.Schema, where: str, wanted: str | None) -> str:

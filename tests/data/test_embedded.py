@@ -159,12 +159,14 @@ def test_rows_without_an_image_keep_their_place(tmp_path: Path, picture: Picture
 
 
 @pytest.mark.parametrize("kind", [pa.binary(), pa.large_binary()])
-def test_a_plain_column_of_bytes_is_read_when_it_is_named(
-    tmp_path: Path, picture: Picture, greys: Greys, kind: pa.DataType
+@pytest.mark.parametrize("named", ["png", "image", None])
+def test_a_plain_column_of_bytes_is_read_when_it_is_named_or_called_image(
+    tmp_path: Path, picture: Picture, greys: Greys, kind: pa.DataType, named: str | None
 ) -> None:
     images = pa.array([picture(10), None, picture(30)], kind)
-    pq.write_table(pa.table({"png": images, "kind": ["a", "b", "b"]}), tmp_path / "t.parquet")
-    options = SourceOptions(image_column="png", label_column="kind")
+    table = pa.table({"mask": images[::-1], named or "image": images, "kind": ["a", "b", "b"]})
+    pq.write_table(table, tmp_path / "t.parquet")
+    options = SourceOptions(image_column=named, label_column="kind")
     source = open_source(str(tmp_path / "t.parquet"), options=options)
     assert greys(source) == [10, "the row has no image", 30]
     assert source.file_names == ["0", "1", "2"]
