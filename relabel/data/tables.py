@@ -9,7 +9,7 @@ import io
 import json
 import math
 import unicodedata
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
@@ -164,16 +164,15 @@ def label_of(text: str) -> str | None:
 
 def _read_csv(path: Path, open_file: _Open, wanted: Sequence[str]) -> _Cells:
     with io.TextIOWrapper(open_file(), encoding="utf-8-sig", newline="") as file:
-        header_line = file.readline()
-        file.seek(0)
-        delimiter = next((mark for mark in ",;\t" if mark in header_line), ",")
-        reader = csv.reader(file, delimiter=delimiter, strict=True)
         found: list[str] = []
         columns: dict[str, list[object]] = {}
         picked: list[tuple[int, list[object]]] = []
         rows: list[int] = []
         row = 1
         try:
+            delimiter = "\t" if path.suffix.lower() == ".tsv" else _delimiter(file.readline(), wanted)
+            file.seek(0)
+            reader = csv.reader(file, delimiter=delimiter, strict=True)
             for cells in reader:
                 if not cells:
                     pass  # a blank line
@@ -197,6 +196,16 @@ def _read_csv(path: Path, open_file: _Open, wanted: Sequence[str]) -> _Cells:
                 f"{path}, row {row}: not valid CSV ({error}).", "Check the quotes in that row."
             ) from None
     return _Cells(found, columns, rows)
+
+
+def _delimiter(header: str, wanted: Collection[str]) -> str:
+    """The mark of those in the header line that parts it into most of the wanted columns."""
+
+    def columns(mark: str) -> set[str]:
+        return {name.strip() for name in next(csv.reader([header], delimiter=mark), [])}
+
+    marks = [mark for mark in ",;\t" if mark in header] or [","]
+    return max(marks, key=lambda mark: len(columns(mark).intersection(wanted)))
 
 
 def _undecodable_line(open_file: _Open) -> int:

@@ -208,13 +208,32 @@ def test_number_labels_become_their_text(tree: Tree, labels: object) -> None:
         "file_name;label\na.png;cat\nb.png;dog\n",
         "file_name\tlabel\r\na.png\tcat\r\n\r\nb.png\tdog\r\n",
         'id,label,file_name\n"1\n2",cat,a.png\n3,"dog","b.png"\n',
+        "file_name;label;note, or none\na.png;cat;x,y\nb.png;dog;\n",
+        "note, or none;x\tfile_name\tlabel\n,\ta.png\tcat\n\tb.png\tdog\n",
+        "file_name , label,note;none\na.png,cat,\nb.png,dog,\n",
     ],
-    ids=["byte order mark", "semicolons", "tabs, CRLF, blank line", "extra column with a newline"],
+    ids=[
+        "byte order mark",
+        "semicolons",
+        "tabs, CRLF, blank line",
+        "extra column with a newline",
+        "semicolons, comma in the header",
+        "tabs, other marks in the header",
+        "commas, white space",
+    ],
 )
 def test_csv_dialects(tree: Tree, text: str) -> None:
     root = tree("a.png", "b.png")
     (root / "m.csv").write_bytes(text.encode())
     assert labelled(open_source(str(root / "m.csv"))) == {"a.png": "cat", "b.png": "dog"}
+
+
+def test_tabs_part_a_tsv_whatever_else_is_in_it(tree: Tree) -> None:
+    root = tree("a,1.png", "b;2.png")
+    (root / "m.tsv").write_text("label\tfile_name\tof, or by\ncat\ta,1.png\t\ndog\tb;2.png\t\n")
+    assert labelled(open_source(str(root / "m.tsv"))) == {"a,1.png": "cat", "b;2.png": "dog"}
+    (root / "bare.tsv").write_text("file_name\na,1.png\nb;2.png\n")
+    assert len(open_source(str(root / "bare.tsv"), need_classes=False)) == 2
 
 
 @pytest.mark.parametrize(
