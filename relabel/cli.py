@@ -15,6 +15,7 @@ import re
 import shlex
 import shutil
 import sys
+import tempfile
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
@@ -745,26 +746,34 @@ def inspect(
     as_json: JsonOption = False,
 ) -> None:
     """Show what a labels file, a corrector file, a model file or noisy labels hold."""
+    if file == "-":
+        with _standard_input() as path:
+            _inspect(path, as_json)
+    else:
+        _inspect(Path(file), as_json)
+
+
+def _inspect(path: Path, as_json: bool) -> None:
     from relabel.output import noisy_labels
     from relabel.output.parquet import read_labels
 
-    if file != "-" and _starts_with(Path(file), b"PK"):
+    if _starts_with(path, b"PK"):
         from relabel.model import describe_file
 
-        described = describe_file(Path(file))
+        described = describe_file(path)
         if as_json:
             _print_json(described)
         else:
             summary.show_trained(_console(), described)
         return
-    if file != "-" and noisy_labels.is_noisy_labels(Path(file)):
-        noisy = noisy_labels.read(Path(file))
+    if noisy_labels.is_noisy_labels(path):
+        noisy = noisy_labels.read(path)
         if as_json:
             _print_json(noisy.to_dict())
         else:
             summary.show_noisy_labels(_console(), noisy.lines())
         return
-    labels_file = read_labels(_labels_source(file))
+    labels_file = read_labels(path)
     if as_json:
         _print_json({"rows": labels_file.table.num_rows, **labels_file.metadata})
     else:
@@ -1029,6 +1038,28 @@ def _console(*, stderr: bool = False) -> Console:
     """Plain text unless the stream is a terminal, whatever the environment forces: logs stay readable."""
     stream = sys.stderr if stderr else sys.stdout
     return Console(stderr=stderr, force_terminal=None if stream.isatty() else False)
+
+
+@contextmanager
+def _standard_input() -> Iterator[Path]:
+    """Standard input as a file, which a RelabelError in the block then calls by what it is."""
+    with tempfile.TemporaryDirectory(prefix="relabel-") as folder:
+        path = Path(folder, "stdin.csv")  # readers know the kind of a table by its name
+        try:
+            with path.open("wb") as file:
+                shutil.copyfileobj(sys.stdin.buffer, file)
+        except OSError as error:
+            raise RunError(
+                f"Standard input could not be kept in {tempfile.gettempdir()}: {error.strerror}.",
+                "Free some space, or set TMPDIR to another folder.",
+            ) from error
+        if _starts_with(path, b"PAR1"):
+            path = path.rename(path.with_suffix(".parquet"))
+        try:
+            yield path
+        except RelabelError as error:
+            message = error.message.replace(str(path), "standard input")
+            raise type(error)(message, error.hint) from error
 
 
 def _labels_source(argument: str) -> Path | BinaryIO:

@@ -1,5 +1,6 @@
 """A user joins commands: standard output carries the bytes and nothing else."""
 
+import errno
 import io
 import json
 import os
@@ -90,9 +91,57 @@ def test_a_full_standard_output_is_told_by_corrupt_too(start):
     ]
 
 
+@pytest.fixture
+def inspect(run, monkeypatch):
+    """`relabel inspect -` with bytes on standard input."""
+
+    def go(sent, *flags):
+        monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(sent)))
+        return run("inspect", "-", *flags)
+
+    return go
+
+
+def test_every_kind_of_file_can_be_inspected_through_a_pipe(fit, run, inspect, folder):
+    assert fit("-q", "--save-corrector", "c.pt", "--save-model", "m.pt").code == 0
+    for suffix in (".csv", ".parquet"):
+        noise = ("--noise", "uniform", "--rate", "0.2", "-q", "-o", f"n{suffix}")
+        assert run("corrupt", "images", *noise).code == 0
+    for name in ("labels.parquet", "c.pt", "m.pt", "n.csv", "n.parquet"):
+        for flags in ((), ("--json",)):
+            shown = inspect((folder / name).read_bytes(), *flags)
+            assert (shown.code, shown.err) == (0, "")
+            assert shown.out == run("inspect", name, *flags).out
+
+
+@pytest.mark.parametrize(
+    ("sent", "told"),
+    [
+        (b"PK\x03\x04 and no more", "standard input is neither a corrector nor a model file"),
+        (b"file_name,label,clean_label\na.png,x\n", "standard input, row 2: 2 cells where the header has 3."),
+        (b"file_name,label\na.png,x\n", "standard input is not a Parquet file."),
+    ],
+)
+def test_what_is_wrong_with_standard_input_is_told_by_that_name(inspect, folder, sent, told):
+    done = inspect(sent)
+    assert done.code == 2
+    assert done.err.startswith(f"Error: {told}")
+    assert done.err.count("\n") == 1
+
+
+def test_a_disk_too_small_for_standard_input_is_told(inspect, folder, monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("shutil.copyfileobj", full)
+    done = inspect(b"PAR1")
+    assert done.code == 1
+    assert done.err.startswith("Error: Standard input could not be kept in ")
+    assert done.err.endswith(": No space left on device. Free some space, or set TMPDIR to another folder.\n")
+
+
 @pytest.mark.parametrize("sent", [b"", b"PAR1 but no more"])
-def test_what_comes_through_the_pipe_may_be_broken(run, folder, monkeypatch, sent):
-    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(sent)))
-    done = run("inspect", "-")
+def test_what_comes_through_the_pipe_may_be_broken(inspect, folder, sent):
+    done = inspect(sent)
     assert done.code == 2
     assert done.err.startswith("Error: standard input ")
