@@ -7,6 +7,7 @@ They become PNG files in class folders named after their GIVEN label, 30 % of wh
 from __future__ import annotations
 
 import csv
+import os
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -56,19 +57,28 @@ class DemoData:
 def write_dataset(directory: Path, overwrite: bool) -> DemoData:
     """Write images, `trusted.csv` and `truth.csv` into `directory`.
 
-    Raises RelabelError when the folder already holds a demo (unless `overwrite`) or anything else.
+    Raises RelabelError when the folder already holds a demo (unless `overwrite`) or anything else, or cannot
+    be made.
     """
     data_files = {name: directory / name for name in ("trusted.csv", "truth.csv", "labels.parquet")}
     images = directory / "images"
-    if directory.exists() and not directory.is_dir():
+    there = os.path.exists(directory)  # no exception where the name is too long
+    if there and not directory.is_dir():
         raise RelabelError(f"{directory} is not a folder.", "Name a new folder.")
-    if directory.exists() and any(directory.iterdir()) and not overwrite:
+    if there and any(directory.iterdir()) and not overwrite:
         raise RelabelError(f"The folder {directory} is not empty.", "Name a new folder or add --overwrite.")
     for path in data_files.values():
-        if directory.exists():
+        if there:
             check_output(path, overwrite)
-    if images.exists() and any(not path.name.startswith("digit") for path in images.glob("*/*")):
+    if there and images.exists() and any(not path.name.startswith("digit") for path in images.glob("*/*")):
         raise RelabelError(f"{images} holds files that are not the demo's.", "Name a new folder.")
+
+    try:
+        images.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise RelabelError(
+            f"The folder {images} could not be made: {error.strerror}.", "Name another folder."
+        ) from error
 
     from sklearn.datasets import load_digits
 
@@ -78,7 +88,7 @@ def write_dataset(directory: Path, overwrite: bool) -> DemoData:
     corrupted = noise.corrupt(truth, class_names, noise="symmetric", rate=NOISE_RATE, seed=_SEED)
     names = [f"{given}/digit{row:04d}.png" for row, given in enumerate(corrupted.labels)]
     for given in class_names:
-        (images / given).mkdir(parents=True, exist_ok=True)
+        (images / given).mkdir(exist_ok=True)
     for name, pixels in zip(names, digits.images, strict=True):
         grey = Image.fromarray((pixels * (255 / 16)).round().astype(np.uint8))
         side = pixels.shape[0] * _SCALE

@@ -82,6 +82,12 @@ FIT = ("fit", "images", "--trusted", "trusted.csv", "--image-size", "8", "--epoc
         (("inspect", "fake.zip"), "fake.zip"),
         (("demo", "images"), "The folder images is not empty."),
         (("demo", "note.txt"), "note.txt is not a folder."),
+        (
+            ("demo", "note.txt/x"),
+            "The folder note.txt/x/images could not be made: Not a directory. Name anot",
+        ),
+        (("demo", "a" * 300), "aaa/images could not be made: File name too long. Name another folder."),
+        (("demo", "/dev/null/x"), "The folder /dev/null/x/images could not be made: Not a directory."),
     ],
     ids=lambda value: " ".join(value[-3:]) if isinstance(value, tuple) else "",
 )
