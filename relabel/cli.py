@@ -42,7 +42,7 @@ from relabel.config import (
 )
 from relabel.correctors import REGISTRY
 from relabel.errors import RelabelError, RunError
-from relabel.files import check_output
+from relabel.files import check_name, check_output
 from relabel.interrupts import Stopped
 from relabel.progress import Terminal
 
@@ -932,7 +932,9 @@ def _checkpoint_path(output: str, arguments: Sequence[str]) -> Path:
 
 def _hidden_beside(path: Path, suffix: str) -> Path:
     # Not `with_name`, which refuses a folder's name such as "." before anyone could say what is wrong.
-    return path.parent / f".{path.name}.{suffix}"
+    hidden = path.parent / f".{path.name}.{suffix}"
+    check_name(hidden, path)
+    return hidden
 
 
 def _parse_options(pairs: Sequence[str]) -> dict[str, str]:

@@ -26,9 +26,10 @@ METADATA_KEY = b"relabel"
 def check_output(path: Path, overwrite: bool) -> None:
     """Refuse an output that could not be written at the end; call it before any work.
 
-    Raises `RelabelError` when the path is a folder or a device, exists without `overwrite`, or has no
-    folder that can be written to.
+    Raises `RelabelError` when the path is a folder or a device, exists without `overwrite`, has no folder
+    that can be written to, or is none that the system takes.
     """
+    check_name(path)
     if path.is_dir():
         raise RelabelError(f"The output {path} is a folder.", "Name a file.")
     if path.exists() and not path.is_file():
@@ -45,6 +46,18 @@ def check_output(path: Path, overwrite: bool) -> None:
         raise RelabelError(
             f"The output {path} is in a folder you may not write to.", "Choose another folder."
         )
+
+
+def check_name(path: Path, wanted: Path | None = None) -> None:
+    """Refuse a path that no file can have; wanted: the output in a message, where `path` is made from it."""
+    try:
+        path.lstat()
+    except (FileNotFoundError, NotADirectoryError):
+        pass
+    except OSError as error:
+        raise RelabelError(
+            f"The output {wanted or path} cannot be written: {error.strerror}.", "Choose another name."
+        ) from error
 
 
 def scratch_array(shape: tuple[int, ...], dtype: DTypeLike, remedies: str = "") -> NDArray[Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import os
 import re
 import sys
 from collections.abc import Iterable, Sequence
@@ -142,7 +143,7 @@ def read_classes(given: str) -> list[str]:
     Raises RelabelError, naming the flag, for what is neither, and for names that are empty or come twice.
     """
     path = Path(given)
-    if path.is_file():
+    if os.path.isfile(path):  # which also takes names longer than those of files
         return read_classes_file(path)
     if "," not in given:
         raise RelabelError(

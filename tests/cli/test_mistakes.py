@@ -41,6 +41,10 @@ FIT = ("fit", "images", "--trusted", "trusted.csv", "--image-size", "8", "--epoc
         ((*FIT, "--seed", "99999999999999999999"), "--seed 99999999999999999999"),
         ((*FIT, "-o", "images"), "images is a folder"),
         ((*FIT, "-o", "nosuch/labels.parquet"), "Make the folder first."),
+        ((*FIT, "-o", "a" * 250), f"The output {'a' * 250} cannot be written: File name too long. Choose"),
+        ((*FIT, "-o", "a" * 300), "aaa cannot be written: File name too long."),
+        ((*FIT, "--save-corrector", "a" * 300), "--save-corrector: The output aaa"),
+        (("pretrain", "images", "-o", "a" * 250), f"The output {'a' * 250} cannot be written: File name"),
         ((*FIT, "-o", "trusted.csv", "--overwrite"), "--output trusted.csv is also --trusted."),
         ((*FIT, "-o", "./a", "--save-corrector", "a"), "is also --output"),
         ((*FIT, "--checkpoint", "trusted.csv"), "--checkpoint trusted.csv is also --trusted."),
@@ -89,7 +93,7 @@ FIT = ("fit", "images", "--trusted", "trusted.csv", "--image-size", "8", "--epoc
         (("demo", "a" * 300), "aaa/images could not be made: File name too long. Name another folder."),
         (("demo", "/dev/null/x"), "The folder /dev/null/x/images could not be made: Not a directory."),
     ],
-    ids=lambda value: " ".join(value[-3:]) if isinstance(value, tuple) else "",
+    ids=lambda value: " ".join(value[-3:])[:40] if isinstance(value, tuple) else "",
 )
 def test_a_mistake_is_told_in_one_sentence_and_nothing_is_written(run, folder, files, tools, arguments, told):
     (folder / "note.txt").write_text("dear diary")

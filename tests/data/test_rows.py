@@ -15,6 +15,8 @@ def test_classes_from_a_file_and_from_the_command_line(tmp_path: Path) -> None:
     (tmp_path / "classes.txt").write_bytes("\ufeff dog \r\ncat, big\r\n\r\n".encode())
     assert read_classes(str(tmp_path / "classes.txt")) == ["dog", "cat, big"]
     assert read_classes("dog, cat") == ["dog", "cat"]
+    names = [f"class {number}" for number in range(100)]
+    assert read_classes(",".join(names)) == names  # longer than the name of a file can be
 
 
 def test_classes_are_read_in_one_unicode_form(tmp_path: Path) -> None:
