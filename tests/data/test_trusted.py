@@ -183,8 +183,9 @@ def test_what_the_given_labels_come_from_verifies_none_of_them(tree: Tree, write
     assert pairs(read_trusted(write_table(root / "t.csv", rows[:1]), open_source(str(root)))) == [(0, 0)]
 
 
-def test_a_folder_beside_an_archive_is_no_part_of_it(tree: Tree) -> None:
+def test_a_folder_beside_an_archive_is_no_part_of_it(tree: Tree, picture: Picture) -> None:
     root = tree("cat/1.png", "dog/1.png")
+    (root / "dog/1.png").write_bytes(picture(99))
     path = shutil.make_archive(str(root / "a"), "zip", root)
     trusted = read_trusted(root, open_source(path))
     assert (pairs(trusted), trusted.external) == ([(0, 0), (1, 1)], [])
