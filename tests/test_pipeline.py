@@ -348,7 +348,8 @@ def test_a_pretrained_corrector_s_soft_label_is_evidence_where_its_weight_is_kno
     transition = anchors.transition(anchors.count(training.ledger.early, given))
     logits = np.zeros(soft_label.shape)
     for name, values in {**training.evidence(), "corrector": soft_label}.items():
-        logits += weights[name] * np.log(np.clip(values[:].double().numpy(), 1e-4, None))
+        told = np.log(np.clip(values[:].double().numpy(), 1e-4, None))
+        logits += weights[name] * (told * ~without[:, None] if name == "corrector" else told)
     logits[~without] += 0.4 * np.log(transition[:, given[~without]].T)
     labelled = np.flatnonzero(~without)
     logits[labelled, given[labelled]] += 2.0
