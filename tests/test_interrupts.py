@@ -15,9 +15,9 @@ from relabel.interrupts import Stopped, held, in_threads
 
 @pytest.fixture
 def installed(monkeypatch):
-    """The handler of a fresh process."""
+    """The handler of a fresh process that ignores no signal, as one behind nohup would."""
     monkeypatch.setattr(interrupts, "_handler", interrupts._Handler())
-    before = {number: signal.getsignal(number) for number in interrupts._SIGNALS}
+    before = {number: signal.signal(number, signal.SIG_DFL) for number in interrupts._SIGNALS}
     interrupts.install()
     yield
     for number, handler in before.items():

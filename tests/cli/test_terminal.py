@@ -78,9 +78,14 @@ def test_names_with_escape_sequences_or_markup_reach_the_terminal_as_text(fit, r
     assert r"3: [bold]\x1b[2J, blue, red" in done.out.decode()
 
 
-def test_an_output_in_another_encoding_does_not_fail(start, run, fit, folder):
+def test_an_output_in_another_encoding_does_not_fail(start, run, fit, folder, tools):
     os.rename("images/red", "images/rötlich")
-    assert fit("-q", "--trusted", "images").code == 0
+    rows = [
+        (f"{name}/{file}{n}.png", name)
+        for name, file in (("rötlich", "red"), ("blue", "blue"))
+        for n in range(4)
+    ]
+    assert fit("-q", "--trusted", tools["write_csv"]("verified.csv", rows)).code == 0
     environment = {**os.environ, "PYTHONIOENCODING": "ascii"}
     for flags in ((), ("--json",)):
         process = start("inspect", "labels.parquet", *flags, env=environment)
