@@ -42,7 +42,7 @@ from relabel.config import (
 )
 from relabel.correctors import REGISTRY
 from relabel.errors import RelabelError, RunError
-from relabel.files import check_name, check_output
+from relabel.files import check_name, check_output, make_folder
 from relabel.interrupts import Stopped
 from relabel.progress import Terminal
 
@@ -543,12 +543,7 @@ def pretrain(
         amp=amp.value,
     )
     console = _console(stderr=True)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise RelabelError(
-            f"--recordings {folder} could not be made: {error.strerror}.", "Name another folder."
-        ) from error
+    make_folder(folder, f"--recordings {folder}")
     kept = f"The recorded runs in {folder} are kept; continue with: {shlex.join(['relabel', *arguments])}"
     try:
         with Terminal(console, quiet) as watcher:

@@ -17,7 +17,7 @@ from PIL import Image
 
 from relabel import noise
 from relabel.errors import RelabelError
-from relabel.files import check_output
+from relabel.files import check_output, make_folder
 
 NOISE_RATE = 0.3
 VERIFIED_ROWS = 150
@@ -73,12 +73,7 @@ def write_dataset(directory: Path, overwrite: bool) -> DemoData:
     if there and images.exists() and any(not path.name.startswith("digit") for path in images.glob("*/*")):
         raise RelabelError(f"{images} holds files that are not the demo's.", "Name a new folder.")
 
-    try:
-        images.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise RelabelError(
-            f"The folder {images} could not be made: {error.strerror}.", "Name another folder."
-        ) from error
+    make_folder(images, f"The folder {images}")
 
     from sklearn.datasets import load_digits
 

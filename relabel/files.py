@@ -60,6 +60,16 @@ def check_name(path: Path, wanted: Path | None = None) -> None:
         ) from error
 
 
+def make_folder(path: Path, called: str) -> None:
+    """Make a folder, and those it lies in, where it is not there; RelabelError, which calls it `called`."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise RelabelError(
+            f"{called} could not be made: {error.strerror}.", "Name another folder."
+        ) from error
+
+
 def scratch_array(shape: tuple[int, ...], dtype: DTypeLike, remedies: str = "") -> NDArray[Any]:
     """An array of zeros in a mapped temporary file: it occupies disk, not memory.
 
