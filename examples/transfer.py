@@ -29,7 +29,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from statistics import fmean
@@ -43,7 +43,7 @@ from torch import Tensor
 from relabel.correctors.tmlc_net import TMLCNet
 from relabel.errors import RelabelError
 from relabel.metrics import noise_matrix
-from relabel.output import calibration
+from relabel.output import borrowed, calibration
 from relabel.output.calibration import Experience
 from relabel.progress import Silent
 from relabel.training import Training
@@ -153,15 +153,11 @@ class Teacher:
     @classmethod
     def of(cls, corrector: TMLCNet, runs: Sequence[Run], seed: int) -> Teacher:
         """The teacher that a corrector and the runs it learned from make."""
-        return cls(corrector, experienced([with_soft_label(run[1], corrector) for run in runs], seed))
+        return cls(corrector, experienced([recording for _, recording in runs], seed))
 
     def calibrated(self, run: Run) -> Tensor:
         """The labels [n] of a run's rows as `relabel apply` corrects them."""
-        end = solved(with_soft_label(run[1], self.corrector))
-        fitted = calibration.transferred(self.experience, end.transition)
-        joint = calibration.joint_counts(fitted.soft_labels(end.evidence, end.given), end.given)
-        fitted = calibration.matched(fitted, joint)
-        return torch.from_numpy(fitted.soft_labels(end.evidence, end.given).argmax(axis=1))
+        return torch.from_numpy(borrowed.labelled(self.experience, solved(run[1])).argmax(axis=1))
 
 
 def transfer(
@@ -217,17 +213,15 @@ def parse() -> argparse.Namespace:
 
 def corrected(corrector: TMLCNet) -> Labels:
     """The argmax of a corrector's soft label, [n] of a run's rows at its end."""
-    return lambda run: with_soft_label(run[1], corrector).soft_label.argmax(dim=1)
 
+    def labels(run: Run) -> Tensor:
+        recording = run[1]
+        rows, epochs, _ = recording.probability.shape
+        memory = Dynamics.of(recording, corrector.without).memory(torch.arange(rows), epochs)
+        with torch.no_grad():
+            return corrector.soft_label(torch.empty(0), recording.seen, memory).argmax(dim=1)
 
-def with_soft_label(recording: Recording, corrector: TMLCNet) -> Recording:
-    """A recording that was made without a corrector, with what that one would say at its end."""
-    memory = Dynamics.of(recording, corrector.without).memory(
-        torch.arange(len(recording.given)), recording.probability.shape[1]
-    )
-    with torch.no_grad():
-        soft_label = corrector.soft_label(torch.empty(0), recording.given, memory)
-    return replace(recording, soft_label=soft_label)
+    return labels
 
 
 def own_rows(run: Run) -> Tensor:
@@ -250,20 +244,19 @@ def own_rows(run: Run) -> Tensor:
 def own_rows_calibrated(run: Run) -> Tensor:
     """The labels by the network's averages, weighed on verified rows of this very run as by `fit`."""
     end, rows = solved(run[1]), verified(run)
-    evidence = {name: values for name, values in end.evidence.items() if name != calibration.CORRECTOR}
     given, true = end.given[rows], end.true[rows]
-    of_rows = {name: values[rows] for name, values in evidence.items()}
+    of_rows = {name: values[rows] for name, values in end.evidence.items()}
     counts = noise_matrix(given, true, run[1].probability.shape[2])
     fitted = calibration.fit(of_rows, given, true, counts, seed=0)
-    labels = torch.from_numpy(fitted.soft_labels(evidence, end.given).argmax(axis=1))
+    labels = torch.from_numpy(fitted.soft_labels(end.evidence, end.given).argmax(axis=1))
     return labels.index_fill(0, rows, -1)
 
 
 def verified(run: Run) -> Tensor:
     """The rows of a run whose true labels are told."""
-    count = len(run[1].given)
+    trained = (~run[1].held_out).nonzero().squeeze(1)
     generator = torch.Generator().manual_seed(0)
-    return torch.randperm(count, generator=generator)[: min(OWN_ROWS, count // 2)]
+    return trained[torch.randperm(len(trained), generator=generator)[: min(OWN_ROWS, len(trained) // 2)]]
 
 
 def by_cleanlab(episode: Episode, pool: Pool) -> Tensor:
@@ -289,7 +282,9 @@ def draw_states(recording: Recording, before: TMLCNet, after: TMLCNet, path: Pat
     from sklearn.manifold import TSNE
     from sklearn.neighbors import NearestNeighbors
 
-    rows = torch.randperm(len(recording.given), generator=torch.Generator().manual_seed(0))[:FIGURE_ROWS]
+    trained = (~recording.held_out).nonzero().squeeze(1)
+    order = torch.randperm(len(trained), generator=torch.Generator().manual_seed(0))
+    rows = trained[order[:FIGURE_ROWS]]
     given = recording.given[rows]
     wrong = (given != recording.true[rows]).numpy()
     memory = Dynamics.of(recording).memory(rows, recording.probability.shape[1])
@@ -331,8 +326,8 @@ def grouped(runs: Iterable[Run], group_of: Callable[[Run], str]) -> dict[str, li
 
 
 def accuracy(run: Run, labels: Tensor) -> float:
-    """The share of right ones among the labels [n] of a run's rows."""
-    counted = labels >= 0
+    """The share of right ones among the labels [n] of a run's rows that training saw the given label of."""
+    counted = (labels >= 0) & ~run[1].held_out
     return (labels[counted] == run[1].true[counted]).float().mean().item()
 
 

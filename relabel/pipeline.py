@@ -36,7 +36,7 @@ from relabel.errors import RelabelError
 from relabel.ledger import blocks
 from relabel.metrics import noise_matrix
 from relabel.model import EVIDENCE, Model
-from relabel.output import anchors, calibration
+from relabel.output import anchors, borrowed, calibration
 from relabel.output.calibration import Calibration
 from relabel.output.labelling import (
     Labelling,
@@ -146,7 +146,11 @@ def fit(config: FitConfig, watcher: Watcher | None = None) -> FitResult:
     if config.freeze:
         inputs, frozen = _frozen_features(backbone, inputs, compute, watcher)
         backbone = backbones.linear(backbone.head.in_features, len(source.class_names))
-    rows = _rows(source, errors, split, corrector)
+    held_out = np.zeros(len(source), dtype=bool)
+    if pretrained is not None:
+        usable = np.where(usable_rows(source, errors), source.given, UNLABELLED)
+        held_out = borrowed.held_out(usable, config.seed)
+    rows = _rows(source, errors, split, held_out, corrector)
     # Of all labelled rows, not of those the corrector at hand trains on: else each had its own batch size.
     schedule = schedule_for(config, int((usable_rows(source, errors) & (source.given >= 0)).sum()))
     training = Training(backbone, corrector, inputs, rows, schedule, compute, config.seed)
@@ -159,7 +163,9 @@ def fit(config: FitConfig, watcher: Watcher | None = None) -> FitResult:
         + (f", {len(split.unseen)} for the model's calibration." if config.keep_model else ".")
     )
     _train(training, config, source, split, watcher)
-    labelling, fitted = _labelled(training, pretrained, source, trusted, split, errors, config, built)
+    labelling, fitted = _labelled(
+        training, pretrained, source, trusted, split, held_out, errors, config, built
+    )
     described = (*built, "epochs", "seed", "trusted_rows", "class_names")
     trained = CorrectorFile.of(
         corrector,
@@ -289,15 +295,22 @@ def _check_usable(
     warn_of_errors(source, errors, watcher)
 
 
-def _rows(source: Source, errors: dict[int, str], split: _Split, corrector: Corrector) -> Rows:
+def _rows(
+    source: Source,
+    errors: dict[int, str],
+    split: _Split,
+    held_out: NDArray[np.bool_],
+    corrector: Corrector,
+) -> Rows:
     taught = usable_rows(source, errors)
     apart = [split.unseen, split.meta] if corrector.looks_ahead else [split.unseen]
     for rows in apart:
         taught[rows[rows < len(source)]] = False
+    seen = np.where(held_out, UNLABELLED, source.given)
     return Rows(
-        train=torch.from_numpy(np.flatnonzero(taught & (source.given >= 0))),
-        given=torch.from_numpy(source.given),
-        unlabelled=torch.from_numpy(np.flatnonzero(taught & (source.given < 0))),
+        train=torch.from_numpy(np.flatnonzero(taught & (seen >= 0))),
+        given=torch.from_numpy(seen),
+        unlabelled=torch.from_numpy(np.flatnonzero(taught & (seen < 0))),
         meta=_verified(split.meta, split.meta_labels, source),
         witness=_verified(split.witness, split.witness_labels, source),
     )
@@ -376,9 +389,9 @@ def _train(training: Training, config: FitConfig, source: Source, split: _Split,
         {
             "config": asdict(config) | settled,
             "files": _digest("\0".join(source.file_names).encode(errors="surrogateescape")),
-            "given": _digest(source.given.tobytes()),
             # Tells whether vectors of the same names were made anew, by another model perhaps.
             "vectors": None if source.vectors is None else source.vectors.mean(axis=0).tolist(),
+            "given": _digest(training.rows.given.numpy().tobytes()),
             "split": [_digest(rows.tobytes()) for rows in vars(split).values()],
             "compute": training.compute.describe(),
             "versions": [__version__, torch.__version__],
@@ -414,40 +427,47 @@ def _labelled(
     source: Source,
     trusted: TrustedSet,
     split: _Split,
+    held_out: NDArray[np.bool_],
     errors: dict[int, str],
     config: FitConfig,
     built: Mapping[str, Any],
 ) -> tuple[Labelling, Calibration]:
     """Calibrate and put every row's labels, probability and action together."""
     evidence = training.evidence()
-    scored = split.probe[source.given[split.probe] >= 0]
-    probes = torch.from_numpy(scored)
-    fit_to_probes = partial(
-        calibration.fit,
-        given=source.given[scored],
-        true=split.probe_labels[source.given[split.probe] >= 0],
-        counts=_counts(source, trusted),
-        seed=config.seed,
-    )
-    if pretrained is None:
-        fitted = fit_to_probes({name: values[probes].numpy() for name, values in evidence.items()})
-    else:
-        corrector_label = training.soft_labels()
-        available = {**evidence, calibration.CORRECTOR: corrector_label}
-        evidence = {name: available[name] for name in pretrained.experience.evidence}
-        given = np.where(usable_rows(source, errors), source.given, UNLABELLED)
-        counts = anchors.count(available["early"], given)
-        fitted = calibration.transferred(pretrained.experience, anchors.transition(counts))
+
+    def of_rows(rows: NDArray[np.int64]) -> dict[str, NDArray[np.float32]]:
+        index = torch.from_numpy(rows)
+        return {name: values[index].numpy() for name, values in evidence.items()}
+
+    lent: Calibration | None = None
+    if pretrained is not None:
+        usable = np.where(usable_rows(source, errors), source.given, UNLABELLED)
+        seen = np.where(held_out, UNLABELLED, usable)
+        counts = anchors.count(evidence["early"], seen)
+        # Without an anchor, after a single epoch, nothing is known of what is mistaken for what.
+        judges = np.flatnonzero(held_out & counts.any())
+        transition = anchors.transition(counts)
+        experience, of_judges = pretrained.experience, of_rows(judges)
+        lent = borrowed.transferred(experience, of_judges, source.given[judges], transition)
         if counts.any():
-            soft_label = SoftLabels(evidence, given, fitted, TrustedSet.empty())
+            soft_label = SoftLabels(evidence, seen, lent, TrustedSet.empty(), held_out)
             parts = blocks(*soft_label.shape)
-            joint = sum(calibration.joint_counts(soft_label[rows], given[rows]) for rows in parts)
-            fitted = calibration.matched(fitted, np.asarray(joint))
-        if len(scored):
-            of_probes = {name: values[probes].numpy() for name, values in evidence.items()}
-            fitted = fit_to_probes(
-                of_probes, prior=fitted.weights, transition=fitted.transition, factors=fitted.factors
-            )
+            joint = sum(calibration.joint_counts(soft_label[rows], seen[rows]) for rows in parts)
+            lent = borrowed.matched(lent, np.asarray(joint))
+    labelled = source.given[split.probe] >= 0
+    probes = split.probe[labelled]
+    if lent is not None and len(probes) == 0:
+        fitted = lent
+    else:
+        fitted = calibration.fit(
+            of_rows(probes),
+            source.given[probes],
+            split.probe_labels[labelled],
+            _counts(source, trusted),
+            config.seed,
+            lent,
+            held_out[probes],
+        )
     run = {
         "corrector": config.recipe.corrector,
         "preset": config.preset,
@@ -462,7 +482,9 @@ def _labelled(
         shipped = config.pretrained == SHIPPED_CORRECTOR  # whose place says nothing to others
         file = SHIPPED_CORRECTOR.name if shipped else str(config.pretrained)
         run["pretrained"] = {"file": file, **pretrained.trained}
-    return label_rows(source, errors, evidence, fitted, trusted, config.precision, run), fitted
+        run["held_out_rows"] = int(held_out.sum())
+    labelling = label_rows(source, errors, evidence, fitted, trusted, config.precision, run, held_out)
+    return labelling, fitted
 
 
 def _counts(source: Source, trusted: TrustedSet) -> NDArray[np.int64]:

@@ -491,18 +491,6 @@ class Training:
             last[index] = torch.softmax(logits, dim=1).cpu()
         return {"early": self.ledger.early, "late": self.ledger.mean, "last": last}
 
-    def soft_labels(self) -> Distributions:
-        """The corrector's soft label [N, C] of every row after the epochs so far, for one with a memory."""
-        found = Distributions(*self.ledger.latest.shape)
-        rows = torch.arange(len(found))
-        for index in torch.split(rows, self.schedule.batch_size):
-            given = self.rows.given[index].to(self.compute.device)
-            logits = self.ledger.latest[index].to(self.compute.device).clamp(min=1e-4).log()
-            with torch.no_grad():
-                memory = self.ledger.read(index, self.compute.device)
-                found[index] = self.corrector.soft_label(logits, given, memory).cpu()
-        return found
-
     def state_dict(self) -> dict[str, Any]:
         """Everything that `load_state_dict` needs to go on as if never stopped; tensors and plain values."""
         return {

@@ -986,24 +986,3 @@ def test_a_run_with_a_frozen_corrector_goes_on_as_if_never_stopped(stop_after: i
     torch.rand(3)
     run(resumed)
     assert_identical(resumed.state_dict(), whole.state_dict())
-    assert_identical(resumed.soft_labels()[:], whole.soft_labels()[:])
-
-
-def test_soft_labels_are_the_corrector_s_last_word_on_every_row() -> None:
-    training = transferred()
-    run(training)
-    state = copy.deepcopy(training.state_dict())
-    found = training.soft_labels()[:]
-    assert found.shape == (SOURCE, CLASSES)
-    assert not found.requires_grad
-    torch.testing.assert_close(found.sum(dim=1), torch.ones(SOURCE))
-    memory = training.ledger.read(torch.arange(SOURCE), torch.device("cpu"))
-    assert memory["entropy"].shape == (SOURCE, SCHEDULE.epochs), "the last epoch too"
-    with torch.no_grad():
-        expected = training.corrector.soft_label(torch.empty(0), ROWS.given, memory)
-    torch.testing.assert_close(found, expected)
-    labelled = ROWS.given >= 0
-    assert (found[labelled].gather(1, ROWS.given[labelled][:, None]) >= 0.1 - 1e-6).all()
-    assert_identical(training.state_dict(), state)
-    run(training)  # which is over
-    assert_identical(training.soft_labels()[:], found)

@@ -16,9 +16,9 @@ from relabel.correctors import REGISTRY, create
 from relabel.correctors.base import Corrector, MetaRows
 from relabel.errors import RelabelError
 from relabel.files import load_tensors, save_tensors
-from relabel.output.calibration import CORRECTOR, Experience
+from relabel.output.calibration import Experience
 
-_FORMAT = 4
+_FORMAT = 5
 _FIELDS = {
     "corrector": str, "num_classes": int, "num_features": int, "options": dict, "state": dict,
     "trained": dict, "experience": dict,
@@ -132,7 +132,7 @@ class CorrectorFile:
                 f"A trained {self.name} is of no use on other data.",
                 "Name a file that fit --corrector tmlc --save-corrector or pretrain has written.",
             )
-        unknown = set(self.experience.evidence) - {"early", "late", "last", CORRECTOR}
+        unknown = set(self.experience.evidence) - {"early", "late", "last"}
         if unknown:
             raise RelabelError(
                 f"The corrector's calibration asks for {min(unknown)!r}, which this version does not know.",

@@ -1,23 +1,17 @@
 """From what training saw to probabilities one can act on, fitted on the probe rows.
 
 Probe rows are trusted rows that went through training as ordinary rows under their given label, so they
-are exchangeable with the rows nobody verified. On them a softmax over the classes
+are exchangeable with the rows nobody verified. On them the weights of the evidence are fitted (`weighing`),
+T being the trusted rows' smoothed noise matrix.
 
-    q_ic ∝ exp( Σ_k w_k log p^k_ic + w_T log T_{c,y_i} + w_keep 1[c = y_i] )
-
-is fitted: p^k are distributions from training (two epoch averages, the last prediction, the corrector's
-soft label), T_{c,y} = p(given y | true c) the trusted rows' smoothed noise matrix. The few weights are
-shared by all classes, so permuting the classes permutes q. An unlabelled row has no last two terms.
-
-A data set without a verified row borrows the weights of others, and takes from its own anchors what is
-mistaken for what: `matched`.
+A data set without a verified row has a calibration of `borrowed` weights.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -25,25 +19,18 @@ import torch
 from numpy.typing import NDArray
 
 from relabel.metrics import expected_calibration_error, smoothed_transition
-from relabel.output.anchors import Floats, posterior
+from relabel.output.weighing import Floats, Labels, Terms, fit_weights, softmax
 
-Labels = NDArray[np.int64]
-
-_PRIOR = {"early": 1.0, "late": 1.0, "prediction": 1.0, "transition": 0.25, "keep": 0.0}
+PRIOR = {"early": 1.0, "late": 1.0, "prediction": 1.0, "transition": 0.25, "keep": 0.0}
 """Where the weights stand without probes, and what few probes are drawn towards.
 
 Averages over epochs are flatter than their accuracy deserves, hence 2 for both together; a finished
 backbone's prediction of an unseen image is not (0.9 to 1.4 on digits, with a corrector); the others are near
 what hundreds of probes give on photographs and on CIFAR-10N, with and without a corrector.
 """
-CORRECTOR = "corrector"
-"""The name, among the evidence, of the soft label of a corrector that learned on other data sets."""
-_PRIOR_STRENGTH = 3.0
-_FOLDS = 10
-_ROWS_LEARNED, _ROWS_JUDGED = 300, 1_500  # of a data set: for the weights that suit many, and for the promise
-_FIGURES = ("probe_accuracy_before", "probe_accuracy_after", "probe_calibration_error")
+FOLDS = 10
+FIGURES = ("probe_accuracy_before", "probe_accuracy_after", "probe_calibration_error")
 _FURTHEST_LEANING = 20.0
-_FLOOR = 1e-4  # what bf16 logits resolve; below it a logarithm would be noise
 
 
 @dataclass(frozen=True)
@@ -119,7 +106,7 @@ class Calibration:
     borrowed: bool = False
     """Whether weights and probes are those of other data sets."""
     factors: Floats | None = None
-    """[C, C] by class and given label, with which `matched` multiplies the soft labels."""
+    """[C, C] by class and given label, with which `borrowed.matched` multiplies the soft labels."""
     leaning: float = 0.0
     """The log odds that given labels gain where corrections are withheld."""
 
@@ -128,13 +115,19 @@ class Calibration:
         """What is of use to other data sets."""
         return Experience(self.weights, self.relabelled, self.right, self.confidence, self.withheld)
 
-    def soft_labels(self, evidence: Mapping[str, NDArray[np.floating]], given: Labels) -> Floats:
-        """Calibrated [N, C] from distributions [N, C] by name and given labels [N] (−1: none)."""
-        features = _features(evidence, given, self.transition[:, given].T)
-        soft_label = _softmax(features @ _vector(self.weights))
-        if self.withheld:
-            return _kept(soft_label, given, self.leaning)
-        return soft_label if self.factors is None else _multiplied(soft_label, given, self.factors)
+    def soft_labels(
+        self,
+        evidence: Mapping[str, NDArray[np.floating]],
+        given: Labels,
+        held_out: NDArray[np.bool_] | None = None,
+    ) -> Floats:
+        """Calibrated [N, C] from distributions [N, C] by name and given labels [N] (−1: none).
+
+        held_out: [N], rows whose given label training did not see; default: none.
+        """
+        terms = Terms.of(evidence, given, self.transition[:, given].T, held_out, self.factors)
+        soft_label = softmax(terms.scores(np.array(list(self.weights.values()))))
+        return _kept(soft_label, given, self.leaning) if self.withheld else soft_label
 
     def promise(self, corrected: Labels, confidence: Floats, given: Labels, precision: float) -> Promise:
         """Choose the threshold of `fix` for rows that nobody verified, by their `best` and given labels [N].
@@ -146,8 +139,8 @@ class Calibration:
         1 − precision, whatever the classifier and however few the probes. An exact binomial bound at 90 %
         confidence would ask for more than twice as many probes, the confidence alone for none.
         """
-        changed = _changed(corrected, given)
-        confidence = np.sort(confidence[changed & (confidence >= precision)])[::-1]
+        differs = changed(corrected, given)
+        confidence = np.sort(confidence[differs & (confidence >= precision)])[::-1]
         judging = self.relabelled & (self.confidence >= precision)
         wrong = np.sort(self.confidence[judging & ~self.right])
         # For each candidate threshold: probes wrong at or above it, and rows it would mark.
@@ -175,7 +168,7 @@ class Calibration:
         numbers = [*made.weights.values(), *(v for v in made.cross_validated.values() if v is not None)]
         if not (
             list(made.weights) == [*evidence, "transition", "keep"]
-            and tuple(made.cross_validated) == _FIGURES
+            and tuple(made.cross_validated) == FIGURES
             and all(isinstance(number, float) and math.isfinite(number) for number in numbers)
             and isinstance(made.withheld, bool)
             and transition.shape == (num_classes, num_classes)
@@ -215,10 +208,10 @@ def actions(corrected: Labels, confidence: Floats, given: Labels, promise: Promi
     that keeps its label is a `review` when that label is more likely wrong than right. An unlabelled row has
     no label to keep and none to fix: `review`.
     """
-    changed = _changed(corrected, given)
-    action = np.where((given < 0) | changed | (confidence <= 0.5), "review", "keep")
+    differs = changed(corrected, given)
+    action = np.where((given < 0) | differs | (confidence <= 0.5), "review", "keep")
     if promise.threshold is not None:
-        action[changed & (confidence >= promise.threshold)] = "fix"
+        action[differs & (confidence >= promise.threshold)] = "fix"
     return action
 
 
@@ -228,158 +221,58 @@ def fit(
     true: Labels,
     counts: NDArray[np.int64],
     seed: int,
-    prior: Mapping[str, float] = _PRIOR,
-    transition: Floats | None = None,
-    factors: Floats | None = None,
+    borrowed: Calibration | None = None,
+    held_out: NDArray[np.bool_] | None = None,
 ) -> Calibration:
     """Fit the calibration on P probe rows.
 
     evidence: distributions [P, C] by name; given, true: [P] class ids, given −1 where there is no label,
     which says something of the distributions and nothing of the rest; counts: [C, C] verified rows by (true,
-    given) over ALL trusted rows of the source, probes included; seed: of the cross-validation folds; prior:
-    weights by name, 0 where not named; transition: [C, C], where it is known without the verified rows;
-    factors: [C, C], of a calibration that was `matched` and that the probes are to improve on. Works with no
-    probe at all: the prior weights, and no promise.
+    given) over ALL trusted rows of the source, probes included; seed: of the cross-validation folds;
+    borrowed: what the probes are to improve on, its transition in place of that of the verified rows;
+    held_out: [P], probes whose given label training did not see. Works with no probe at all: the prior
+    weights, or those borrowed, and no promise.
     """
     num_classes = len(counts)
     names = [*evidence, "transition", "keep"]
+    prior = PRIOR if borrowed is None else borrowed.weights
     start = np.array([prior.get(name, 0.0) for name in names])
     labelled = given >= 0
-    if transition is None:
+    factors = None
+    if borrowed is None:
         transition = smoothed_transition(counts)
         likelihood = np.ones((len(true), num_classes))
         likelihood[labelled] = _leave_one_out(counts, true[labelled], given[labelled])
     else:
+        transition, factors = borrowed.transition, borrowed.factors
         likelihood = transition[:, given].T
-    features = _features(evidence, given, likelihood)
-    fixed = np.zeros((len(true), num_classes))
-    if factors is not None:
-        fixed[labelled] = np.log(factors[:, given[labelled]].T)
-    weights = _fit_weights([(features, true, fixed)], start)
+    terms = Terms.of(evidence, given, likelihood, held_out, factors)
+    weights = fit_weights([(terms, true)], start)
 
-    held_out = np.zeros((len(true), num_classes))
-    fold = np.random.default_rng(seed).permutation(len(true)) % _FOLDS
-    for part in range(min(_FOLDS, len(true))):
+    validated = np.zeros((len(true), num_classes))
+    fold = np.random.default_rng(seed).permutation(len(true)) % FOLDS
+    for part in range(min(FOLDS, len(true))):
         rest = fold != part
-        fitted = _fit_weights([(features[rest], true[rest], fixed[rest])], start)
-        held_out[~rest] = _softmax(features[~rest] @ fitted + fixed[~rest])
+        fitted = fit_weights([(terms[rest], true[rest])], start)
+        validated[~rest] = softmax(terms[~rest].scores(fitted))
     kept_right = int(np.count_nonzero(given == true))
-    withheld = int(np.count_nonzero((held_out.argmax(axis=1) == true) & labelled)) < kept_right
+    withheld = int(np.count_nonzero((validated.argmax(axis=1) == true) & labelled)) < kept_right
     leaning = 0.0
     if withheld:
-        leaning = _leaning(held_out[labelled], given[labelled], (kept_right + 1) / (labelled.sum() + 2))
-        held_out = _kept(held_out, given, leaning)
-    corrected, confidence = best(held_out)
+        leaning = _leaning(validated[labelled], given[labelled], (kept_right + 1) / (labelled.sum() + 2))
+        validated = _kept(validated, given, leaning)
+    corrected, confidence = best(validated)
     return Calibration(
         weights=dict(zip(names, (float(weight) for weight in weights), strict=True)),
         transition=transition,
         withheld=withheld,
-        relabelled=_changed(corrected, given),
+        relabelled=changed(corrected, given),
         right=corrected == true,
         confidence=confidence,
-        cross_validated=_figures(held_out[labelled], given[labelled], true[labelled]),
+        cross_validated=_figures(validated[labelled], given[labelled], true[labelled]),
         factors=factors,
         leaning=leaning,
     )
-
-
-def transferred(experience: Experience, transition: Floats) -> Calibration:
-    """The calibration of a data set nobody has verified a row of: other data sets' weights and probes.
-
-    transition: [C, C], this data set's own, as its anchors tell it.
-    """
-    return Calibration(
-        weights=experience.weights,
-        transition=transition,
-        withheld=experience.withheld,
-        relabelled=experience.relabelled,
-        right=experience.right,
-        confidence=experience.confidence,
-        cross_validated=dict.fromkeys(_FIGURES),
-        borrowed=True,
-    )
-
-
-def matched(fitted: Calibration, joint: Floats) -> Calibration:
-    """`fitted` with factors that bring its soft labels near to what its anchors say of each given label.
-
-    joint: [C, C], expected rows by (true, given) as the soft labels of all rows by `fitted` tell it
-    (`joint_counts`). Borrowed weights know neither how far this network got nor which classes are mistaken
-    for which: with asymmetric noise they turned labels into those they are mistaken for, and not back. On
-    five runs of 5,000 CIFAR-10 images (symmetric 5 and 40 %, asymmetric, instance-dependent and human noise)
-    8.2 points more labels were right than given, 5.6 with one level for all classes in place of factors, and
-    the calibration error was .042 in place of .074.
-    """
-    if fitted.withheld or not joint.any():
-        return fitted
-    return replace(fitted, factors=_factors(joint, fitted.transition))
-
-
-def _factors(joint: Floats, transition: Floats) -> Floats:
-    rows = joint.sum(axis=0)
-    own = joint / np.maximum(rows, 1e-12)
-    factors: Floats = posterior(transition, rows) / np.maximum(own, _FLOOR)
-    return np.where(rows > 0, factors, 1.0)
-
-
-def _multiplied(soft_label: Floats, given: Labels, factors: Floats) -> Floats:
-    """Soft labels [N, C] times their given label's factors; rows without one stay."""
-    scaled: Floats = soft_label * np.where((given >= 0)[:, None], factors[:, given].T, 1.0)
-    scaled /= scaled.sum(axis=1, keepdims=True)
-    return scaled
-
-
-@dataclass(frozen=True)
-class Solved:
-    """A data set whose truth is known, with what a fit on it found.
-
-    evidence: distributions [N, C] by name; given, true: [N] class ids; transition: [C, C], from its anchors.
-    """
-
-    evidence: Mapping[str, NDArray[np.floating]]
-    given: Labels
-    true: Labels
-    transition: Floats
-
-
-def learn(solved: Sequence[Solved], seed: int) -> Experience:
-    """The weights that suit all those data sets, each of which counts alike, whatever its size.
-
-    What they are worth is told by rows of data sets that were left out of the fit, `matched` as in use.
-    """
-    rng = np.random.default_rng(seed)
-    names = [*solved[0].evidence, "transition", "keep"]
-    prior = np.array([_PRIOR.get(name, 0.0) for name in names])
-    judged = [_rows_of(data, rng.permutation(len(data.true))[:_ROWS_JUDGED]) for data in solved]
-    groups = [(features[:_ROWS_LEARNED], true[:_ROWS_LEARNED], 0.0) for features, true, _ in judged]
-    fold = rng.permutation(len(groups)) % _FOLDS
-    soft: dict[int, Floats] = {}
-    for part in np.unique(fold):
-        rest = [group for place, group in enumerate(groups) if fold[place] != part]
-        weights = _fit_weights(rest, prior) if rest else prior
-        for place in np.flatnonzero(fold == part).tolist():
-            features, _, given = judged[place]
-            soft[place] = _softmax(features @ weights)
-            factors = _factors(joint_counts(soft[place], given), solved[place].transition)
-            soft[place] = _multiplied(soft[place], given, factors)
-    found = [best(soft[place]) for place in range(len(groups))]
-    corrected, confidence = (np.concatenate(parts) for parts in zip(*found, strict=True))
-    true, given = (np.concatenate([rows[column] for rows in judged]) for column in (1, 2))
-    fitted = _fit_weights(groups, prior)
-    return Experience(
-        weights=dict(zip(names, (float(weight) for weight in fitted), strict=True)),
-        relabelled=_changed(corrected, given),
-        right=corrected == true,
-        confidence=confidence,
-        withheld=int((corrected == true).sum()) < int((given == true).sum()),
-    )
-
-
-def _rows_of(data: Solved, rows: NDArray[np.int64]) -> tuple[Floats, Labels, Labels]:
-    """Features [n, C, K + 2], true and given labels [n] of some rows."""
-    given = data.given[rows]
-    evidence = {name: values[rows] for name, values in data.evidence.items()}
-    return _features(evidence, given, data.transition[:, given].T), data.true[rows], given
 
 
 def _leave_one_out(counts: NDArray[np.int64], true: Labels, given: Labels) -> Floats:
@@ -397,62 +290,6 @@ def _leave_one_out(counts: NDArray[np.int64], true: Labels, given: Labels) -> Fl
     prior = np.where(np.arange(classes) == given[:, None], 1 - rate, rate / (classes - 1))
     smoothed: Floats = (columns + classes * prior) / (rows + classes)
     return smoothed
-
-
-def _features(evidence: Mapping[str, NDArray[np.floating]], given: Labels, likelihood: Floats) -> Floats:
-    """[N, C, K + 2]: K log distributions, log T_{·,y} and 1[c = y]; the last two 0 if unlabelled."""
-    features = np.empty((*likelihood.shape, len(evidence) + 2))
-    for column, (name, values) in enumerate(evidence.items()):
-        probability = _of_corrector(values, given) if name == CORRECTOR else values
-        features[..., column] = np.log(np.clip(probability, _FLOOR, None, dtype=np.float64))
-    features[..., -2] = np.where((given >= 0)[:, None], np.log(likelihood), 0.0)
-    features[..., -1] = np.arange(likelihood.shape[1]) == given[:, None]
-    return features
-
-
-def _of_corrector(soft_label: NDArray[np.floating], given: Labels) -> NDArray[np.floating]:
-    """What a corrector's soft labels [N, C] say: nothing of rows without a label, which it never learned of.
-
-    Classes that it gave no share, not being candidates of the row, take the least of those that it did.
-    """
-    least = np.where(soft_label > 0, soft_label, np.inf).min(axis=1, keepdims=True)
-    return np.where((given >= 0)[:, None], np.maximum(soft_label, least), 1.0)
-
-
-def _vector(weights: Mapping[str, float]) -> Floats:
-    return np.array(list(weights.values()))
-
-
-def _softmax(scores: Floats) -> Floats:
-    exponent: Floats = np.exp(scores - scores.max(axis=-1, keepdims=True))
-    exponent /= exponent.sum(axis=-1, keepdims=True)
-    return exponent
-
-
-def _fit_weights(groups: Sequence[tuple[Floats, Labels, Floats | float]], prior: Floats) -> Floats:
-    """Maximum a-posteriori weights [K + 2] under a Gaussian around `prior`; the problem is convex.
-
-    groups: features [n, C, K + 2], true class ids [n] and scores [n, C] that are there without any weight, of
-    rows that choose among the same C classes.
-    """
-    from scipy.optimize import minimize
-    from scipy.special import logsumexp
-
-    def objective(weights: Floats) -> tuple[float, Floats]:
-        offset = weights - prior
-        loss, gradient = float(_PRIOR_STRENGTH / 2 * offset @ offset), _PRIOR_STRENGTH * offset
-        for features, true, fixed in groups:
-            rows = np.arange(len(true))
-            scores = features @ weights + fixed
-            log_norm = logsumexp(scores, axis=1)
-            probability = np.exp(scores - log_norm[:, None])
-            loss += float((log_norm - scores[rows, true]).sum())
-            gradient = gradient + np.einsum("nc,nck->k", probability, features)
-            gradient -= features[rows, true].sum(axis=0)
-        return loss, gradient
-
-    fitted: Floats = minimize(objective, prior, jac=True, method="BFGS").x
-    return fitted
 
 
 def _kept(soft_label: Floats, given: Labels, leaning: float) -> Floats:
@@ -490,7 +327,7 @@ def best(soft_label: NDArray[np.floating]) -> tuple[Labels, Floats]:
     return soft_label.argmax(axis=1), soft_label.max(axis=1).astype(np.float64)
 
 
-def _changed(corrected: Labels, given: Labels) -> NDArray[np.bool_]:
+def changed(corrected: Labels, given: Labels) -> NDArray[np.bool_]:
     """[N] whether the corrected label differs from a given one."""
     changed: NDArray[np.bool_] = (corrected != given) & (given >= 0)
     return changed
@@ -498,14 +335,14 @@ def _changed(corrected: Labels, given: Labels) -> NDArray[np.bool_]:
 
 def _figures(soft_label: Floats, given: Labels, true: Labels) -> dict[str, float | None]:
     if len(true) == 0:
-        return dict.fromkeys(_FIGURES)
+        return dict.fromkeys(FIGURES)
     noise_probability = 1 - soft_label[np.arange(len(true)), given]
     figures = (
         float((given == true).mean()),
         float((soft_label.argmax(axis=1) == true).mean()),
         expected_calibration_error(noise_probability, given != true),
     )
-    return dict(zip(_FIGURES, figures, strict=True))
+    return dict(zip(FIGURES, figures, strict=True))
 
 
 def expected_noise_matrix(joint: Floats) -> Floats:

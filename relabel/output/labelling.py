@@ -35,12 +35,18 @@ class SoftLabels:
     """
 
     def __init__(
-        self, evidence: Evidence, given: NDArray[np.int64], fitted: Calibration, trusted: TrustedSet
+        self,
+        evidence: Evidence,
+        given: NDArray[np.int64],
+        fitted: Calibration,
+        trusted: TrustedSet,
+        held_out: NDArray[np.bool_] | None = None,
     ) -> None:
         self.shape = (len(given), len(fitted.transition))
         self._evidence = evidence
         self._given = given
         self._fitted = fitted
+        self._held_out = np.zeros(len(given), dtype=bool) if held_out is None else held_out
         self._verified = np.full(len(given), UNLABELLED)
         self._verified[trusted.rows] = trusted.labels
 
@@ -56,7 +62,7 @@ class SoftLabels:
         for block in blocks(*soft.shape):
             part = slice(start + block.start, start + block.stop)
             evidence = {name: values[part].numpy() for name, values in self._evidence.items()}
-            soft[block] = self._fitted.soft_labels(evidence, given[block])
+            soft[block] = self._fitted.soft_labels(evidence, given[block], self._held_out[part])
         known = np.flatnonzero(verified != UNLABELLED)
         soft[known] = 0
         soft[known, verified[known]] = 1
@@ -121,18 +127,20 @@ def label_rows(
     trusted: TrustedSet,
     precision: float,
     run: Mapping[str, Any],
+    held_out: NDArray[np.bool_] | None = None,
 ) -> Labelling:
     """Calibrate the evidence and decide every row's labels and action.
 
     trusted: rows that come out as verified; precision: of the promise behind `fix`; run: plain JSON data on
-    the run for the metadata, in which `transition_matrix` is what the corrector learned, [C, C].
+    the run for the metadata, in which `transition_matrix` is what the corrector learned, [C, C];
+    held_out: [N], rows whose label training did not see.
     """
     num_classes = len(source.class_names)
     given = source.given
     counts = noise_matrix(given[trusted.rows], trusted.labels, num_classes)
     usable = usable_rows(source, errors)
     labelled = given >= 0
-    soft_label = SoftLabels(evidence, given, fitted, trusted)
+    soft_label = SoftLabels(evidence, given, fitted, trusted, held_out)
     corrected, confidence = np.empty(len(source), dtype=np.int64), np.empty(len(source))
     noise_probability = np.empty(len(source), dtype=np.float32)
     joint = np.zeros((num_classes, num_classes))

@@ -24,8 +24,10 @@ from relabel.correctors.base import Corrector
 from relabel.correctors.plain import Plain
 from relabel.correctors.tmlc_net import TMLCNet
 from relabel.data.loading import Inputs
+from relabel.data.sources import UNLABELLED
 from relabel.data.vectors import standardisation
 from relabel.device import Compute
+from relabel.output import borrowed
 from relabel.training import Rows, Schedule, Training, averaged_epochs, default_learning_rate
 
 # Noise models and the largest share of wrong labels; beyond it a wrong class may outnumber the right one.
@@ -135,15 +137,20 @@ class Episode:
 class Recording:
     """A finished episode of n rows over E epochs and C classes.
 
-    probability: [n, E, C], the softmax in training; last: [n, C], of the finished backbone; soft_label:
-    [n, C], the corrector's at the end, zeros without one; given, true: [n].
+    probability: [n, E, C], the softmax in training; last: [n, C], of the finished backbone; given, true: [n];
+    held_out: [n] bool, rows whose given label the training did not see.
     """
 
     probability: Tensor
     last: Tensor
-    soft_label: Tensor
     given: Tensor
     true: Tensor
+    held_out: Tensor
+
+    @property
+    def seen(self) -> Tensor:
+        """The given labels [n] as training saw them, −1 where they were held out."""
+        return torch.where(self.held_out, UNLABELLED, self.given)
 
     @property
     def early(self) -> Tensor:
@@ -242,9 +249,13 @@ def training_of(
     corrector: TMLCNet | None,
     compute: Compute,
     rows: NDArray[np.int64] | None = None,
+    predicted: NDArray[np.int64] | None = None,
 ) -> Training:
     """An episode's training, not yet begun: on the given labels of its `rows` (default: all), or with a copy
-    of the corrector, frozen."""
+    of the corrector, frozen.
+
+    predicted: other rows, to be followed without their label.
+    """
     classes = len(episode.classes)
     torch.manual_seed(episode.seed)
     backbone, inputs = backbones.for_values(scene.values, classes, episode.backbone, episode.augment)
@@ -265,21 +276,23 @@ def training_of(
         compute,
         episode.seed,
         rows,
+        predicted,
     )
 
 
 def record(episode: Episode, pool: Pool, corrector: TMLCNet | None, compute: Compute) -> Recording:
     """Run an episode and keep what it predicted; corrector: as for `training_of`."""
     scene = stage(episode, pool)
-    training = training_of(episode, scene, corrector, compute)
+    held_out = borrowed.held_out(scene.given, episode.seed)
+    parts = np.flatnonzero(~held_out), np.flatnonzero(held_out)
+    training = training_of(episode, scene, corrector, compute, *parts)
     probability = torch.empty(len(scene.true), episode.epochs, len(episode.classes), dtype=torch.float16)
     for epoch in range(episode.epochs):
         training.run_epoch()
         probability[:, epoch] = training.ledger.latest[:].half()
     last = training.evidence()["last"][:].half()
-    soft_label = training.soft_labels()[:].half() if corrector else torch.zeros_like(last)
-    given, true = torch.from_numpy(scene.given), torch.from_numpy(scene.true)
-    return Recording(probability, last, soft_label, given, true)
+    labels = map(torch.from_numpy, (scene.given, scene.true, held_out))
+    return Recording(probability, last, *labels)
 
 
 def _for_classes(corrector: TMLCNet, classes: int) -> TMLCNet:
@@ -313,11 +326,14 @@ def _training(
     compute: Compute,
     seed: int,
     rows: NDArray[np.int64] | None = None,
+    predicted: NDArray[np.int64] | None = None,
 ) -> Training:
-    trained = torch.from_numpy(np.arange(len(given)) if rows is None else rows)
-    return Training(
-        backbone, corrector, inputs, Rows(trained, torch.from_numpy(given)), schedule, compute, seed
-    )
+    everyone = np.arange(len(given))
+    rows = everyone if rows is None else rows
+    seen = np.where(np.isin(everyone, rows), given, UNLABELLED)
+    predicted = everyone[:0] if predicted is None else predicted
+    parts = Rows(torch.from_numpy(rows), torch.from_numpy(seen), torch.from_numpy(predicted))
+    return Training(backbone, corrector, inputs, parts, schedule, compute, seed)
 
 
 def _scaled(

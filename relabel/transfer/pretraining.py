@@ -37,8 +37,9 @@ from relabel.data.loading import decode_all
 from relabel.data.sources import Source, open_source
 from relabel.device import Compute, resolve
 from relabel.errors import RelabelError, RunError
-from relabel.output import anchors, calibration
-from relabel.output.calibration import Experience, Solved
+from relabel.output import anchors, borrowed
+from relabel.output.borrowed import Solved
+from relabel.output.calibration import Experience
 from relabel.output.labelling import versions
 from relabel.progress import Silent, Watcher
 from relabel.transfer.episodes import Episode, Pool, Recording, draw, drawn_from, record
@@ -144,9 +145,10 @@ def learn(
     for _ in range(steps):
         drawn = int(rng.integers(len(recordings)))
         recording = recordings[drawn]
-        count, epochs, classes = recording.probability.shape
+        _, epochs, classes = recording.probability.shape
         passed = int(rng.integers(max(2, round(_FIRST_SHARE * epochs)), epochs + 1))
-        rows = torch.from_numpy(rng.permutation(count)[: max(64, _PAIRS // min(classes, CANDIDATES))])
+        trained = rng.permutation(np.flatnonzero(~recording.held_out.numpy()))
+        rows = torch.from_numpy(trained[: max(64, _PAIRS // min(classes, CANDIDATES))])
         loss = corrector.trusted_loss(
             recording.given[rows], recording.true[rows], dynamics[drawn].memory(rows, passed)
         )
@@ -174,16 +176,15 @@ class Dynamics:
     @classmethod
     def of(cls, recording: Recording, without: str = "nothing") -> Dynamics:
         """Computed once, because a step needs eight epochs of them."""
-        everyone = torch.ones(len(recording.given), dtype=torch.bool)
         probabilities = recording.probability.unbind(dim=1)
-        found = []
+        found, trained = [], ~recording.held_out
         for probability in map(Tensor.float, probabilities):
-            means = None if without == "nnp" else mean_losses(probability, recording.given, everyone)
+            means = None if without == "nnp" else mean_losses(probability, recording.seen, trained)
             found.append(normalized_features(probability, means))
         candidates = {}
         if recording.probability.shape[2] > CANDIDATES:
             candidates = {
-                epoch: likeliest(probabilities[epoch].float(), recording.given)
+                epoch: likeliest(probabilities[epoch].float(), recording.seen)
                 for epoch in {chosen(epoch) for epoch in range(len(probabilities))}
             }
         losses, entropy = (
@@ -205,20 +206,20 @@ class Dynamics:
 
 def experienced(recordings: Sequence[Recording], seed: int) -> Experience:
     """What the ends of corrected runs teach on calibration."""
-    return calibration.learn([solved(recording) for recording in recordings], seed)
+    return borrowed.learn([solved(recording) for recording in recordings], seed)
 
 
 def solved(recording: Recording) -> Solved:
     """The end of a run, with its truth, as calibration sees it."""
-    given = recording.given.numpy()
     evidence = {
         "early": recording.early.numpy(),
         "late": recording.late.numpy(),
         "last": recording.last.float().numpy(),
-        calibration.CORRECTOR: recording.soft_label.double().numpy(),
     }
-    transition = anchors.transition(anchors.count(recording.early, given))
-    return Solved(evidence, given, recording.true.numpy(), transition)
+    transition = anchors.transition(anchors.count(recording.early, recording.seen.numpy()))
+    return Solved(
+        evidence, recording.given.numpy(), recording.true.numpy(), recording.held_out.numpy(), transition
+    )
 
 
 def _pools(config: PretrainConfig, compute: Compute, watcher: Watcher) -> list[Pool]:

@@ -90,7 +90,7 @@ def test_a_corrector_for_any_data_is_written_and_nothing_else(run, quick, files)
     assert done.code == 0
     told = json.loads(run("inspect", "labels.parquet", "--json").out)
     assert set(told["calibration"]["weights"]) == {
-        "early", "late", "last", "corrector", "transition", "keep"
+        "early", "late", "last", "transition", "keep"
     }  # fmt: skip
     assert told["pretrained"]["episodes"] == 4
 

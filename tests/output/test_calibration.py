@@ -9,21 +9,14 @@ from numpy.typing import NDArray
 
 from relabel.metrics import expected_calibration_error, noise_matrix, smoothed_transition
 from relabel.output import calibration
-from relabel.output.anchors import posterior
 from relabel.output.calibration import (
-    CORRECTOR,
     Calibration,
-    Experience,
     Promise,
-    Solved,
     actions,
     best,
     expected_noise_matrix,
     fit,
     joint_counts,
-    learn,
-    matched,
-    transferred,
 )
 
 C = 4
@@ -32,6 +25,7 @@ SIGNAL = 1.8
 TRANSITION = np.array(
     [[0.6, 0.3, 0.05, 0.05], [0.0, 0.9, 0.1, 0.0], [0.1, 0.1, 0.7, 0.1], [0.25, 0.0, 0.0, 0.75]]
 )
+KNOWN = TRANSITION.clip(1e-3) / TRANSITION.clip(1e-3).sum(axis=1, keepdims=True)
 
 Floats = NDArray[np.float64]
 Labels = NDArray[np.int64]
@@ -399,291 +393,30 @@ def test_nothing_to_relabel_makes_no_promise() -> None:
     assert actions(*nothing, made.promise(*nothing, 0.95)).size == 0
 
 
-def solved(rows: int, seed: int, classes: int = C, sharpness: float = 1.0, noise_rate: float = 0.3) -> Solved:
-    """A data set with its exact noise matrix; of sharpness 1, `mean` is the exact posterior of the image."""
-    rng = np.random.default_rng(seed)
-    true = rng.integers(classes, size=rows)
-    transition = np.full((classes, classes), noise_rate / (classes - 1))
-    np.fill_diagonal(transition, 1 - noise_rate)
-    given = (rng.random((rows, 1)) > transition[true].cumsum(axis=1)).sum(axis=1).clip(max=classes - 1)
-    image = rng.normal(size=(rows, classes)) + SIGNAL * np.eye(classes)[true]
-    return Solved({"late": softmax(sharpness * SIGNAL * image)}, given, true, transition)
-
-
-def test_the_weights_that_suit_many_data_sets_are_found_whatever_their_classes() -> None:
-    data = [solved(300, seed, classes, sharpness=0.5) for seed, classes in enumerate((2, 3, 5, 9) * 3)]
-    weights = learn(data, 0).weights
-    assert list(weights) == ["late", "transition", "keep"]
-    assert weights["late"] == pytest.approx(2, rel=0.1)
-    assert weights["transition"] == pytest.approx(1, abs=0.2)  # Bayes, as everywhere
-    assert weights["keep"] == pytest.approx(0, abs=0.3)
-
-
-def test_further_evidence_of_many_data_sets_earns_its_weight_too() -> None:
-    data = []
-    for seed in range(6):
-        made = solved(300, seed)
-        noise = softmax(np.random.default_rng(100 + seed).normal(size=(300, C)))
-        data.append(replace(made, evidence={"late": noise, "corrector": made.evidence["late"]}))
-    weights = learn(data, 0).weights
-    assert list(weights) == ["late", "corrector", "transition", "keep"]
-    assert weights["late"] == pytest.approx(0, abs=0.1)
-    assert weights["corrector"] == pytest.approx(1, abs=0.1)
-
-
-def test_a_large_data_set_counts_no_more_than_another() -> None:
-    flat, sharp = solved(6000, 0, sharpness=0.4), solved(300, 1, sharpness=1.5)
-    first = {name: values[:300] for name, values in flat.evidence.items()}
-    small = Solved(first, flat.given[:300], flat.true[:300], flat.transition)
-    learned = learn([flat, sharp], 0)
-    assert learned.weights == pytest.approx(learn([small, sharp], 0).weights, abs=0.15)
-    assert learned.weights["late"] < learn([flat], 0).weights["late"] - 0.5, "what the large one alone says"
-    assert len(learned.right) == 1_500 + 300, "as judges all are welcome"
-
-
-def labelled_by(experience: Experience, data: Solved) -> Floats:
-    """What its weights and the data set's own anchors say, were they withheld or not."""
-    lent = replace(transferred(experience, data.transition), withheld=False)
-    return matched(lent, joint_counts(labels_by(lent, data), data.given)).soft_labels(
-        data.evidence, data.given
-    )
-
-
-def labels_by(made: Calibration, data: Solved) -> Floats:
-    return made.soft_labels(data.evidence, data.given)
-
-
-def doubt(soft_label: Floats, data: Solved) -> Floats:
-    """The noise probabilities."""
-    return 1 - soft_label[np.arange(len(data.given)), data.given]
-
-
-def test_what_is_learned_is_judged_on_data_sets_that_were_left_out() -> None:
-    """One whose evidence is sure of a wrong class is no warning of itself."""
-    data = [solved(200, seed) for seed in range(3)]
-    misleading = {"late": np.roll(data[2].evidence["late"], 1, axis=1)}
-    data[2] = replace(data[2], evidence=misleading)
-    found = learn(data, 0)
-    soft = [labelled_by(learn([*data[:k], *data[k + 1 :]], 0), data[k]) for k in range(3)]
-    expected = np.concatenate([each.max(axis=1) for each in soft])
-    assert np.sort(found.confidence) == pytest.approx(np.sort(expected), abs=1e-3)
-    right = [int((each.argmax(axis=1) == made.true).sum()) for each, made in zip(soft, data, strict=True)]
-    assert right[2] < 100 < min(right[:2])
-    assert abs(found.right.sum() - sum(right)) <= 2  # a row between two classes
-    relabelled = sum((each.argmax(axis=1) != made.given).sum() for each, made in zip(soft, data, strict=True))
-    assert abs(found.relabelled.sum() - relabelled) <= 2
-    seen = [labelled_by(found, made).max(axis=1) for made in data]
-    assert np.abs(np.sort(np.concatenate(seen)) - np.sort(expected)).max() > 0.02
-
-
-def test_rows_of_right_relabelled_and_confidence_belong_together() -> None:
-    found = learn([solved(300, seed) for seed in range(4)], 0)
-    sure = found.confidence > 0.95
-    assert 0.3 < sure.mean() < 0.9
-    assert found.right[sure].mean() > 0.95
-    assert found.right[~sure].mean() < 0.9
-    assert found.right[found.relabelled & sure].mean() > 0.9
-    assert found.relabelled.mean() == pytest.approx(0.3, abs=0.05)
-
-
-def test_one_data_set_alone_is_judged_by_the_weights_without_any() -> None:
-    data = solved(200, 0)
-    prior = fit({"late": np.ones((0, C))}, NOBODY, NOBODY, np.zeros((C, C), dtype=np.int64), 0)
-    expected = labelled_by(prior.experience, data)
-    assert np.sort(learn([data], 0).confidence) == pytest.approx(np.sort(expected.max(axis=1)))
-
-
-NOBODY = np.zeros(0, dtype=np.int64)
-
-
-@pytest.fixture(scope="module")
-def experience() -> Experience:
-    return learn([solved(300, seed, classes=3 + seed, sharpness=0.5) for seed in range(6)], 0)
-
-
-@pytest.mark.parametrize("classes", [2, 9])
-def test_a_borrowed_calibration_serves_a_data_set_nobody_verified(
-    experience: Experience, classes: int
-) -> None:
-    data = solved(4000, 50, classes, sharpness=0.5)
-    made = transferred(experience, data.transition)
-    assert made.borrowed
-    assert not made.withheld
-    soft_label = made.soft_labels(data.evidence, data.given)
-    assert accuracy(soft_label.argmax(axis=1), data.true) > accuracy(data.given, data.true) + 0.08
-    noise_probability = 1 - soft_label[np.arange(4000), data.given]
-    error = expected_calibration_error(noise_probability, data.given != data.true)
-    assert error is not None
-    assert error < 0.03
-    promise = made.promise(*best(soft_label), data.given, 0.95)
-    judged = experience.relabelled & (experience.confidence >= 0.95)
-    assert (promise.probes, promise.right) == (judged.sum(), (judged & experience.right).sum())
-    assert promise.threshold is not None
-    fixed = actions(*best(soft_label), data.given, promise) == "fix"
-    assert fixed.sum() > 30
-    assert accuracy(soft_label.argmax(axis=1)[fixed], data.true[fixed]) > 0.94
-
-
-def test_a_borrowed_calibration_says_so_and_can_be_lent_again(experience: Experience) -> None:
-    made = transferred(experience, solved(10, 0).transition)
-    told = json.loads(json.dumps(made.to_dict(), allow_nan=False))
-    assert told["probes"] == 0
-    assert told["weights"] == experience.weights
-    assert {told[f"probe_{name}"] for name in ("accuracy_before", "accuracy_after")} == {None}
-    assert told["probe_calibration_error"] is None
-    assert Calibration.restored(asdict(made), ["late"], C).borrowed
-    again = Experience.restored(vars(made.experience))
-    assert again.weights == experience.weights
-    assert (again.confidence == experience.confidence).all()
-    assert not fitted(simulate(20, 0)).borrowed
-
-
-def test_what_did_more_harm_than_good_is_withheld_from_other_data_too() -> None:
-    """Evidence that is sure of a wrong class, and nothing else to learn the weights from."""
-    made = solved(300, 0)
-    harmful = learn([replace(made, evidence={"late": np.roll(made.evidence["late"], 1, axis=1)})], 0)
-    assert harmful.withheld
-    data = solved(500, 9)
-    lent = transferred(Experience.restored(vars(harmful)), data.transition)
-    assert (lent.soft_labels(data.evidence, data.given).argmax(axis=1) == data.given).all()
-    assert lent.experience.withheld
-    assert not learn([solved(300, seed) for seed in range(4)], 0).withheld
-    with pytest.raises(ValueError, match="not the values of an experience"):
-        Experience.restored({**vars(harmful), "withheld": 1})
-
-
-def test_the_soft_labels_of_each_given_label_come_near_to_its_anchors_posterior() -> None:
-    data = solved(4_000, 3)
-    lent = transferred(learn([solved(300, seed) for seed in range(4)], 0), TRANSITION.clip(1e-3))
-    before = labels_by(lent, data)
-    after = labels_by(matched(lent, joint_counts(before, data.given)), data)
-    assert after.sum(axis=1) == pytest.approx(1)
-    wanted = posterior(lent.transition, np.bincount(data.given).astype(np.float64))
-    distances = [
-        np.abs(joint_counts(soft, data.given) / np.bincount(data.given) - wanted).sum(axis=0)
-        for soft in (before, after)
-    ]
-    assert (distances[1] < 0.7 * distances[0]).all()
-    # Each row is multiplied by the factors of its given label, whatever its evidence.
-    odds = (after / before) / (after / before)[:, :1]
-    for label in range(C):
-        of_label = odds[data.given == label]
-        assert of_label == pytest.approx(np.tile(of_label[0], (len(of_label), 1)))
-
-
-def test_a_level_that_is_right_stays_and_one_that_is_wrong_comes_nearer(experience: Experience) -> None:
-    """Rows of 5 % noise, by weights from data sets with 30 %."""
-    data = solved(4_000, 60, sharpness=0.5, noise_rate=0.05)
-    weights = {**experience.weights, "keep": experience.weights["keep"] - 2}
-    lent = transferred(replace(experience, weights=weights), data.transition)
-    soft_label = labels_by(lent, data)
-    moved = matched(lent, joint_counts(soft_label, data.given))
-    better = labels_by(moved, data)
-    wrong = data.given != data.true
-    errors = [expected_calibration_error(doubt(soft, data), wrong) for soft in (soft_label, better)]
-    assert errors[0] is not None
-    assert errors[1] is not None
-    assert errors[1] < 0.6 * errors[0]
-    assert accuracy(better.argmax(axis=1), data.true) > accuracy(soft_label.argmax(axis=1), data.true)
-    right = transferred(experience, data.transition)
-    stays = matched(right, joint_counts(labels_by(right, data), data.given))
-    for made in (right, stays):
-        error = expected_calibration_error(doubt(labels_by(made, data), data), wrong)
-        assert error is not None
-        assert error < 0.02
-
-
-def test_one_way_mistakes_are_mended_one_way() -> None:
-    """Evidence that takes 0 and 1 for one another alike; only the anchors tell that 1 is called 0."""
-    rng = np.random.default_rng(0)
-    true = rng.integers(3, size=3_000)
-    given = np.where((true == 1) & (rng.random(3_000) < 0.4), 0, true)
-    transition = np.array([[0.98, 0.01, 0.01], [0.4, 0.59, 0.01], [0.01, 0.01, 0.98]])
-    image = rng.normal(size=(3_000, 3)) + np.array([[1, 0.2, -1], [0.2, 1, -1], [-1, -1, 2]])[true]
-    evidence = {"late": softmax(2 * image)}
-    lent = replace(
-        fitted(simulate(0, 0)), transition=transition, weights={"late": 1, "transition": 0, "keep": 1}
-    )
-    before = lent.soft_labels(evidence, given)
-    after = matched(lent, joint_counts(before, given)).soft_labels(evidence, given)
-    relabelled = [(soft.argmax(axis=1) != given) & (given == 1) for soft in (before, after)]
-    assert relabelled[0].sum() > 50 > relabelled[1].sum()
-    assert accuracy(after.argmax(axis=1), true) > accuracy(before.argmax(axis=1), true) + 0.03
-
-
-@pytest.mark.parametrize("probes", [0, 60])
-def test_probes_improve_on_what_was_matched(experience: Experience, probes: int) -> None:
-    """By weights that are to blame for a level far off, under factors that have halved the distance."""
-    data = solved(3_000, 70, sharpness=0.5)
-    weights = {**experience.weights, "keep": experience.weights["keep"] - 3}
-    lent = transferred(replace(experience, weights=weights), data.transition)
-    lent = matched(lent, joint_counts(labels_by(lent, data), data.given))
-    of_probes = {name: values[:probes] for name, values in data.evidence.items()}
-    given, true = data.given[:probes], data.true[:probes]
-    pairs = np.zeros((C, C), dtype=np.int64)
-    made = fit(of_probes, given, true, pairs, 0, weights, data.transition, lent.factors)
-    assert made.factors is lent.factors
-    wrong = data.given != data.true
-    errors = [
-        expected_calibration_error(doubt(labels_by(calibrated, data), data)[probes:], wrong[probes:])
-        for calibrated in (lent, made)
-    ]
-    assert errors[0] is not None
-    assert errors[1] is not None
-    if probes:
-        assert errors[1] < errors[0] / 2
-        assert made.cross_validated["probe_accuracy_after"] == pytest.approx(0.85, abs=0.1)
-    else:
-        assert made.weights == weights
-        assert labels_by(made, data) == pytest.approx(labels_by(lent, data))
-
-
-def test_nothing_to_match_is_left_as_it_is(experience: Experience) -> None:
-    lent = transferred(experience, TRANSITION.clip(1e-3))
-    assert matched(lent, np.zeros((C, C))) is lent
-    withheld = replace(lent, withheld=True)
-    assert matched(withheld, np.ones((C, C))) is withheld
-    nobody_given_2 = np.diag([5.0, 6, 0, 3])
-    factors = matched(lent, nobody_given_2).factors
-    assert factors is not None
-    assert np.isfinite(factors).all()
-    assert (factors[:, 2] == 1).all()
-    made = matched(lent, nobody_given_2)
-    unlabelled = made.soft_labels({"late": np.full((1, C), 0.25)}, np.array([-1]))
-    assert unlabelled == pytest.approx(0.25)
-    with pytest.raises(ValueError, match="not the values"):
-        Calibration.restored(asdict(made), ["late"], C)
-
-
-def test_an_experience_without_any_row_promises_nothing() -> None:
-    made = transferred(fitted(simulate(0, 0)).experience, TRANSITION.clip(1e-3))
-    assert made.promise(*simulate_corrections(made), 0.5).threshold is None
-
-
 def test_a_prior_is_where_the_weights_stand_without_probes_and_start_with_few() -> None:
-    prior = {"late": 5.0, "transition": 1.5, "keep": -2.0, "other": 9.0}
+    borrowed = {"late": 5.0, "transition": 1.5, "keep": -2.0}
+    lent = replace(fitted(simulate(0, 0)), weights=borrowed, transition=KNOWN)
 
-    def weights(probes: int, **options: dict[str, float]) -> dict[str, float]:
+    def weights(probes: int, lent: Calibration | None) -> dict[str, float]:
         evidence, given, true = simulate(probes, 0)
-        return fit(evidence, given, true, noise_matrix(given, true, C), 0, **options).weights
+        return fit(evidence, given, true, noise_matrix(given, true, C), 0, lent).weights
 
-    assert weights(0, prior=prior) == {"late": 5.0, "transition": 1.5, "keep": -2.0}
-    few, many = weights(4, prior=prior), weights(4000, prior=prior)
+    assert weights(0, lent) == borrowed
+    few, many = weights(4, lent), weights(4000, lent)
     assert few["late"] > 3.5
-    assert weights(4)["late"] < 3
-    assert many == pytest.approx(weights(4000), abs=0.2)
+    assert weights(4, None)["late"] < 3
+    assert many == pytest.approx(weights(4000, None), abs=0.25)
 
 
 @pytest.mark.parametrize("probes", [0, 5, 400])
 def test_a_transition_that_is_known_takes_the_place_of_the_verified_pairs(probes: int) -> None:
     evidence, given, true = simulate(probes, 0)
-    known = TRANSITION.clip(1e-3)
-    known /= known.sum(axis=1, keepdims=True)
     pairs = noise_matrix(given, true, C)
-    made = fit(evidence, given, true, pairs, 0, transition=known)
-    assert made.transition is known
+    lent = replace(fitted(simulate(0, 0)), transition=KNOWN, borrowed=True)
+    made = fit(evidence, given, true, pairs, 0, lent)
+    assert made.transition is KNOWN
     assert not made.borrowed
-    without_pairs = fit(evidence, given, true, np.zeros_like(pairs), 0, transition=known)
+    without_pairs = fit(evidence, given, true, np.zeros_like(pairs), 0, lent)
     assert without_pairs.weights == made.weights
     assert (without_pairs.confidence == made.confidence).all()
     if probes == 400:
@@ -713,12 +446,23 @@ def test_a_probe_s_own_pair_is_taken_out_of_the_matrix_that_scores_it(classes: i
         np.testing.assert_allclose(found[row], smoothed_transition(rest)[:, given[row]], rtol=1e-12)
 
 
-def test_a_corrector_s_soft_label_says_nothing_of_rows_without_a_label_or_of_classes_it_left_out() -> None:
-    soft_label = np.array([[0.7, 0.2, 0.1, 0.0], [0.0, 0.6, 0.0, 0.4], [0.3, 0.3, 0.3, 0.1]])
-    given = np.array([0, 3, -1])
-    even = np.full((C, C), 1 / C)
-    features = calibration._features({CORRECTOR: soft_label}, given, even[:, given].T)
-    told = [[0.7, 0.2, 0.1, 0.1], [0.4, 0.6, 0.4, 0.4], [1.0, 1.0, 1.0, 1.0]]
-    np.testing.assert_allclose(features[..., 0], np.log(told))
-    late = calibration._features({"late": soft_label}, given, even[:, given].T)
-    np.testing.assert_allclose(late[..., 0], np.log(np.maximum(soft_label, 1e-4)))
+def test_probes_whose_label_was_held_out_count_by_bayes() -> None:
+    """As borrowed from a calibration that holds every label of the others for right."""
+    evidence, given, true = simulate(400, 0)
+    held_out = np.arange(400) < 200
+    weights = {"late": 1.0, "transition": 0.0, "keep": 9.0}
+    lent = replace(fitted(simulate(0, 0)), transition=KNOWN, weights=weights)
+    none = {name: values[:0] for name, values in evidence.items()}
+    pairs = np.zeros((C, C), dtype=np.int64)
+    unfitted = fit(none, given[:0], true[:0], pairs, 0, lent, held_out[:0])
+    soft_label = unfitted.soft_labels(evidence, given, held_out)
+    bayes = evidence["late"] * KNOWN[:, given].T
+    bayes /= bayes.sum(axis=1, keepdims=True)
+    np.testing.assert_allclose(soft_label[:200], bayes[:200], atol=1e-6)
+    assert (soft_label[200:].argmax(axis=1) == given[200:]).mean() > 0.95
+    made = fit(evidence, given, true, pairs, 0, lent, held_out)
+    assert made.weights["late"] == pytest.approx(1, abs=0.4)
+    assert made.weights["keep"] < 6, "what the probes that training saw say"
+    of_held_out = {name: values[:200] for name, values in evidence.items()}
+    alone = fit(of_held_out, given[:200], true[:200], pairs, 0, lent, held_out[:200])
+    assert alone.weights["keep"] == pytest.approx(9), "nothing is said"

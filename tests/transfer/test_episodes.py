@@ -8,7 +8,6 @@ from functools import cache
 import numpy as np
 import pytest
 import torch
-import torch.nn.functional as F
 
 from relabel import noise
 from relabel.correctors.tmlc_net import TMLCNet
@@ -163,14 +162,15 @@ def test_a_recording_holds_every_epoch_of_every_row() -> None:
     rows = np.isin(POOL.true, EPISODE.classes)
     assert found.true.tolist() == [EPISODE.classes.index(label) for label in POOL.true[rows]]
     assert found.probability.shape == (90, 4, 3)
-    assert found.last.shape == found.soft_label.shape == (90, 3)
+    assert found.last.shape == (90, 3)
     assert found.given.dtype == found.true.dtype == torch.int64
+    assert found.held_out.sum() == 9
+    assert found.seen.tolist() == torch.where(found.held_out, -1, found.given).tolist()
     for probability in (*found.probability.unbind(dim=1), found.last):
         torch.testing.assert_close(probability.float().sum(dim=1), torch.ones(90), rtol=0, atol=2e-3)
     before, after = found.probability[:, :-1], found.probability[:, 1:]
     assert (before != after).any(dim=2).all(), "no epoch is a copy of another"
     assert (found.last != found.probability[:, -1]).any()
-    assert not found.soft_label.any(), "no corrector, no soft label"
     first, second, third, fourth = found.probability.float().unbind(dim=1)
     torch.testing.assert_close(found.early, (first + second) / 2)
     torch.testing.assert_close(found.late, (third + fourth) / 2)
@@ -189,6 +189,19 @@ def test_a_scene_can_be_learned_from_some_of_its_rows() -> None:
     other = training_of(EPISODE, wrong, None, CPU, some)
     other.run(lambda report: None, lambda: None)
     assert torch.equal(training.backbone.head.weight, other.backbone.head.weight)
+
+
+def test_what_is_held_out_is_predicted_and_not_learned() -> None:
+    """Another label of such a row changes nothing of the run."""
+    found, scene = plain(), stage(EPISODE, POOL)
+    other = replace(scene, given=np.where(found.held_out, (scene.given + 1) % 3, scene.given))
+    rows = np.arange(len(scene.given))
+    parts = rows[~found.held_out.numpy()], rows[found.held_out.numpy()]
+    training = training_of(EPISODE, other, None, CPU, *parts)
+    training.run(lambda report: None, lambda: None)
+    assert torch.equal(training.evidence()["last"][:].half(), found.last)
+    torch.testing.assert_close(training.ledger.mean[:], found.late, rtol=0, atol=1e-3)
+    assert (training.ledger.visits == 2).all(), "the late half of four epochs"
 
 
 def test_fewer_rows_than_there_are_are_drawn_from_all_of_them() -> None:
@@ -254,8 +267,6 @@ def test_a_corrector_rewrites_the_labels_after_the_warm_up() -> None:
     assert torch.equal(corrected.probability[:, :warm_up], plain().probability[:, :warm_up])
     for epoch in range(warm_up, EPISODE.epochs):
         assert not torch.equal(corrected.probability[:, epoch], plain().probability[:, epoch])
-    torch.testing.assert_close(corrected.soft_label.float().sum(dim=1), torch.ones(90), rtol=0, atol=2e-3)
-    assert (corrected.soft_label.float() - F.one_hot(corrected.given, 3)).abs().max() > 0.2
     torch.testing.assert_close(dict(taught.state_dict()), before, rtol=0, atol=0)
     assert (taught.num_classes, taught.encoder.weight_ih_l0.requires_grad) == (2, False)
     assert differs(record(EPISODE, POOL, corrector(1), CPU), corrected)
@@ -266,15 +277,16 @@ def test_a_corrector_that_keeps_every_label_changes_nothing() -> None:
     keeping.kept_share.fill_(1.0)
     found = record(EPISODE, POOL, keeping, CPU)
     assert torch.equal(found.probability, plain().probability)
-    assert torch.equal(found.soft_label, F.one_hot(found.given, 3).half())
 
 
 def test_a_corrector_works_at_more_classes_than_it_has_candidates_for() -> None:
     many = pool(classes=23, rows=92)
     episode = replace(EPISODE, classes=tuple(range(23)), rows=92, epochs=3)
-    soft_label = record(episode, many, corrector(), CPU).soft_label.float()
-    torch.testing.assert_close(soft_label.sum(dim=1), torch.ones(92), rtol=0, atol=5e-3)
-    assert ((soft_label > 0).sum(dim=1) <= 20).all()
+    found = record(episode, many, corrector(), CPU)
+    assert found.held_out.sum() == 9
+    assert differs(found, record(episode, many, None, CPU))
+    first = found.probability[found.held_out][:, 0].float()
+    assert (first.max(dim=1).values > 0.044).all(), "followed from the first epoch on, to choose candidates"
 
 
 def test_larger_images_are_averaged_down() -> None:

@@ -60,8 +60,8 @@ def made_up(seed: int, rows: int = 150, classes: int = 4, epochs: int = 12) -> R
         dim=1,
     )
     probability = logits.softmax(dim=2).half()
-    soft_label = (2 * probability.float().mean(dim=1).clamp(min=1e-4).log()).softmax(dim=1).half()
-    return Recording(probability, probability[:, -1], soft_label, given, true)
+    held_out = torch.arange(rows) % 10 == 3
+    return Recording(probability, probability[:, -1], given, true, held_out)
 
 
 def observed(recording: Recording, epochs: int, without: str) -> Iterator[Memory]:
@@ -73,8 +73,8 @@ def observed(recording: Recording, epochs: int, without: str) -> Iterator[Memory
             Epoch(
                 number=number,
                 probability=recording.probability[:, number].float(),
-                trained=torch.ones(len(recording.given), dtype=torch.bool),
-                given=recording.given,
+                trained=~recording.held_out,
+                given=recording.seen,
                 memory=memory,
                 meta=nobody(),
             )
@@ -106,13 +106,17 @@ def test_a_replay_gives_the_soft_labels_of_the_recorded_run() -> None:
     )  # fmt: skip
     corrector = learned()
     recording = episodes.record(episode, pool, corrector, CPU)
-    memory = Dynamics.of(recording).memory(torch.arange(60), 20)
+    rows = torch.arange(60)
+    parts = [rows[part].numpy() for part in (~recording.held_out, recording.held_out)]
+    training = episodes.training_of(episode, episodes.stage(episode, pool), corrector, CPU, *parts)
+    training.run(lambda report: None, lambda: None)
     found = TMLCNet(3, 1)
     found.load_state_dict(corrector.state_dict())
+    memories = Dynamics.of(recording).memory(rows, 20), training.ledger.read(rows, torch.device("cpu"))
     with torch.no_grad():
-        soft_label = found.soft_label(torch.empty(0), recording.given, memory)
+        replayed, trained = (found.soft_label(torch.empty(0), recording.seen, memory) for memory in memories)
     # Recorded in halves, and so are the features.
-    torch.testing.assert_close(soft_label, recording.soft_label.float(), rtol=0, atol=0.02)
+    torch.testing.assert_close(replayed, trained, rtol=0, atol=0.02)
 
 
 @cache
@@ -191,10 +195,24 @@ def spoilt(recording: Recording, epochs: range) -> Recording:
     return replace(recording, probability=probability)
 
 
+def test_labels_that_were_held_out_teach_a_corrector_nothing() -> None:
+    recordings = [made_up(seed) for seed in range(2)]
+    others = [
+        replace(
+            each,
+            given=torch.where(each.held_out, (each.given + 1) % 4, each.given),
+            true=torch.where(each.held_out, (each.true + 1) % 4, each.true),
+        )
+        for each in recordings
+    ]
+    one, other = (learn(each, 20, 0, QUIET).state_dict() for each in (recordings, others))
+    torch.testing.assert_close(one, other, rtol=0, atol=0)
+
+
 def test_the_experience_is_of_the_ends_of_the_runs() -> None:
     recordings = [made_up(seed, classes=3 + seed) for seed in range(3)]
     found = experienced(recordings, 0)
-    assert list(found.weights) == ["early", "late", "last", "corrector", "transition", "keep"]
+    assert list(found.weights) == ["early", "late", "last", "transition", "keep"]
     assert len(found.right) == len(found.relabelled) == len(found.confidence) == 450
     assert found.right.mean() > 0.85
     assert found.right[found.relabelled].mean() > 0.8
@@ -203,8 +221,6 @@ def test_the_experience_is_of_the_ends_of_the_runs() -> None:
     for part, name in ((range(2, 6), "early"), (range(6, 12), "late")):
         useless = experienced([spoilt(each, part) for each in recordings], 0).weights
         assert abs(useless[name]) < found.weights[name] / 2
-    silent = [replace(each, soft_label=torch.full_like(each.soft_label, 0.25)) for each in recordings]
-    assert experienced(silent, 0).weights["corrector"] == pytest.approx(0, abs=1e-6), "says nothing"
 
 
 def draw(path: Path, colour: str, seed: int) -> None:
@@ -294,7 +310,7 @@ def test_the_whole_of_it_gives_a_corrector_for_any_data(
         "seed": 5,
     }
     assert file.trained["versions"]["relabel"] == __version__
-    assert list(file.experience.weights) == ["early", "late", "last", "corrector", "transition", "keep"]
+    assert list(file.experience.weights) == ["early", "late", "last", "transition", "keep"]
     corrector = again.transferred(7, 33)
     assert isinstance(corrector, TMLCNet)
     assert corrector.num_classes == 7
