@@ -433,7 +433,10 @@ def _labelled(
     built: Mapping[str, Any],
 ) -> tuple[Labelling, Calibration]:
     """Calibrate and put every row's labels, probability and action together."""
-    evidence = training.evidence()
+    available = training.evidence()
+    evidence = available
+    if pretrained is not None:
+        evidence = {name: available[name] for name in pretrained.experience.evidence}
 
     def of_rows(rows: NDArray[np.int64]) -> dict[str, NDArray[np.float32]]:
         index = torch.from_numpy(rows)
@@ -443,7 +446,7 @@ def _labelled(
     if pretrained is not None:
         usable = np.where(usable_rows(source, errors), source.given, UNLABELLED)
         seen = np.where(held_out, UNLABELLED, usable)
-        counts = anchors.count(evidence["early"], seen)
+        counts = anchors.count(available["early"], seen)
         # Without an anchor, after a single epoch, nothing is known of what is mistaken for what.
         judges = np.flatnonzero(held_out & counts.any())
         transition = anchors.transition(counts)
