@@ -33,11 +33,11 @@ from relabel.data.trusted import TrustedSet, trusted_of
 from relabel.data.vectors import standardisation
 from relabel.device import Compute, resolve
 from relabel.errors import RelabelError
-from relabel.ledger import blocks
+from relabel.ledger import Distributions, blocks
 from relabel.metrics import noise_matrix
 from relabel.model import EVIDENCE, Model
 from relabel.output import anchors, borrowed, calibration
-from relabel.output.calibration import Calibration
+from relabel.output.calibration import Calibration, Experience
 from relabel.output.labelling import (
     Labelling,
     SoftLabels,
@@ -160,7 +160,8 @@ def fit(config: FitConfig, watcher: Watcher | None = None) -> FitResult:
         f"{compute.describe()}; {config.recipe.corrector}: {schedule.epochs} epochs, "
         f"{schedule.warmup_epochs} of them warm-up; "
         f"{len(split.meta) + len(split.witness)} meta and {len(split.probe)} probe rows"
-        + (f", {len(split.unseen)} for the model's calibration." if config.keep_model else ".")
+        + (f", {len(split.unseen)} for the model's calibration" if config.keep_model else "")
+        + (f", {held_out.sum()} labels held out." if pretrained is not None else ".")
     )
     _train(training, config, source, split, watcher)
     labelling, fitted = _labelled(
@@ -433,37 +434,19 @@ def _labelled(
     built: Mapping[str, Any],
 ) -> tuple[Labelling, Calibration]:
     """Calibrate and put every row's labels, probability and action together."""
-    available = training.evidence()
-    evidence = available
-    if pretrained is not None:
-        evidence = {name: available[name] for name in pretrained.experience.evidence}
-
-    def of_rows(rows: NDArray[np.int64]) -> dict[str, NDArray[np.float32]]:
-        index = torch.from_numpy(rows)
-        return {name: values[index].numpy() for name, values in evidence.items()}
-
+    evidence: Mapping[str, Distributions] = training.evidence()
     lent: Calibration | None = None
     if pretrained is not None:
-        usable = np.where(usable_rows(source, errors), source.given, UNLABELLED)
-        seen = np.where(held_out, UNLABELLED, usable)
-        counts = anchors.count(available["early"], seen)
-        # Without an anchor, after a single epoch, nothing is known of what is mistaken for what.
-        judges = np.flatnonzero(held_out & counts.any())
-        transition = anchors.transition(counts)
-        experience, of_judges = pretrained.experience, of_rows(judges)
-        lent = borrowed.transferred(experience, of_judges, source.given[judges], transition)
-        if counts.any():
-            soft_label = SoftLabels(evidence, seen, lent, TrustedSet.empty(), held_out)
-            parts = blocks(*soft_label.shape)
-            joint = sum(calibration.joint_counts(soft_label[rows], seen[rows]) for rows in parts)
-            lent = borrowed.matched(lent, np.asarray(joint))
+        given = np.where(usable_rows(source, errors), source.given, UNLABELLED)
+        lent = _borrowed(pretrained.experience, evidence, given, held_out)
+        evidence = {name: evidence[name] for name in pretrained.experience.evidence}
     labelled = source.given[split.probe] >= 0
     probes = split.probe[labelled]
     if lent is not None and len(probes) == 0:
         fitted = lent
     else:
         fitted = calibration.fit(
-            of_rows(probes),
+            _of_rows(evidence, probes),
             source.given[probes],
             split.probe_labels[labelled],
             _counts(source, trusted),
@@ -488,6 +471,35 @@ def _labelled(
         run["held_out_rows"] = int(held_out.sum())
     labelling = label_rows(source, errors, evidence, fitted, trusted, config.precision, run, held_out)
     return labelling, fitted
+
+
+def _borrowed(
+    experience: Experience,
+    evidence: Mapping[str, Distributions],
+    given: NDArray[np.int64],
+    held_out: NDArray[np.bool_],
+) -> Calibration:
+    """The calibration of a source that nobody has verified a row of; given: [N], −1 where it is of no use."""
+    seen = np.where(held_out, UNLABELLED, given)
+    counts = anchors.count(evidence["early"], seen)
+    transition = anchors.transition(counts)
+    # Without an anchor, after a single epoch, nothing is known of what is mistaken for what.
+    judges = np.flatnonzero(held_out & counts.any())
+    weighed = {name: evidence[name] for name in experience.evidence}
+    lent = borrowed.transferred(experience, _of_rows(weighed, judges), given[judges], transition)
+    if not counts.any():
+        return lent
+    soft_label = SoftLabels(weighed, seen, lent, TrustedSet.empty())
+    parts = blocks(*soft_label.shape)
+    joint = sum(calibration.joint_counts(soft_label[rows], seen[rows]) for rows in parts)
+    return borrowed.matched(lent, np.asarray(joint))
+
+
+def _of_rows(
+    evidence: Mapping[str, Distributions], rows: NDArray[np.int64]
+) -> dict[str, NDArray[np.float32]]:
+    index = torch.from_numpy(rows)
+    return {name: values[index].numpy() for name, values in evidence.items()}
 
 
 def _counts(source: Source, trusted: TrustedSet) -> NDArray[np.int64]:

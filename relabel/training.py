@@ -97,9 +97,9 @@ class Rows:
 
     train: [n] labelled rows to train on, probe rows among them: under their given label at first, under the
     corrector's in the meta phase;
-    given: [N] class ids, −1 unlabelled; unlabelled: [u] rows that are predicted, and trained on only by a
-    corrector that reads no given labels; meta: trusted rows that drive φ, among `train` only for a corrector
-    with `MetaRows.TRAINED`, and trained on before the meta phase for one with `MetaRows.WARM_UP`;
+    given: [N] class ids, −1 unlabelled or held out; unlabelled: [u] rows that are predicted, and trained on
+    only by a corrector that reads no given labels; meta: trusted rows that drive φ, among `train` only for a
+    corrector with `MetaRows.TRAINED`, and trained on before the meta phase for one with `MetaRows.WARM_UP`;
     witness: trusted rows among `train`, for a corrector with `has_witnesses`.
     """
 

@@ -57,7 +57,7 @@ def test_the_file_has_the_columns_of_fit(apply, folder, files):
     assert all(0 <= found["noise_probability"][row] <= 1 for row in good)
     assert all(sum(found["soft_label"][row]) == pytest.approx(1, abs=1e-5) for row in good)
     assert "1 of 29 images cannot be used" in done.err
-    assert "0 meta and 0 probe rows" in done.err
+    assert "0 meta and 0 probe rows, 3 labels held out." in done.err
     assert "Epoch 2/2 (meta)" in done.err
     assert "\nPromise " in done.err
     assert "Verified rows (--trusted)" in done.err
