@@ -8,16 +8,16 @@ labels. A corrector learns from two thirds of a source's episodes and is then tr
 the others, its own source's and every other's.
 
 The transfer table has a line for each source that was learned from, and for all of them but the target
-(`others`): the argmax of the corrector's soft label, as in the paper, and below (`calibrated`) that of the
-soft label that `relabel apply` would write, whose weights are learned from the same episodes and which the
-target's own anchors put right. Then come the given labels, the argmax of the last epoch (`CE`) and of the
-late average, and `own rows`: a corrector that learned on 100 verified rows of the very run it corrects, the
-meta-training that transfer spares its user, and, calibrated, the averages as weighed on these rows. With
-`--cleanlab` three networks more are trained on each of the tried episodes, as long as its own, and the
-labels that cleanlab flags by their out-of-sample predictions take the argmax. `--by noise rate classes
-backbone` makes tables of what episodes of one noise model, rate, number of classes or backbone teach about
-those of another. The ablation table has the paper's variants, learned from and tried on all sources.
-Figures are the share of right labels of an episode's rows, mean over the episodes, in %.
+(`others`): the argmax of the corrector's soft label, as in the paper, and below (`calibrated`) that of what
+the networks' averages say, calibrated as by `relabel apply` with weights learned from the same episodes and
+with the target's own held-out labels and anchors. Then come the given labels, the argmax of the last epoch
+(`CE`) and of the late average, and `own rows`: a corrector that learned on 100 verified rows of the very run
+it corrects, the meta-training that transfer spares its user, and, calibrated, the averages as weighed on
+these rows. With `--cleanlab` three networks more are trained on each of the tried episodes, as long as its
+own, and the labels that cleanlab flags by their out-of-sample predictions take the argmax. `--by noise rate
+classes backbone` makes tables of what episodes of one noise model, rate, number of classes or backbone teach
+about those of another. The ablation table has the paper's variants, learned from and tried on all sources.
+Figures are the share of right labels among the rows whose label training saw, mean over the episodes, in %.
 
 `--figure states.svg` draws the paper's figure 3: a t-SNE of the LSTM's states, of up to 1,000 given labels of
 one tried episode, before and after learning, and says how many of a state's ten nearest neighbours are alike
@@ -145,7 +145,7 @@ def main() -> None:
 
 @dataclass(frozen=True)
 class Teacher:
-    """What some episodes taught: a corrector, and what its soft label and the network's averages weigh."""
+    """What some episodes taught: a corrector, and what the network's averages weigh."""
 
     corrector: TMLCNet
     experience: Experience
