@@ -30,8 +30,8 @@ from relabel.output.calibration import (
 )
 from relabel.output.weighing import FLOOR, Floats, Labels, Terms, fit_weights, softmax
 
-HELD_OUT_SHARE = 0.1
-MOST_HELD_OUT = 500
+_HELD_OUT_SHARE = 0.1
+_MOST_HELD_OUT = 500
 _MOST_COUNTED = 100  # held-out labels
 _FURTHEST = 4.0  # log sharpness and log odds
 _ROWS_LEARNED, _ROWS_JUDGED = 300, 1_500  # of a data set: for the weights that suit many, and for the promise
@@ -45,7 +45,7 @@ def held_out(given: Labels, seed: int) -> NDArray[np.bool_]:
     """
     rows = np.random.default_rng(seed).permutation(np.flatnonzero(given >= 0))
     _, first = np.unique(given[rows], return_index=True)
-    count = min(round(HELD_OUT_SHARE * len(rows)), MOST_HELD_OUT)
+    count = min(round(_HELD_OUT_SHARE * len(rows)), _MOST_HELD_OUT)
     chosen = np.zeros(len(given), dtype=bool)
     chosen[np.delete(rows, first)[:count]] = True
     return chosen

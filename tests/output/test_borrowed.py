@@ -8,7 +8,6 @@ import pytest
 from numpy.typing import NDArray
 
 from relabel.metrics import expected_calibration_error
-from relabel.output import borrowed
 from relabel.output.anchors import posterior
 from relabel.output.borrowed import Solved, held_out, labelled, learn, matched, transferred
 from relabel.output.calibration import Calibration, Experience, actions, best, fit, joint_counts
@@ -380,7 +379,3 @@ def test_an_experience_without_any_row_promises_nothing(experience: Experience) 
     data = solved(500, 0)
     made = without_labels(experience.weights, data.transition)
     assert made.promise(*best(by_all(made, data)), data.given, 0.5).threshold is None
-
-
-def test_the_shares_are_what_the_docstrings_say() -> None:
-    assert (borrowed.HELD_OUT_SHARE, borrowed.MOST_HELD_OUT) == (0.1, 500)
