@@ -248,7 +248,7 @@ def test_a_borrowed_calibration_serves_a_data_set_nobody_verified(
     data = solved(8_000, 53, classes, sharpness)
     soft_label = labelled(experience, data)
     assert accuracy(soft_label.argmax(axis=1), data.true) > accuracy(data.given, data.true) + 0.08
-    assert error(soft_label, data) < (0.04 if sharpness == 0.5 else 0.08)
+    assert error(soft_label, data) < (0.05 if sharpness == 0.5 else 0.08)
     as_others = matched_to(without_labels(experience.weights, data.transition), data)
     assert sharpness == 0.5 or error(by_all(as_others, data), data) > 0.1
     made = transferred(experience, *data.labels)
