@@ -149,7 +149,8 @@ def test_metalabelnet_warms_up_on_its_meta_rows_so_that_a_model_needs_others(dig
     assert np.sort(np.concatenate(parts)).tolist() == rows.tolist(), "each in one part"
     assert len(split.unseen) == (30 if keep_model else 0)
     assert len(split.probe) == pytest.approx(2 * len(split.meta), abs=2)
-    found = pipeline._rows(source, {}, split, corrector)
+    nobody = np.zeros(len(source), dtype=bool)
+    found = pipeline._rows(source, {}, split, nobody, corrector)
     assert found.meta.given.tolist() == source.given[split.meta].tolist()
     assert not np.isin(split.meta, found.train.numpy()).any(), "the training adds them to the warm-up"
     assert not np.isin(split.unseen, found.train.numpy()).any()
