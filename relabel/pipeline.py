@@ -148,11 +148,10 @@ def fit(config: FitConfig, watcher: Watcher | None = None) -> FitResult:
         backbone = backbones.linear(backbone.head.in_features, len(source.class_names))
     held_out = np.zeros(len(source), dtype=bool)
     if pretrained is not None:
-        usable = np.where(usable_rows(source, errors), source.given, UNLABELLED)
-        held_out = borrowed.held_out(usable, config.seed)
+        held_out = borrowed.held_out(_usable_labels(source, errors), config.seed)
     rows = _rows(source, errors, split, held_out, corrector)
     # Of all labelled rows, not of those the corrector at hand trains on: else each had its own batch size.
-    schedule = schedule_for(config, int((usable_rows(source, errors) & (source.given >= 0)).sum()))
+    schedule = schedule_for(config, int((_usable_labels(source, errors) >= 0).sum()))
     training = Training(backbone, corrector, inputs, rows, schedule, compute, config.seed)
     extent = f"{built['image_size']} px" if source.vectors is None else f"{built['dimension']} dimensions"
     watcher.say(
@@ -296,6 +295,11 @@ def _check_usable(
     warn_of_errors(source, errors, watcher)
 
 
+def _usable_labels(source: Source, errors: dict[int, str]) -> NDArray[np.int64]:
+    """The given labels [N], −1 for rows without one and for those that cannot be used."""
+    return np.where(usable_rows(source, errors), source.given, UNLABELLED)
+
+
 def _rows(
     source: Source,
     errors: dict[int, str],
@@ -437,8 +441,7 @@ def _labelled(
     evidence: Mapping[str, Distributions] = training.evidence()
     lent: Calibration | None = None
     if pretrained is not None:
-        given = np.where(usable_rows(source, errors), source.given, UNLABELLED)
-        lent = _borrowed(pretrained.experience, evidence, given, held_out)
+        lent = _borrowed(pretrained.experience, evidence, _usable_labels(source, errors), held_out)
         evidence = {name: evidence[name] for name in pretrained.experience.evidence}
     labelled = source.given[split.probe] >= 0
     probes = split.probe[labelled]

@@ -14,8 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from relabel.ledger import Distributions, blocks
-
-Floats = NDArray[np.float64]
+from relabel.output.weighing import Floats
 
 _SHARE = 0.3
 """Of the rows with a class's label, so many are its anchors.

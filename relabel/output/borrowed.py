@@ -118,6 +118,7 @@ def _asked_for(scores: Floats, given: Labels, transition: Floats) -> tuple[float
         log_sharpness, shift = asked
         probability = softmax(np.exp(log_sharpness) * scores)
         odds = np.exp(shift)
+        # The columns of `_shifted` that are asked for: with many classes all of them are costly.
         rest = np.diag(transition) + (1 - np.diag(transition)) * odds
         said = transition[:, predicted].T * odds / rest
         said[rows, predicted] /= odds
