@@ -6,6 +6,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
 from relabel.errors import RelabelError
 
@@ -32,6 +33,16 @@ class Compute:
         """One phrase for the run's first line."""
         number_format = "float32" if self.autocast_dtype is None else "bf16"
         return f"{self.device.type}, {number_format}"
+
+
+def upload(values: Tensor, device: torch.device) -> Tensor:
+    """`values` from host memory on `device`; on a CPU themselves.
+
+    A copy to a GPU from memory that is not pinned waits until the GPU has done all it was told before.
+    """
+    if device.type == "cuda":
+        values = values.pin_memory()
+    return values.to(device, non_blocking=True)
 
 
 def resolve(device: str = "auto", amp: str = "auto") -> Compute:

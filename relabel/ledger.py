@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from relabel.device import upload
 from relabel.files import scratch_array
 
 _MAPPED_FROM = 2**25  # bytes
@@ -127,7 +128,7 @@ class Ledger:
     extra pass, each epoch sees the image under another augmentation, and it keeps what the network knew
     before it began to memorise wrong labels (Tanaka et al. 2018, eq. 2, average likewise).
 
-    It lives in host memory and on disk: on an accelerator each step waits for its copy.
+    It lives in host memory and on disk: what comes from an accelerator is waited for.
     """
 
     def __init__(self, num_rows: int, num_classes: int) -> None:
@@ -157,7 +158,7 @@ class Ledger:
     def read(self, index: Tensor, device: torch.device) -> dict[str, Tensor]:
         """Every memory's rows `index` [B], on `device`."""
         index = index.cpu()
-        return {name: values[index].to(device) for name, values in self.memory.items()}
+        return {name: upload(values[index], device) for name, values in self.memory.items()}
 
     def write(self, index: Tensor, values: Mapping[str, Tensor]) -> None:
         """Replace the memory rows `index` [B] by `values`."""

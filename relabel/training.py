@@ -21,7 +21,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.optim.swa_utils import AveragedModel
+from torch.optim.swa_utils import AveragedModel, get_swa_multi_avg_fn
 
 from relabel import hypergradient
 from relabel.backbones import Backbone, evaluate, frozen_features
@@ -30,11 +30,14 @@ from relabel.correctors.base import Corrector, Epoch, Memory, MetaRows, Verified
 from relabel.correctors.plain import Plain
 from relabel.data.loading import Inputs
 from relabel.data.sources import UNLABELLED
-from relabel.device import Compute
+from relabel.device import Compute, upload
 from relabel.errors import RunError
 from relabel.hypergradient import Hypergradient
 from relabel.ledger import Distributions, Ledger
 
+_Tensors = tuple[Tensor, ...] | list[Tensor]
+
+_STEPS_TO_NOTE = 32  # an accelerator is waited for once in so many steps
 _HEAD_START = 300  # steps of a directly learned φ before its first soft label
 
 
@@ -172,6 +175,7 @@ class Training:
             nesterov=True,
         )
         self._weights: AveragedModel | None = None
+        self._seen: list[tuple[Tensor, Tensor, Memory]] = []
         self._learned = [p for p in corrector.parameters() if p.requires_grad]
         self.meta_optimizer: torch.optim.Optimizer | None = None
         if self._learned:
@@ -257,10 +261,13 @@ class Training:
             loss, trusted_loss = self._train_batch(corrector, index, rate, trusted, generator)
             if epoch in self._weight_epochs:
                 self._average_weights()
+            if len(self._seen) == _STEPS_TO_NOTE:
+                self._note_seen()
             loss_sum += loss
             if trusted_loss is not None:
                 meta_losses.append(trusted_loss)
             on_step()
+        self._note_seen()
         asked = self.corrector.follows_unlabelled or epoch >= self._averaged[0].start
         if asked and not self._trains_on_unlabelled(epoch):
             self._predict_unlabelled()
@@ -286,7 +293,7 @@ class Training:
         generator: torch.Generator,
     ) -> tuple[Tensor, Tensor | None]:
         """One step of the backbone on rows `index` [B], after one of φ if `trusted` is given; mean losses."""
-        given = self.rows.given[index].to(self.compute.device)
+        given = upload(self.rows.given[index], self.compute.device)
         exact = trusted is not None and self.schedule.meta_gradient == "exact"
         with hypergradient.linearizable() if exact else nullcontext():
             logits, features = self._forward(self.inputs.batch(index, self.compute.device, generator))
@@ -307,9 +314,20 @@ class Training:
         self.optimizer.step()
         with torch.no_grad():
             logits = logits.detach()
-            self.ledger.add_prediction(index, torch.softmax(logits, dim=1))
-            self.ledger.write(index, corrector.remember(logits, given, memory))
+            self._seen.append(
+                (index, torch.softmax(logits, dim=1), corrector.remember(logits, given, memory))
+            )
         return loss.detach(), found.trusted_loss if found else None
+
+    def _note_seen(self) -> None:
+        """Hand the ledger what the latest steps have left for it; no row comes twice in an epoch."""
+        if not self._seen:
+            return
+        indices, probabilities, memories = zip(*self._seen, strict=True)
+        self._seen = []
+        index = torch.cat(indices)
+        self.ledger.add_prediction(index, torch.cat(probabilities))
+        self.ledger.write(index, {name: torch.cat([m[name] for m in memories]) for name in memories[0]})
 
     def _forward(self, inputs: Tensor) -> tuple[Tensor, Tensor]:
         alone = self.backbone.training and len(inputs) == 1  # BatchNorm needs two values to normalise
@@ -369,7 +387,7 @@ class Training:
         if len(batch) == 1:
             batch = batch.repeat(2)  # BatchNorm needs two values to normalise, and the mean stays
         inputs = self.inputs.batch(self.rows.meta.rows[batch], self.compute.device, generator)
-        labels = self.rows.meta.true[batch].to(self.compute.device)
+        labels = upload(self.rows.meta.true[batch], self.compute.device)
         exact = self.schedule.meta_gradient == "exact"
         return _TrustedBatch(inputs, labels, None if exact else self._trusted_features(inputs))
 
@@ -423,8 +441,8 @@ class Training:
         rows = self.rows.meta.rows[batch]
         device = self.compute.device
         loss = self.corrector.trusted_loss(
-            self.rows.given[rows].to(device),
-            self.rows.meta.true[batch].to(device),
+            upload(self.rows.given[rows], device),
+            upload(self.rows.meta.true[batch], device),
             self.ledger.read(rows, device),
         )
         self.meta_optimizer.zero_grad()
@@ -520,14 +538,19 @@ class Training:
 def _average_of(backbone: Backbone) -> AveragedModel:
     """The running mean of a backbone's weights and buffers, none yet.
 
-    BatchNorm's count of its batches, an integer, has no mean: torch's own function for several tensors at
-    once, its default on GPUs, fails on it.
+    BatchNorm's count of its batches, an integer, has no mean: torch's own function fails on it. The other one
+    that torch takes, for one tensor at a time, waits for a GPU at every tensor.
     """
+    of_floats = get_swa_multi_avg_fn()  # type: ignore[no-untyped-call]
 
-    def mean(before: Tensor, newest: Tensor, count: Tensor | int) -> Tensor:
-        return before + (newest - before) / (count + 1) if newest.is_floating_point() else newest
+    def mean(before: _Tensors, newest: _Tensors, count: Tensor | int) -> None:
+        if before[0].is_floating_point():
+            of_floats(before, newest, count)
+        else:
+            for average, value in zip(before, newest, strict=True):
+                average.copy_(value)
 
-    return AveragedModel(backbone, avg_fn=mean, use_buffers=True)
+    return AveragedModel(backbone, multi_avg_fn=mean, use_buffers=True)
 
 
 @contextmanager

@@ -62,3 +62,9 @@ def test_a_device_that_is_missing_is_refused(name: str) -> None:
     with pytest.raises(RelabelError, match=f"--device {name}: this machine has no") as caught:
         device.resolve(name)
     assert "--device cpu" in caught.value.hint
+
+
+def test_what_is_in_host_memory_already_is_not_copied() -> None:
+    values = torch.arange(3)
+    assert device.upload(values, torch.device("cpu")) is values
+    assert device.upload(values, torch.device("meta")).device.type == "meta"

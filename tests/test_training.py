@@ -374,15 +374,21 @@ def test_a_step_stays_on_its_device(monkeypatch: pytest.MonkeyPatch, corrector: 
     elif meta_batch is not None:
         assert moved._direct_step(meta_batch).device == device
     loss, _ = moved._train_batch(moved.corrector, TRAIN[:24], 0.05, trusted, generator)
+    moved._note_seen()
     assert [loss.device, *devices] == [device, device]
 
 
-def test_weights_are_averaged_where_torch_would_average_several_tensors_at_once(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    """As it does on GPUs, and fails for BatchNorm's count of its batches, an integer."""
-    supported = "_get_foreach_kernels_supported_devices"
-    monkeypatch.setattr(torch.optim.swa_utils, supported, lambda: ["cpu"], raising=False)
+@every
+def test_what_steps_leave_to_the_ledger_may_wait(corrector: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    at_once, later = Setting(corrector=corrector).training(), Setting(corrector=corrector).training()
+    run(later)
+    monkeypatch.setattr(relabel.training, "_STEPS_TO_NOTE", 1)
+    run(at_once)
+    assert_identical(later.state_dict(), at_once.state_dict())
+
+
+def test_the_average_of_a_backbone_is_that_of_its_weights_and_its_newest_counts() -> None:
+    """Which torch would average too, and fails: BatchNorm's count of its batches is an integer."""
     backbone = tiny()
     average = relabel.training._average_of(backbone)
     weights, counts = [], []

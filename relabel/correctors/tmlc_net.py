@@ -41,6 +41,7 @@ from torch import Tensor, nn
 
 from relabel.config import SHIPPED_CORRECTOR
 from relabel.correctors.base import Corrector, Epoch, Memory, MetaRows, Store, WarmUp
+from relabel.device import upload
 from relabel.ledger import Distributions, History, blocks, class_type, per_sample
 
 _FLOOR = 1e-4  # of p: what bf16 logits resolve
@@ -187,6 +188,7 @@ class TMLCNet(Corrector):
         if epochs > _REPLAYED:
             # Evenly, but for the first sixth, when the backbone knows next to nothing.
             replayed = torch.linspace(epochs // 6, epochs - 1, _REPLAYED).round().long()
+            replayed = upload(replayed, losses.device)
             losses, entropy, epochs = losses[:, replayed], entropy[:, replayed], _REPLAYED
         features = torch.cat(
             [
