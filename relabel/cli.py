@@ -6,6 +6,7 @@ torch is imported inside the commands, so that `--help` and every mistake in the
 from __future__ import annotations
 
 import dataclasses
+import errno
 import functools
 import hashlib
 import io
@@ -714,7 +715,7 @@ def corrupt(
     clean, corrupted = result.source.given, result.corrupted
     columns = (result.source.file_names, corrupted.labels, clean, result.source.class_names)
     if output == "-":
-        with _binary_stdout() as stream:
+        with _guarded_stdout() as stream:
             stream.write(noisy_labels.to_csv(*columns).encode())
     else:
         arguments: list[str] = context.obj
@@ -838,7 +839,10 @@ def run(arguments: Sequence[str]) -> int:
         _abandon_stdout()
         code = 1
     except Exception as error:
-        code = _fail_unexpected(error)
+        if isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG:
+            code = _fail(error, f"Error: There is no file {error.filename}: the name is too long.", 2)
+        else:
+            code = _fail_unexpected(error)
     return code
 
 
@@ -851,8 +855,8 @@ def _fail_unexpected(error: Exception) -> int:
 
 
 @contextmanager
-def _binary_stdout() -> Iterator[BinaryIO]:
-    """Standard output for bytes. Raises RunError when it refuses them, and BrokenPipeError as it comes."""
+def _guarded_stdout() -> Iterator[BinaryIO]:
+    """Standard output, for text and bytes. Raises RunError when full, and BrokenPipeError as it comes."""
     try:
         yield sys.stdout.buffer
         sys.stdout.flush()
@@ -969,7 +973,7 @@ def _files_of(source: str, reading: SourceOptions, name: str = "SOURCE") -> dict
 def _write_labels(output: str, result: Labelling, arguments: Sequence[str], overwrite: bool) -> None:
     from relabel.output.parquet import write_labels
 
-    with _binary_stdout() if output == "-" else nullcontext(Path(output)) as destination:
+    with _guarded_stdout() if output == "-" else nullcontext(Path(output)) as destination:
         write_labels(
             destination,
             file_names=result.source.file_names,
@@ -1073,4 +1077,5 @@ def _starts_with(path: Path, magic: bytes) -> bool:
 
 def _print_json(value: Mapping[str, Any]) -> None:
     ascii_only = not (sys.stdout.encoding or "").lower().startswith("utf")
-    typer.echo(json.dumps(value, indent=2, ensure_ascii=ascii_only, default=str))
+    with _guarded_stdout():
+        typer.echo(json.dumps(value, indent=2, ensure_ascii=ascii_only, default=str))

@@ -55,6 +55,9 @@ def test_a_reader_that_goes_away_is_no_reason_for_a_traceback(start, arguments):
         assert b"--resume" in err
 
 
+CORRUPT = ("corrupt", "images", "--noise", "uniform", "--rate", "0.2", "-o")
+
+
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no device that is always full")
 @pytest.mark.parametrize("goes", ["away", "full"])
 def test_the_line_that_is_shown_when_standard_output_fails_continues_the_run(start, folder, goes):
@@ -80,9 +83,11 @@ def test_the_line_that_is_shown_when_standard_output_fails_continues_the_run(sta
 
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no device that is always full")
-def test_a_full_standard_output_is_told_by_corrupt_too(start):
+@pytest.mark.parametrize("arguments", [(*CORRUPT, "-"), ("inspect", "noisy.csv", "--json")])
+def test_a_full_standard_output_is_told_by_other_commands_too(run, start, arguments):
+    assert run(*CORRUPT, "noisy.csv", "-q").code == 0
     with open("/dev/full", "wb") as full:
-        process = start("corrupt", "images", "--noise", "uniform", "--rate", "0.2", "-o", "-", stdout=full)
+        process = start(*arguments, stdout=full)
         _, err = process.communicate(timeout=120)
     assert process.returncode == 1
     assert err.decode().splitlines() == [
