@@ -37,7 +37,7 @@ from relabel.ledger import Distributions, Ledger
 
 _Tensors = tuple[Tensor, ...] | list[Tensor]
 
-_STEPS_TO_NOTE = 32  # an accelerator is waited for once in so many steps
+_KEPT_BACK = 2**18  # values; an accelerator is waited for once they are as many
 _HEAD_START = 300  # steps of a directly learned φ before its first soft label
 
 
@@ -261,7 +261,7 @@ class Training:
             loss, trusted_loss = self._train_batch(corrector, index, rate, trusted, generator)
             if epoch in self._weight_epochs:
                 self._average_weights()
-            if len(self._seen) == _STEPS_TO_NOTE:
+            if len(self._seen) * self._seen[-1][1].numel() >= _KEPT_BACK:
                 self._note_seen()
             loss_sum += loss
             if trusted_loss is not None:

@@ -382,7 +382,7 @@ def test_a_step_stays_on_its_device(monkeypatch: pytest.MonkeyPatch, corrector: 
 def test_what_steps_leave_to_the_ledger_may_wait(corrector: str, monkeypatch: pytest.MonkeyPatch) -> None:
     at_once, later = Setting(corrector=corrector).training(), Setting(corrector=corrector).training()
     run(later)
-    monkeypatch.setattr(relabel.training, "_STEPS_TO_NOTE", 1)
+    monkeypatch.setattr(relabel.training, "_KEPT_BACK", 1)
     run(at_once)
     assert_identical(later.state_dict(), at_once.state_dict())
 
