@@ -839,10 +839,7 @@ def run(arguments: Sequence[str]) -> int:
         _abandon_stdout()
         code = 1
     except Exception as error:
-        if isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG:
-            code = _fail(error, f"Error: There is no file {error.filename}: the name is too long.", 2)
-        else:
-            code = _fail_unexpected(error)
+        code = _fail_unexpected(error)
     return code
 
 
@@ -850,6 +847,9 @@ def _fail_unexpected(error: Exception) -> int:
     # Typer's own errors share no public class across its versions.
     if hasattr(error, "format_message"):
         return _fail(error, f"Error: {_usage_sentence(error, error.format_message())}", 2)
+    # Raised by Python's own tests of whether a file is there, wherever they are.
+    if isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG:
+        return _fail(error, f"Error: There is no file {error.filename}: the name is too long.", 2)
     reason = " ".join(str(error).split())
     return _fail(error, f"Error: {type(error).__name__}: {reason} (RELABEL_DEBUG=1 shows where).", 1)
 

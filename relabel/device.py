@@ -41,8 +41,8 @@ def upload(values: Tensor, device: torch.device) -> Tensor:
     A copy to a GPU from memory that is not pinned waits until the GPU has done all it was told before.
     """
     if device.type == "cuda":
-        values = values.pin_memory()
-    return values.to(device, non_blocking=True)
+        return values.pin_memory().to(device, non_blocking=True)
+    return values.to(device)
 
 
 def resolve(device: str = "auto", amp: str = "auto") -> Compute:
