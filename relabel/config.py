@@ -16,7 +16,7 @@ class Recipe:
 
     warmup: share of the epochs before the corrector; milestones: shares of the run after which the learning
     rate is divided by 10, None for one cycle; meta_weight_decay: of φ's optimizer; meta_optimizer,
-    virtual_learning_rate, meta_phase_rate and averaged_weights: as in `training.Schedule`.
+    virtual_learning_rate, meta_phase_rate, averaged_weights and averaged_model: as in `training.Schedule`.
     """
 
     corrector: str
@@ -35,16 +35,17 @@ class Recipe:
     meta_every: int = 1
     meta_phase_rate: float = 1.0
     averaged_weights: float = 0.0
+    averaged_model: float = 0.0
 
 
 RECIPES = {
     recipe.corrector: recipe
     for recipe in (
-        Recipe("mslc", meta_learning_rate=1e-4),
-        Recipe("mlc"),
-        Recipe("metalabelnet", warmup=0.5, meta_phase_rate=0.2, averaged_weights=1 / 3),
-        Recipe("tmlc", meta_learning_rate=3e-3, meta_every=4),
-        Recipe("none"),
+        Recipe("mslc", meta_learning_rate=1e-4, averaged_model=2 / 3),
+        Recipe("mlc", averaged_model=2 / 3),
+        Recipe("metalabelnet", warmup=0.5, meta_phase_rate=0.2, averaged_weights=1 / 3, averaged_model=2 / 3),
+        Recipe("tmlc", meta_learning_rate=3e-3, meta_every=4, averaged_model=2 / 3),
+        Recipe("none", averaged_model=2 / 3),
     )
 }
 """Defaults that suit budgets of tens of epochs."""

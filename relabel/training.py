@@ -38,6 +38,7 @@ from relabel.ledger import Distributions, Ledger
 _Tensors = tuple[Tensor, ...] | list[Tensor]
 
 _KEPT_BACK = 2**18  # values; an accelerator is waited for once they are as many
+_META_PHASE, _MODEL = "meta phase", "model"  # what begins with averaged weights
 _HEAD_START = 300  # steps of a directly learned φ before its first soft label
 
 
@@ -49,7 +50,8 @@ class Schedule:
     meta_optimizer: of φ, `adam` or `sgd`, plain gradient descent; virtual_learning_rate: of the look-ahead
     step, None for the corrector's own; meta_every: batches from one meta step to the next; meta_phase_rate:
     what the meta phase multiplies the learning rate by; averaged_weights: the meta phase begins with the mean
-    weights over this share of the warm-up, its last.
+    weights over this share of the warm-up, its last; averaged_model: `Training.averaged` has the mean
+    weights over this share of the run, its last.
     """
 
     epochs: int
@@ -67,6 +69,7 @@ class Schedule:
     milestones: tuple[float, ...] | None = None
     meta_phase_rate: float = 1.0
     averaged_weights: float = 0.0
+    averaged_model: float = 0.0
 
 
 def default_batch_size(rows: int) -> int:
@@ -174,7 +177,7 @@ class Training:
             momentum=0.9,
             nesterov=True,
         )
-        self._weights: AveragedModel | None = None
+        self._weights: dict[str, AveragedModel] = {}
         self._seen: list[tuple[Tensor, Tensor, Memory]] = []
         self._learned = [p for p in corrector.parameters() if p.requires_grad]
         self.meta_optimizer: torch.optim.Optimizer | None = None
@@ -200,10 +203,14 @@ class Training:
         return self.corrector.corrects and epoch >= self.schedule.warmup_epochs
 
     @property
-    def _weight_epochs(self) -> range:
-        """The epochs whose steps' weights the meta phase begins with the mean of."""
-        warmup = self.schedule.warmup_epochs
-        return range(warmup - math.ceil(warmup * self.schedule.averaged_weights), warmup)
+    def _weight_epochs(self) -> dict[str, range]:
+        """The epochs whose steps' weights there is a mean of, by what begins with it."""
+        schedule = self.schedule
+        spans = {
+            _META_PHASE: (schedule.warmup_epochs, schedule.averaged_weights),
+            _MODEL: (schedule.epochs, schedule.averaged_model),
+        }
+        return {name: range(end - math.ceil(end * share), end) for name, (end, share) in spans.items()}
 
     @property
     def _averaged(self) -> tuple[range, range]:
@@ -259,8 +266,7 @@ class Training:
                     # Before the noisy batch's forward, whose backward needs BatchNorm's buffers as left.
                     trusted = self._trusted_batch(batch, generator)
             loss, trusted_loss = self._train_batch(corrector, index, rate, trusted, generator)
-            if epoch in self._weight_epochs:
-                self._average_weights()
+            self._average_weights()
             if len(self._seen) * self._seen[-1][1].numel() >= _KEPT_BACK:
                 self._note_seen()
             loss_sum += loss
@@ -336,14 +342,25 @@ class Training:
         return logits[: len(inputs)], features[: len(inputs)]
 
     def _average_weights(self) -> None:
-        if self._weights is None:
-            self._weights = _average_of(self.backbone)
-        self._weights.update_parameters(self.backbone)
+        for name, epochs in self._weight_epochs.items():
+            if self.epoch in epochs:
+                if name not in self._weights:
+                    self._weights[name] = _average_of(self.backbone)
+                self._weights[name].update_parameters(self.backbone)
+
+    @property
+    def averaged(self) -> Backbone | None:
+        """The backbone with the mean of the run's last weights, None where the schedule asks for none."""
+        if _MODEL not in self._weights:
+            return None
+        average = self._weights[_MODEL].module
+        assert isinstance(average, Backbone)
+        return average
 
     def _begin_meta_phase(self) -> None:
-        if self._weights is not None:
-            self.backbone.load_state_dict(self._weights.module.state_dict())
-            self._weights = None
+        average = self._weights.pop(_META_PHASE, None)
+        if average is not None:
+            self.backbone.load_state_dict(average.module.state_dict())
         warm_up = WarmUp(
             mean_probability=self.ledger.mean,
             probability=self.ledger.latest,
@@ -514,7 +531,7 @@ class Training:
         return {
             "epoch": self.epoch,
             "backbone": self.backbone.state_dict(),
-            "weights": self._weights.state_dict() if self._weights else None,
+            "weights": {name: average.state_dict() for name, average in self._weights.items()},
             "optimizer": self.optimizer.state_dict(),
             "corrector": self.corrector.state_dict(),
             "meta_optimizer": self.meta_optimizer.state_dict() if self.meta_optimizer else None,
@@ -525,9 +542,10 @@ class Training:
         """Restore what `state_dict` returned."""
         self.epoch = state["epoch"]
         self.backbone.load_state_dict(state["backbone"])
-        if state["weights"]:
-            self._weights = _average_of(self.backbone)
-            self._weights.load_state_dict(state["weights"])
+        self._weights = {}
+        for name, average in state["weights"].items():
+            self._weights[name] = _average_of(self.backbone)
+            self._weights[name].load_state_dict(average)
         self.optimizer.load_state_dict(state["optimizer"])
         self.corrector.load_state_dict(state["corrector"])
         if self.meta_optimizer:

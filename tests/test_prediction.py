@@ -13,7 +13,7 @@ from relabel import backbones, pipeline
 from relabel.config import FitConfig, PredictConfig, SourceOptions
 from relabel.data.sources import open_source
 from relabel.errors import RelabelError
-from relabel.model import EVIDENCE, read_model
+from relabel.model import EVIDENCE, Model, read_model
 from relabel.prediction import predict
 
 COLOURS = {"blue": (30, 40, 220), "green": (30, 200, 40), "red": (220, 40, 30)}
@@ -59,9 +59,13 @@ def fit(folder: Path, monkeypatch, **options) -> tuple[pipeline.FitResult, pipel
     return pipeline.fit(FitConfig(**{**settings, **options})), kept[0]
 
 
-def last_predictions(training: pipeline.Training) -> np.ndarray:
+def predictions(training: pipeline.Training, model: Model) -> np.ndarray:
+    """What the backbone that the model took over says of every row of the training."""
+    backbone = training.averaged if model.trained["averaged"] else training.backbone
+    assert backbone is not None
     every = torch.arange(len(training.rows.given))
-    return torch.cat([torch.softmax(logits, 1) for _, logits in training.predict(every)]).numpy()
+    found = backbones.evaluate(backbone, training.inputs, training.compute, every)
+    return torch.cat([torch.softmax(logits, 1) for _, logits, _ in found]).numpy()
 
 
 @pytest.mark.parametrize(
@@ -83,9 +87,12 @@ def test_a_saved_model_gives_the_finished_backbone_s_predictions_through_its_cal
     if "weights" in options:
         options = {**options, "weights": str(folder / options["weights"])}
     result, training = fit(folder, monkeypatch, **options)
-    expected = last_predictions(training)
+    labels = result.soft_label[:]
+    model = result.model()
+    model.save(tmp_path / "model.pt")
+    assert (result.soft_label[:] == labels).all()
+    expected = predictions(training, model)
     assert np.ptp(expected, axis=0).max() > 0.1, "predictions that are all alike would show nothing"
-    result.model().save(tmp_path / "model.pt")
 
     settings = {"model": tmp_path / "model.pt", "device": "cpu", "amp": "off"}
     found = predict(PredictConfig(source=str(folder / "images"), **settings))
@@ -114,12 +121,13 @@ def test_a_model_of_vectors_brings_their_standardisation(folder, tmp_path, monke
     reading = SourceOptions(features="vector")
     settings = {"source": str(tmp_path / "v.parquet"), "reading": reading, "augment": None}
     result, training = fit(folder, monkeypatch, trusted=tmp_path / "trusted.csv", **settings)
-    result.model().save(tmp_path / "model.pt")
+    model = result.model()
+    model.save(tmp_path / "model.pt")
     pq.write_table(pa.table(columns).slice(40), tmp_path / "new.parquet")
     found = predict(
         PredictConfig(str(tmp_path / "new.parquet"), tmp_path / "model.pt", reading=reading, amp="off")
     )
-    evidence = {EVIDENCE: last_predictions(training)[40:]}
+    evidence = {EVIDENCE: predictions(training, model)[40:]}
     expected = read_model(tmp_path / "model.pt").calibration.soft_labels(evidence, result.source.given[40:])
     np.testing.assert_allclose(found.soft_label[:], expected, rtol=1e-3, atol=1e-5)
     assert (found.metadata["features"], found.metadata["dimension"]) == ("vector", 5)
@@ -134,21 +142,50 @@ def test_the_calibration_for_unseen_images_lives_off_rows_the_backbone_never_saw
     result, training = fit(folder, monkeypatch, corrector=corrector)
     verified = np.flatnonzero(result.trusted)
     never_trained = np.setdiff1d(verified, training.rows.train)
-    fitted = result.model().calibration
+    model = result.model()
+    fitted = model.calibration
     assert len(fitted.right) == len(never_trained) == unseen
     assert result.metadata["calibration"]["probes"] == probes
     truth = np.array(
         [list(COLOURS).index(Path(name).stem.strip("0123456789")) for name in result.source.file_names]
     )
     assert set(truth[never_trained]) == {0, 1, 2}, "rows of every class"
-    right = last_predictions(training)[never_trained].argmax(axis=1) == truth[never_trained]
+    right = predictions(training, model)[never_trained].argmax(axis=1) == truth[never_trained]
     assert fitted.right.sum() >= right.sum() - 2  # cross-validated, with the given labels to help
+
+
+@pytest.mark.parametrize("spoilt", ["averaged", "backbone"])
+def test_rows_never_trained_on_choose_between_the_last_weights_and_their_mean(folder, monkeypatch, spoilt):
+    result, training = fit(folder, monkeypatch, epochs=8)
+    assert training.averaged is not None
+    means, lasts = (net.state_dict().values() for net in (training.averaged, training.backbone))
+    assert any(not torch.equal(mean, last) for mean, last in zip(means, lasts, strict=True))
+    with torch.no_grad():
+        for parameter in getattr(training, spoilt).head.parameters():
+            parameter.zero_()
+    model = result.model()
+    assert model.trained["averaged"] == (spoilt == "backbone")
+    assert model.backbone is (training.averaged if spoilt == "backbone" else training.backbone)
+
+
+def test_without_rows_never_trained_on_a_model_has_the_mean_of_the_weights(folder, monkeypatch):
+    result, training = fit(folder, monkeypatch, corrector="none", trusted=None)
+    assert result.model().backbone is training.averaged
+
+
+def test_a_preset_keeps_the_last_weights_as_in_the_paper(folder, monkeypatch):
+    result, training = fit(folder, monkeypatch, preset="mslc-paper")
+    assert training.averaged is None
+    model = result.model()
+    assert model.backbone is training.backbone
+    assert not model.trained["averaged"]
 
 
 @pytest.mark.parametrize("corrector", ["none", "tmlc"])
 def test_without_a_model_to_keep_every_verified_row_is_trained_on(folder, monkeypatch, corrector):
     result, training = fit(folder, monkeypatch, corrector=corrector, keep_model=False)
     assert np.isin(np.flatnonzero(result.trusted), training.rows.train).all()
+    assert training.averaged is None, "an average costs time at every step"
 
 
 @pytest.mark.parametrize("corrector", ["none", "mslc"])

@@ -39,7 +39,7 @@ SCHEDULE = Schedule(
     meta_learning_rate=0.01,
     meta_batch_size=8,
 )
-AVERAGING = replace(SCHEDULE, averaged_weights=0.5, meta_phase_rate=0.2)
+AVERAGING = replace(SCHEDULE, averaged_weights=0.5, averaged_model=0.5, meta_phase_rate=0.2)
 LATE = SCHEDULE.epochs - SCHEDULE.epochs // 2
 
 
@@ -313,6 +313,17 @@ def test_the_meta_phase_can_have_a_lower_learning_rate() -> None:
     assert rates(AVERAGING) == rates(SCHEDULE), "plain training has no meta phase"
 
 
+def state(training: Training) -> dict[str, Tensor]:
+    return {name: value.clone() for name, value in training.backbone.state_dict().items()}
+
+
+def assert_mean(found: dict[str, Tensor], states: list[dict[str, Tensor]]) -> None:
+    for name, value in found.items():
+        if value.is_floating_point():
+            mean = torch.stack([each[name] for each in states]).mean(dim=0)
+            torch.testing.assert_close(value, mean, rtol=1e-4, atol=1e-6)
+
+
 @pytest.mark.parametrize(("share", "epochs"), [(0.0, []), (0.3, [1]), (0.5, [1]), (1.0, [0, 1])])
 def test_the_meta_phase_begins_with_the_mean_of_the_last_weights(
     share: float, epochs: list[int], monkeypatch: pytest.MonkeyPatch
@@ -322,27 +333,40 @@ def test_the_meta_phase_begins_with_the_mean_of_the_last_weights(
     training = Setting(schedule=replace(SCHEDULE, averaged_weights=share)).training()
     begin = training.corrector.begin
 
-    def state() -> dict[str, Tensor]:
-        return {name: value.clone() for name, value in training.backbone.state_dict().items()}
-
     def spy(warm_up: WarmUp) -> Store:
-        begun.append(state())
+        begun.append(state(training))
         assert warm_up.head is training.backbone.head
         return begin(warm_up)
 
     def step() -> None:
         if training.epoch in (epochs or [1]):
-            seen.append(state())
+            seen.append(state(training))
 
     monkeypatch.setattr(training.corrector, "begin", spy)
     training.run(lambda _: None, step)
     (found,) = begun
     assert len(seen) == 5 * max(1, len(epochs))
-    for name, value in found.items():
-        if value.is_floating_point():
-            states = torch.stack([each[name] for each in seen])
-            expected = states.mean(dim=0) if epochs else states[-1]
-            torch.testing.assert_close(value, expected, rtol=1e-4, atol=1e-6)
+    assert_mean(found, seen if epochs else seen[-1:])
+
+
+@every
+@pytest.mark.parametrize(("share", "epochs"), [(0.0, []), (0.1, [4]), (0.5, [2, 3, 4]), (1.0, [*range(5)])])
+def test_the_mean_of_the_run_s_last_weights_is_kept_apart(
+    corrector: str, share: float, epochs: list[int]
+) -> None:
+    seen: list[dict[str, Tensor]] = []
+    training = Setting(corrector=corrector, schedule=replace(SCHEDULE, averaged_model=share)).training()
+
+    def step() -> None:
+        if training.epoch in epochs:
+            seen.append(state(training))
+
+    training.run(lambda _: None, step)
+    assert_identical(state(training), plain(corrector).state_dict()["backbone"])
+    average = training.averaged
+    assert (average is not None) == bool(epochs)
+    if average is not None:
+        assert_mean(average.state_dict(), seen)
 
 
 class _Elsewhere(Compute):
