@@ -22,9 +22,9 @@ Finished runs are kept in `--output` at once, and a run that is there already is
 can be made in several goes. The tables show every run of that file made under the same conditions, also of
 other methods, settings, seeds and epochs; `--methods` without a name runs nothing and only shows them.
 Seconds are those of labelling, test images not included, and peak memory that of the process that did it.
-Test accuracy is that of the finished network: `fit --save-model`, then `predict` on images without a label;
+Test accuracy is that of the model which `fit --save-model` keeps, by `predict` on images without a label;
 with `none` and `tmlc` a quarter of the verified rows is then kept for the model, which costs their labels a
-little.
+little. That of the outside baselines is of the network as its last step left it.
 
 `speed` times an epoch of the meta phase against bare training loops and against `none`, in the same process
 and in turns, on random images (2,560 of them, or `--rows`).

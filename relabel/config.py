@@ -41,11 +41,11 @@ class Recipe:
 RECIPES = {
     recipe.corrector: recipe
     for recipe in (
-        Recipe("mslc", meta_learning_rate=1e-4, averaged_model=2 / 3),
-        Recipe("mlc", averaged_model=2 / 3),
-        Recipe("metalabelnet", warmup=0.5, meta_phase_rate=0.2, averaged_weights=1 / 3, averaged_model=2 / 3),
-        Recipe("tmlc", meta_learning_rate=3e-3, meta_every=4, averaged_model=2 / 3),
-        Recipe("none", averaged_model=2 / 3),
+        Recipe("mslc", meta_learning_rate=1e-4, averaged_model=0.5),
+        Recipe("mlc", averaged_model=0.5),
+        Recipe("metalabelnet", warmup=0.5, meta_phase_rate=0.2, averaged_weights=1 / 3, averaged_model=0.5),
+        Recipe("tmlc", meta_learning_rate=3e-3, meta_every=4, averaged_model=0.5),
+        Recipe("none", averaged_model=0.5),
     )
 }
 """Defaults that suit budgets of tens of epochs."""
