@@ -551,7 +551,7 @@ def _for_unseen(
     heart, but a short run is still learning: of 5,000 other images of CIFAR-10N, after 60 epochs of TMLC-Net,
     MSLC and plain training on 5,000 rows, the mean over half of them knew 57.7, 54.7 and 53.4 %, the last
     weights 56.9, 50.6 and 46.6 %; after 20 epochs of TMLC-Net 51.8 and 52.8 %. BatchNorm's statistics are
-    averaged too: found anew for the mean weights, they were no better (64.4 and 65.3 % of 10,000 rows).
+    averaged too: found anew for the mean weights they were worse (TMLC-Net on 10,000 rows, 64.4 for 65.3 %).
     """
     given = np.concatenate([source.given, np.full(len(trusted.external), UNLABELLED)])[split.unseen]
     rows = torch.from_numpy(split.unseen)
