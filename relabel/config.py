@@ -25,7 +25,7 @@ class Recipe:
     warmup: float = 0.4
     batch_size: int | None = None
     learning_rate: float | None = None
-    weight_decay: float = 5e-4
+    weight_decay: float | None = None
     milestones: tuple[float, ...] | None = None
     meta_learning_rate: float = 1e-3
     meta_weight_decay: float = 0.0
@@ -54,14 +54,14 @@ PRESETS = {
     # Wu et al. 2020, section 4: random start of the nets and rates from their released code.
     "mslc-paper": Recipe(
         "mslc", {"start": "random"}, epochs=120, warmup=80 / 120, batch_size=100, learning_rate=0.1,
-        milestones=(80 / 120, 100 / 120), meta_batch_size=100,
+        weight_decay=5e-4, milestones=(80 / 120, 100 / 120), meta_batch_size=100,
     ),
     # Wang et al. 2020, section 4.1 (CIFAR); plain gradient descent moves T (eq. 7), at the rate beta, after a
     # virtual step at the rate alpha. The length of training is not printed.
     "mlc-paper": Recipe(
         "mlc", {"start": "identity", "transition": "projection"}, epochs=120, batch_size=64,
-        learning_rate=1e-4, milestones=(), meta_learning_rate=1e-2, meta_optimizer="sgd",
-        virtual_learning_rate=1e-3,
+        learning_rate=1e-4, weight_decay=5e-4, milestones=(), meta_learning_rate=1e-2,
+        meta_optimizer="sgd", virtual_learning_rate=1e-3,
     ),
     # Algan and Ulusoy 2022, section IV-B (CIFAR-10).
     "metalabelnet-paper": Recipe(

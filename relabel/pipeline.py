@@ -54,6 +54,7 @@ from relabel.training import (
     Training,
     default_batch_size,
     default_learning_rate,
+    default_weight_decay,
 )
 
 PROBE_SHARE = 2 / 3  # a corrector has few parameters; calibration and promise live off every probe
@@ -349,7 +350,7 @@ def schedule_for(config: FitConfig, rows: int) -> Schedule:
         warmup_epochs=min(warmup, epochs - 1),
         batch_size=batch_size,
         learning_rate=config.learning_rate or recipe.learning_rate or default_learning_rate(batch_size),
-        weight_decay=recipe.weight_decay,
+        weight_decay=recipe.weight_decay or default_weight_decay(rows, config.pretrained is not None),
         milestones=recipe.milestones,
         meta_gradient=config.meta_gradient,
         meta_every=config.meta_every or recipe.meta_every,
