@@ -99,6 +99,18 @@ def test_small_data_are_trained_in_small_batches(rows, expected):
     assert larger.learning_rate == pytest.approx(2 * schedule.learning_rate)
 
 
+def test_small_data_get_more_weight_decay_but_not_from_a_paper_or_with_a_transferred_corrector():
+    def decay(rows, **flags):
+        return pipeline.schedule_for(FitConfig("images", **flags), rows).weight_decay
+
+    assert decay(10_000) == decay(10**6) == 5e-4
+    assert decay(5_000) == pytest.approx(1.19e-3, rel=1e-2)
+    assert decay(2_500) == pytest.approx(2.83e-3, rel=1e-2)
+    assert decay(1_000) == decay(10) == 3e-3
+    assert decay(1_000, preset="mslc-paper") == decay(1_000, pretrained=Path("tmlc.pt")) == 5e-4
+    assert decay(1_000, preset="tmlc-paper") == 1e-4
+
+
 @pytest.mark.parametrize("corrector", ["none", "mslc", "mlc", "metalabelnet", "tmlc"])
 def test_every_corrector_trains_in_the_batches_that_suit_the_source(digits, monkeypatch, corrector):
     """However many verified rows it keeps out of the training."""
