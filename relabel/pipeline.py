@@ -48,6 +48,7 @@ from relabel.output.labelling import (
 )
 from relabel.progress import Silent, Watcher
 from relabel.training import (
+    WEIGHT_DECAY,
     EpochReport,
     Rows,
     Schedule,
@@ -340,6 +341,10 @@ def schedule_for(config: FitConfig, rows: int) -> Schedule:
         samples, (low, high) = TRANSFERRED_SAMPLES_SEEN, TRANSFERRED_EPOCH_LIMITS
     epochs = config.epochs or recipe.epochs or min(high, max(low, math.ceil(samples / rows)))
     batch_size = config.batch_size or recipe.batch_size or default_batch_size(rows)
+    # More did nothing for a transferred corrector (65.2 % of 2,500 rows were right with 5e-4, 65.0 % with 3e-3),
+    # and pretrained weights are not to be forgotten.
+    from_scratch = config.pretrained is None and config.weights == "none"
+    weight_decay = default_weight_decay(rows) if from_scratch else WEIGHT_DECAY
     warmup = config.warmup or max(1, round(epochs * recipe.warmup))
     if config.warmup and warmup >= epochs:
         raise RelabelError(
@@ -350,7 +355,7 @@ def schedule_for(config: FitConfig, rows: int) -> Schedule:
         warmup_epochs=min(warmup, epochs - 1),
         batch_size=batch_size,
         learning_rate=config.learning_rate or recipe.learning_rate or default_learning_rate(batch_size),
-        weight_decay=recipe.weight_decay or default_weight_decay(rows, config.pretrained is not None),
+        weight_decay=recipe.weight_decay or weight_decay,
         milestones=recipe.milestones,
         meta_gradient=config.meta_gradient,
         meta_every=config.meta_every or recipe.meta_every,

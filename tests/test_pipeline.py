@@ -99,7 +99,7 @@ def test_small_data_are_trained_in_small_batches(rows, expected):
     assert larger.learning_rate == pytest.approx(2 * schedule.learning_rate)
 
 
-def test_small_data_get_more_weight_decay_but_not_from_a_paper_or_with_a_transferred_corrector():
+def test_small_data_get_more_weight_decay_where_training_begins_from_scratch_and_no_paper_says_how_much():
     def decay(rows, **flags):
         return pipeline.schedule_for(FitConfig("images", **flags), rows).weight_decay
 
@@ -108,6 +108,7 @@ def test_small_data_get_more_weight_decay_but_not_from_a_paper_or_with_a_transfe
     assert decay(2_500) == pytest.approx(2.83e-3, rel=1e-2)
     assert decay(1_000) == decay(10) == 3e-3
     assert decay(1_000, preset="mslc-paper") == decay(1_000, pretrained=Path("tmlc.pt")) == 5e-4
+    assert decay(1_000, weights="imagenet") == decay(1_000, weights="imagenet", freeze=True) == 5e-4
     assert decay(1_000, preset="tmlc-paper") == 1e-4
 
 
