@@ -82,6 +82,8 @@ DEFAULT_CORRECTOR = "tmlc"
 DEFAULT_AUGMENTATION = "flip"
 BATCH_SIZE, LARGE_BATCH_SIZE = 64, 256
 LARGE_BATCHES_FROM = 40_000  # labelled rows
+WEIGHT_DECAY, MOST_WEIGHT_DECAY = 5e-4, 3e-3
+LEAST_DECAY_FROM = 10_000  # labelled rows
 SHIPPED_CORRECTOR = Path(__file__).parent / "pretrained" / "tmlc.pt"
 CORRECTOR_FOR_OTHER_IMAGES = "mslc"
 """The default where the verified images are not those of SOURCE."""

@@ -21,6 +21,7 @@ from relabel.config import (
     DEFAULT_AUGMENTATION,
     DEFAULT_CORRECTOR,
     SHIPPED_CORRECTOR,
+    WEIGHT_DECAY,
     FitConfig,
 )
 from relabel.correctors.base import Corrector, MetaRows, Verified
@@ -48,7 +49,6 @@ from relabel.output.labelling import (
 )
 from relabel.progress import Silent, Watcher
 from relabel.training import (
-    WEIGHT_DECAY,
     EpochReport,
     Rows,
     Schedule,
