@@ -184,7 +184,7 @@ def trusted_only(task: Task) -> Outcome:
     batch_size = min(full.batch_size, SMALL_BATCH)
     epochs = max(2, steps // -(-len(task.trusted.rows) // batch_size))
     config = replace(task.config, batch_size=batch_size, epochs=epochs)
-    schedule = pipeline.schedule_for(config, len(task.trusted.rows))
+    schedule = replace(pipeline.schedule_for(config, len(task.trusted.rows)), weight_decay=full.weight_decay)
     training = task.train(task.trusted.rows, task.verified, schedule)
     probability = predict(training, np.arange(len(task.source)))
     return Outcome(probability, probability.argmax(axis=1), [training])
