@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import redirect_stdout
+from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 from pickle import UnpicklingError
 
@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from relabel.data.loading import ImageInputs, Inputs, VectorInputs
 from relabel.device import Compute
@@ -130,6 +131,23 @@ def with_head(backbone: Backbone, head: nn.Linear, mean: Tensor, scale: Tensor) 
         folded.weight.copy_(weight)
         folded.bias.copy_(head.bias.detach().cpu().double() - weight @ mean.double())
     return Backbone(backbone.body, folded)
+
+
+@contextmanager
+def untracked(backbone: nn.Module) -> Iterator[None]:
+    """The region of a forward pass in training mode that leaves no trace in BatchNorm's running statistics.
+
+    Its outputs are those of any other such pass. Putting copies of the buffers back afterwards takes six
+    operations a layer, which a GPU that waits for small steps has no time for.
+    """
+    tracking = [m for m in backbone.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
+    for module in tracking:
+        module.track_running_stats = False
+    try:
+        yield
+    finally:
+        for module in tracking:
+            module.track_running_stats = True
 
 
 def evaluate(

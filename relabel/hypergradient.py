@@ -27,7 +27,7 @@ from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode
 
-from relabel.backbones import Backbone
+from relabel.backbones import Backbone, untracked
 
 LossFunction = Callable[[Tensor], Tensor]
 
@@ -91,8 +91,7 @@ def exact(
     the graph is kept. Run that forward under `linearizable()`: without, the result is the same where
     autograd has one, at several times the cost. loss: logits [B, C] to losses [B], differentiable in logits
     and φ; parameters: φ; trusted_inputs: [M, ...], trusted_labels: [M]; learning_rate: α; autocast: the
-    mixed-precision region of the trusted forward, which runs in the backbone's present mode on copies of
-    its buffers.
+    mixed-precision region of the trusted forward, which runs in the backbone's present mode.
     With u = ∂ℓ/∂z, ż = J v is the derivative of ⟨Jᵀu, v⟩ in u, the Jacobian-vector product by two backward
     passes of Townsend (2017): dropout and BatchNorm's statistics are those of the one noisy forward. Costs
     two backward passes of B rows and a step of M rows. The first of the two is the backbone's own, for who
@@ -159,10 +158,9 @@ def _logits_at(
     autocast: AbstractContextManager[None] | None,
 ) -> Tensor:
     """Logits [M, C] of the backbone with some weights replaced, leaving no trace in it or in the RNG."""
-    buffers = {name: buffer.clone() for name, buffer in backbone.named_buffers()}
     devices = [inputs.device] if inputs.device.type == "cuda" else []
-    with torch.random.fork_rng(devices), autocast or nullcontext():
-        logits: Tensor = functional_call(backbone, {**weights, **buffers}, (inputs,))[0]
+    with torch.random.fork_rng(devices), untracked(backbone), autocast or nullcontext():
+        logits: Tensor = functional_call(backbone, dict(weights), (inputs,))[0]
     return logits
 
 

@@ -24,7 +24,7 @@ from torch import Tensor
 from torch.optim.swa_utils import AveragedModel, get_swa_multi_avg_fn
 
 from relabel import hypergradient
-from relabel.backbones import Backbone, evaluate, frozen_features
+from relabel.backbones import Backbone, evaluate, frozen_features, untracked
 from relabel.config import (
     BATCH_SIZE,
     LARGE_BATCH_SIZE,
@@ -281,7 +281,6 @@ class Training:
                 if not corrector.looks_ahead:
                     meta_losses.append(self._direct_step(batch))
                 else:
-                    # Before the noisy batch's forward, whose backward needs BatchNorm's buffers as left.
                     trusted = self._trusted_batch(batch, generator)
             loss, trusted_loss = self._train_batch(corrector, index, rate, trusted, generator)
             self._average_weights()
@@ -411,11 +410,8 @@ class Training:
         the running ones lag so far behind that the features of the two would not compare.
         """
         devices = [self.compute.device] if self.compute.device.type == "cuda" else []
-        buffers = [buffer.clone() for buffer in self.backbone.buffers()]
-        with torch.no_grad(), torch.random.fork_rng(devices):
+        with torch.no_grad(), torch.random.fork_rng(devices), untracked(self.backbone):
             _, features = self._forward(inputs)
-            for buffer, before in zip(self.backbone.buffers(), buffers, strict=True):
-                buffer.copy_(before)
         return features
 
     def _trusted_batch(self, batch: Tensor, generator: torch.Generator) -> _TrustedBatch:

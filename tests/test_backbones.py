@@ -273,3 +273,32 @@ def test_evaluation_goes_through_every_row_once_in_order_without_a_trace(rows: i
     torch.testing.assert_close(torch.cat([batch for _, batch, _ in batches]), logits)
     torch.testing.assert_close(torch.cat([batch for _, _, batch in batches]), features)
     assert_same(backbone.state_dict(), before)
+
+
+@pytest.mark.parametrize("name", ["cnn8", "resnet18"])
+def test_an_untracked_forward_pass_is_any_other_but_for_the_running_statistics(name: str) -> None:
+    torch.manual_seed(0)
+    backbone = build(name, 3, 16)
+    fixed = nn.BatchNorm2d(3, track_running_stats=False)
+    backbone.body = nn.Sequential(fixed, backbone.body)
+    inputs = images(16, batch=4)
+    before = {key: value.clone() for key, value in backbone.state_dict().items()}
+    with backbones.untracked(backbone):
+        found = backbone(inputs)
+    assert_same(backbone.state_dict(), before)
+
+    expected = backbone(inputs)
+    assert all(torch.equal(ours, theirs) for ours, theirs in zip(found, expected, strict=True))
+    moved = [key for key, value in backbone.state_dict().items() if not torch.equal(value, before[key])]
+    assert moved
+    assert all("running" in key or "tracked" in key for key in moved)
+    assert not fixed.track_running_stats
+
+
+def test_running_statistics_are_tracked_again_after_an_error() -> None:
+    backbone = build("cnn8", 3, 8)
+    with pytest.raises(RuntimeError), backbones.untracked(backbone):
+        backbone(torch.zeros(2, 5, 8, 8))  # five channels
+    norms = [module for module in backbone.modules() if isinstance(module, nn.BatchNorm2d)]
+    assert norms
+    assert all(norm.track_running_stats for norm in norms)
