@@ -14,7 +14,8 @@ from relabel.errors import RelabelError
 class Recipe:
     """How a corrector is trained unless flags say otherwise; None means "decide from the data".
 
-    warmup: share of the epochs before the corrector; milestones: shares of the run after which the learning
+    warmup: share of the epochs before the corrector; least_warmup: epochs that it has at least, as far as
+    they are no more than `LONGEST_WARMUP` of the run; milestones: shares of the run after which the learning
     rate is divided by 10, None for one cycle; meta_weight_decay: of φ's optimizer; meta_optimizer,
     virtual_learning_rate, meta_phase_rate, averaged_weights and averaged_model: as in `training.Schedule`.
     """
@@ -23,6 +24,7 @@ class Recipe:
     options: Mapping[str, str] = field(default_factory=dict)
     epochs: int | None = None
     warmup: float = 0.4
+    least_warmup: int = 0
     batch_size: int | None = None
     learning_rate: float | None = None
     weight_decay: float | None = None
@@ -43,11 +45,14 @@ RECIPES = {
     for recipe in (
         Recipe("mslc", meta_learning_rate=1e-4, averaged_model=0.5),
         Recipe("mlc", averaged_model=0.5),
-        Recipe("metalabelnet", warmup=0.5, meta_phase_rate=0.2, averaged_weights=1 / 3, averaged_model=0.5),
+        Recipe(
+            "metalabelnet", warmup=0.5, least_warmup=24, meta_phase_rate=0.2, averaged_weights=1 / 3,
+            averaged_model=0.5,
+        ),
         Recipe("tmlc", meta_learning_rate=3e-3, meta_every=4, averaged_model=0.5),
         Recipe("none", averaged_model=0.5),
     )
-}
+}  # fmt: skip
 """Defaults that suit budgets of tens of epochs."""
 
 PRESETS = {
@@ -78,6 +83,7 @@ PRESETS = {
 """The papers' own settings (`--preset`)."""
 
 META_GRADIENTS = ("last-layer", "exact")
+LONGEST_WARMUP = 0.8
 DEFAULT_CORRECTOR = "tmlc"
 DEFAULT_AUGMENTATION = "flip"
 BATCH_SIZE, LARGE_BATCH_SIZE = 64, 256

@@ -20,6 +20,7 @@ from relabel.config import (
     CORRECTOR_FOR_OTHER_IMAGES,
     DEFAULT_AUGMENTATION,
     DEFAULT_CORRECTOR,
+    LONGEST_WARMUP,
     SHIPPED_CORRECTOR,
     WEIGHT_DECAY,
     FitConfig,
@@ -345,7 +346,8 @@ def schedule_for(config: FitConfig, rows: int) -> Schedule:
     # 2.8e-3), and with pretrained weights, which it might make the network forget, it was not measured.
     from_scratch = config.pretrained is None and config.weights == "none"
     weight_decay = default_weight_decay(rows) if from_scratch else WEIGHT_DECAY
-    warmup = config.warmup or max(1, round(epochs * recipe.warmup))
+    share = max(recipe.warmup, min(LONGEST_WARMUP, recipe.least_warmup / epochs))
+    warmup = config.warmup or max(1, round(epochs * share))
     if config.warmup and warmup >= epochs:
         raise RelabelError(
             f"--warmup {warmup}: the run has {epochs} epochs in all.", "Lower it, or set --epochs."

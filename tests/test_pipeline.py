@@ -112,6 +112,21 @@ def test_small_data_get_more_weight_decay_where_training_begins_from_scratch_and
     assert decay(1_000, preset="tmlc-paper") == 1e-4
 
 
+@pytest.mark.parametrize(
+    ("epochs", "expected"), [(2, 1), (10, 8), (20, 16), (30, 24), (40, 24), (48, 24), (60, 30), (80, 40)]
+)
+def test_metalabelnet_looks_at_the_given_labels_until_there_is_something_to_learn_by_heart(epochs, expected):
+    config = FitConfig("images", corrector="metalabelnet", epochs=epochs)
+    assert pipeline.schedule_for(config, 10_000).warmup_epochs == expected
+    if epochs > 3:
+        assert pipeline.schedule_for(replace(config, warmup=3), 10_000).warmup_epochs == 3
+        assert pipeline.schedule_for(replace(config, corrector="tmlc"), 10_000).warmup_epochs == round(
+            0.4 * epochs
+        )
+    preset = FitConfig("images", preset="metalabelnet-paper", epochs=epochs)
+    assert pipeline.schedule_for(preset, 10_000).warmup_epochs == max(1, round(epochs * 44 / 120))
+
+
 @pytest.mark.parametrize("corrector", ["none", "mslc", "mlc", "metalabelnet", "tmlc"])
 def test_every_corrector_trains_in_the_batches_that_suit_the_source(digits, monkeypatch, corrector):
     """However many verified rows it keeps out of the training."""
