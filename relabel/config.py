@@ -46,7 +46,7 @@ RECIPES = {
         Recipe("mslc", meta_learning_rate=1e-4, averaged_model=0.5),
         Recipe("mlc", averaged_model=0.5),
         Recipe(
-            "metalabelnet", warmup=0.5, least_warmup=24, meta_phase_rate=0.2, averaged_weights=1 / 3,
+            "metalabelnet", warmup=0.5, least_warmup=27, meta_phase_rate=0.2, averaged_weights=1 / 3,
             averaged_model=0.5,
         ),
         Recipe("tmlc", meta_learning_rate=3e-3, meta_every=4, averaged_model=0.5),
@@ -83,7 +83,7 @@ PRESETS = {
 """The papers' own settings (`--preset`)."""
 
 META_GRADIENTS = ("last-layer", "exact")
-LONGEST_WARMUP = 0.8
+LONGEST_WARMUP = 0.9
 DEFAULT_CORRECTOR = "tmlc"
 DEFAULT_AUGMENTATION = "flip"
 BATCH_SIZE, LARGE_BATCH_SIZE = 64, 256

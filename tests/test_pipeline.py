@@ -113,7 +113,7 @@ def test_small_data_get_more_weight_decay_where_training_begins_from_scratch_and
 
 
 @pytest.mark.parametrize(
-    ("epochs", "expected"), [(2, 1), (10, 8), (20, 16), (30, 24), (40, 24), (48, 24), (60, 30), (80, 40)]
+    ("epochs", "expected"), [(2, 1), (10, 9), (20, 18), (30, 27), (40, 27), (54, 27), (60, 30), (80, 40)]
 )
 def test_metalabelnet_looks_at_the_given_labels_until_there_is_something_to_learn_by_heart(epochs, expected):
     config = FitConfig("images", corrector="metalabelnet", epochs=epochs)
