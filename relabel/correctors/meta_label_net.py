@@ -19,7 +19,9 @@ as far as they are no more than nine tenths: what the given labels still have to
 reads. Of 15,000 rows of CIFAR-10 in 30 epochs 78.5, 79.4, 80.4 and 81.0 % were right with 40 % of symmetric
 noise after a warm-up of 15, 20, 24 and 27 of them, and 74.6, 76.0 and 76.4 % with human noise after 15, 22
 and 26. Of 5,000 rows in 60 epochs, when wrong labels are learned by heart before long, a warm-up of 42 in
-place of 30 changed nothing (74.9 and 75.0 %; 70.8 and 70.7 %).
+place of 30 changed nothing (74.9 and 75.0 %; 70.8 and 70.7 %). Nor do unlabelled rows lose by their late
+entry: of 10,000 beside 5,000 labelled ones (human noise, 30 epochs) 57.4 % were right after a warm-up of 15,
+61.3 % after 21 and after 27, and 59.1 % after plain training.
 """
 
 from __future__ import annotations
