@@ -137,8 +137,8 @@ def with_head(backbone: Backbone, head: nn.Linear, mean: Tensor, scale: Tensor) 
 def untracked(backbone: nn.Module) -> Iterator[None]:
     """The region of a forward pass in training mode that leaves no trace in BatchNorm's running statistics.
 
-    Its outputs are those of any other such pass. Putting copies of the buffers back afterwards takes six
-    operations a layer, which a GPU that waits for small steps has no time for.
+    Its outputs are those of any other such pass. Putting copies of the buffers back afterwards would take six
+    operations a layer.
     """
     tracking = [m for m in backbone.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
     for module in tracking:

@@ -91,7 +91,8 @@ def exact(
     the graph is kept. Run that forward under `linearizable()`: without, the result is the same where
     autograd has one, at several times the cost. loss: logits [B, C] to losses [B], differentiable in logits
     and φ; parameters: φ; trusted_inputs: [M, ...], trusted_labels: [M]; learning_rate: α; autocast: the
-    mixed-precision region of the trusted forward, which runs in the backbone's present mode.
+    mixed-precision region of the trusted forward, which runs in the backbone's present mode and leaves its
+    running statistics as they are.
     With u = ∂ℓ/∂z, ż = J v is the derivative of ⟨Jᵀu, v⟩ in u, the Jacobian-vector product by two backward
     passes of Townsend (2017): dropout and BatchNorm's statistics are those of the one noisy forward. Costs
     two backward passes of B rows and a step of M rows. The first of the two is the backbone's own, for who
