@@ -100,16 +100,47 @@ class Distributions:
 
 
 class History:
-    """What a few epochs left of every row, oldest first: `history[index]` is [B, epochs, ...]."""
+    """What a few epochs left of every row, `capacity` of them at most: `history[index]` is [B, epochs, ...],
+    oldest first.
 
-    def __init__(self, epochs: Sequence[Tensor]) -> None:
-        self.epochs = list(epochs)
+    What there is of one row lies side by side: a batch is read at once, and a row from one page of a mapped
+    file.
+    """
+
+    def __init__(self, num_rows: int, capacity: int, *shape: int, dtype: torch.dtype = torch.float32) -> None:
+        self._values = per_sample(num_rows, capacity, *shape, dtype=dtype)
+        self._places: list[int] = []
 
     def __len__(self) -> int:
-        return len(self.epochs[0])
+        return len(self._values)
 
     def __getitem__(self, index: slice | Tensor) -> Tensor:
-        return torch.stack([epoch[index] for epoch in self.epochs], dim=1)
+        # Three times as fast as `_values[index]` for a batch.
+        rows = self._values[index] if isinstance(index, slice) else self._values.index_select(0, index)
+        return rows.index_select(1, torch.tensor(self._places, dtype=torch.int64))
+
+    def keep(self, epochs: Sequence[int]) -> None:
+        """Forget all epochs but these, counted from the oldest, which is 0."""
+        self._places = [self._places[epoch] for epoch in epochs]
+
+    def add(self) -> Tensor:
+        """Begin another epoch, the newest; returns its values [N, ...], to be written."""
+        free = set(range(self._values.shape[1])) - set(self._places)
+        self._places.append(min(free))
+        return self._values[:, self._places[-1]]
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything `restored` needs."""
+        return {"values": self._values, "places": self._places}
+
+    @classmethod
+    def restored(cls, state: Mapping[str, Any]) -> History:
+        """The history that `state_dict` was of, with values of its own."""
+        values = state["values"]
+        made = cls(len(values), *values.shape[1:], dtype=values.dtype)
+        made._values.copy_(values)
+        made._places = list(state["places"])
+        return made
 
 
 PerSample = Tensor | Distributions | History
@@ -172,13 +203,11 @@ class Ledger:
                 memory[index] = value.detach().to("cpu", memory.dtype)
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything `load_state_dict` needs to go on; tensors in plain dictionaries and lists."""
-        memory: dict[str, Any] = {}
-        for name, values in self.memory.items():
-            if isinstance(values, Distributions):
-                memory[name] = values.state_dict()
-            else:
-                memory[name] = values.epochs if isinstance(values, History) else values
+        """Everything `load_state_dict` needs to go on; tensors in plain dictionaries."""
+        memory = {
+            name: values if isinstance(values, Tensor) else values.state_dict()
+            for name, values in self.memory.items()
+        }
         return {
             "mean": self.mean.state_dict(),
             "early": self.early.state_dict(),
@@ -195,15 +224,11 @@ class Ledger:
         self.visits.copy_(state["visits"])
         self.memory = {}
         for name, values in state["memory"].items():
-            if isinstance(values, list):
-                self.memory[name] = History([_copied(epoch) for epoch in values])
-            elif isinstance(values, Tensor):
-                self.memory[name] = _copied(values)
+            if isinstance(values, Tensor):
+                self.memory[name] = per_sample(*values.shape, dtype=values.dtype).copy_(values)
+            elif "places" in values:
+                self.memory[name] = History.restored(values)
             else:
                 restored = Distributions(*self.mean.shape)
                 restored.load_state_dict(values)
                 self.memory[name] = restored
-
-
-def _copied(values: Tensor) -> Tensor:
-    return per_sample(*values.shape, dtype=values.dtype).copy_(values)

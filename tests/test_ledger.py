@@ -12,6 +12,13 @@ CPU = torch.device("cpu")
 ONE, TWO = torch.tensor([0.8, 0.1, 0.1]), torch.tensor([0.2, 0.2, 0.6])
 
 
+def history(*epochs: Tensor, capacity: int = 2) -> History:
+    made = History(len(epochs[0]), capacity, *epochs[0].shape[1:], dtype=epochs[0].dtype)
+    for epoch in epochs:
+        made.add()[:] = epoch
+    return made
+
+
 def ledger() -> Ledger:
     """Rows 0 and 2 seen once, row 3 twice, row 1 never."""
     made = Ledger(4, 3)
@@ -111,9 +118,25 @@ def test_memory_of_any_shape_keeps_its_number_format() -> None:
 
 def test_a_history_is_read_oldest_epoch_first() -> None:
     made = Ledger(4, 3)
-    made.memory = {"losses": History([torch.arange(8).reshape(4, 2), torch.arange(8, 16).reshape(4, 2)])}
+    made.memory = {"losses": history(torch.arange(8).reshape(4, 2), torch.arange(8, 16).reshape(4, 2))}
     read = made.read(torch.tensor([2, 0]), CPU)["losses"]
     assert read.tolist() == [[[4, 5], [12, 13]], [[0, 1], [8, 9]]]
+
+
+def test_a_history_goes_on_with_the_epochs_it_keeps() -> None:
+    made = history(*(torch.full((3,), number) for number in range(4)), capacity=4)
+    read = made[:]
+    made.keep([1, 3])
+    assert made[:].tolist() == [[1, 3]] * 3
+    made.add()[:] = 4
+    made.add()[1:] = 5
+    assert made[:][1:].tolist() == [[1, 3, 4, 5]] * 2
+    assert read.tolist() == [[0, 1, 2, 3]] * 3, "what was read stays"
+    assert len(made) == 3
+    with pytest.raises(ValueError, match="empty"):
+        made.add()
+    made.keep([])
+    assert made[:].shape == (3, 0)
 
 
 def test_a_memory_may_be_longer_than_the_rows() -> None:
@@ -141,7 +164,7 @@ def test_the_state_goes_through_a_file(classes: int) -> None:
     made.memory = {
         "soft_label": soft_label,
         "features": torch.rand(5, 2),
-        "losses": History([torch.rand(4, 2).half(), torch.rand(4, 2).half()]),
+        "losses": history(torch.rand(4, 2).half(), torch.rand(4, 2).half(), capacity=3),
     }
     file = io.BytesIO()
     torch.save(made.state_dict(), file)
@@ -159,6 +182,10 @@ def test_the_state_goes_through_a_file(classes: int) -> None:
         for each in (restored, made):  # they go on alike
             each.add_prediction(rows, probability[:2])
             each.write(rows, {"soft_label": probability[1:3]})
+            losses = each.memory["losses"]
+            assert isinstance(losses, History)
+            losses.keep([len(losses[:1][0]) - 1])
+            losses.add()[:] = 2
 
 
 @pytest.mark.parametrize("classes", [2, 64, 65, 1000])

@@ -119,30 +119,33 @@ class TMLCNet(Corrector):
         """Append the epoch's features to every row's history, which keeps a few epochs of a long run."""
         rows, classes = epoch.probability.shape
         memory, passed = dict(epoch.memory), epoch.number
+        if "losses" not in memory:
+            capacity = 1 if self.without == "tse" else _KEPT + 1
+            # Halves: the history is the largest thing the ledger holds.
+            memory["losses"] = History(rows, capacity, min(classes, CANDIDATES), 2, dtype=torch.float16)
+            memory["entropy"] = History(rows, capacity, dtype=torch.float16)
         if classes > CANDIDATES:
-            if "candidates" not in memory or epoch.number in _CHOICES:
-                memory = {"candidates": likeliest(epoch.probability, epoch.given)}
+            if epoch.number in _CHOICES:
+                memory["candidates"] = likeliest(epoch.probability, epoch.given)
             passed = epoch.number - chosen(epoch.number)
         means = None
         if self.without != "nnp":
             means = mean_losses(epoch.probability, epoch.given, epoch.trained)
-        # Halves: the history is the largest thing the ledger holds.
-        losses = per_sample(rows, min(classes, CANDIDATES), 2, dtype=torch.float16)
-        entropy = per_sample(rows, dtype=torch.float16)
+        earlier: list[int] = []
+        if self.without != "tse":
+            after = kept(passed + 1)
+            earlier = [place for place, number in enumerate(kept(passed)) if number in after]
+        newest = {}
+        for name in ("losses", "entropy"):
+            history = memory[name]
+            assert isinstance(history, History)
+            history.keep(earlier)
+            newest[name] = history.add()
         for block in blocks(rows, classes):
-            found, entropy[block] = normalized_features(epoch.probability[block], means)
+            found, newest["entropy"][block] = normalized_features(epoch.probability[block], means)
             if "candidates" in memory:
                 found = found.gather(1, memory["candidates"][block].long()[:, :, None].expand(-1, -1, 2))
-            losses[block] = found
-        for name, newest in (("losses", losses), ("entropy", entropy)):
-            history = memory.get(name)
-            earlier: list[Tensor] = []
-            if isinstance(history, History) and self.without != "tse":
-                after = kept(passed + 1)
-                earlier = [
-                    old for old, number in zip(history.epochs, kept(passed), strict=True) if number in after
-                ]
-            memory[name] = History([*earlier, newest])
+            newest["losses"][block] = found
         return memory
 
     def soft_label(self, logits: Tensor, given: Tensor, memory: Memory) -> Tensor:
