@@ -150,21 +150,6 @@ def noise_matrix(given: NDArray[np.int64], true: NDArray[np.int64], num_classes:
     return np.bincount(cells, minlength=num_classes**2).reshape(num_classes, num_classes)
 
 
-def smoothed_transition(counts: NDArray[np.integer | np.floating]) -> NDArray[np.float64]:
-    """p(given | true) [C, C] from verified pairs, drawn towards uniform noise at the pooled rate.
-
-    C pseudo-rows a class: a class nobody verified has the pooled rate, one with hundreds its own.
-    """
-    num_classes = len(counts)
-    total, wrong = counts.sum(), counts.sum() - np.trace(counts)
-    rate = (wrong + 1) / (total + 2)
-    prior = np.full((num_classes, num_classes), rate / (num_classes - 1))
-    np.fill_diagonal(prior, 1 - rate)
-    rows = counts.sum(axis=1, keepdims=True)
-    smoothed: NDArray[np.float64] = (counts + num_classes * prior) / (rows + num_classes)
-    return smoothed
-
-
 def _share(outcome: NDArray[np.bool_]) -> float | None:
     return float(outcome.mean()) if len(outcome) else None
 

@@ -58,6 +58,7 @@ from relabel.training import (
     default_learning_rate,
     default_weight_decay,
 )
+from relabel.transition import estimated
 
 PROBE_SHARE = 2 / 3  # a corrector has few parameters; calibration and promise live off every probe
 WITNESS_SHARE = 1 / 2  # of the meta rows, for a corrector that has witnesses
@@ -182,7 +183,9 @@ def fit(config: FitConfig, watcher: Watcher | None = None) -> FitResult:
     return FitResult(
         **vars(labelling),
         corrector=trained,
-        model=partial(_model, training, trained, frozen, source, trusted, split, config, labelling.metadata),
+        model=partial(
+            _model, training, trained, frozen, source, trusted, split, errors, config, labelling.metadata
+        ),
     )
 
 
@@ -465,6 +468,7 @@ def _labelled(
             config.seed,
             lent,
             held_out[probes],
+            None if lent else _told_by_anchors(training, source, trusted, errors),
         )
     run = {
         "corrector": config.recipe.corrector,
@@ -494,7 +498,7 @@ def _borrowed(
     """The calibration of a source that nobody has verified a row of; given: [N], −1 where it is of no use."""
     seen = np.where(held_out, UNLABELLED, given)
     counts = anchors.count(evidence["early"], seen)
-    transition = anchors.transition(counts)
+    transition = estimated(counts)
     # Without an anchor, after a single epoch, nothing is known of what is mistaken for what.
     judges = np.flatnonzero(held_out & counts.any())
     weighed = {name: evidence[name] for name in experience.evidence}
@@ -505,6 +509,16 @@ def _borrowed(
     parts = blocks(*soft_label.shape)
     joint = sum(calibration.joint_counts(soft_label[rows], seen[rows]) for rows in parts)
     return borrowed.matched(lent, np.asarray(joint))
+
+
+def _told_by_anchors(
+    training: Training, source: Source, trusted: TrustedSet, errors: dict[int, str]
+) -> NDArray[np.float64] | None:
+    """The p(given | true) [C, C] by the anchors among the rows that nobody verified; None without any."""
+    given = _usable_labels(source, errors)
+    given[trusted.rows] = UNLABELLED
+    counts = anchors.count(training.ledger.early, given)
+    return estimated(counts) if counts.any() else None
 
 
 def _of_rows(
@@ -526,13 +540,14 @@ def _model(
     source: Source,
     trusted: TrustedSet,
     split: _Split,
+    errors: dict[int, str],
     config: FitConfig,
     metadata: Mapping[str, Any],
 ) -> Model:
     """What labels images that were not in this fit."""
     kept = ("preset", "weights", "features", "epochs", "seed", "trusted_rows")
     trained = {name: metadata[name] for name in kept if name in metadata}
-    backbone, fitted = _for_unseen(training, source, trusted, split, config.seed)
+    backbone, fitted = _for_unseen(training, source, trusted, split, errors, config.seed)
     trained |= {"freeze": config.freeze, "averaged": backbone is training.averaged, "versions": versions()}
     if frozen is not None:
         backbone = backbones.with_head(frozen.backbone, backbone.head, frozen.mean, frozen.scale)
@@ -549,7 +564,12 @@ def _model(
 
 
 def _for_unseen(
-    training: Training, source: Source, trusted: TrustedSet, split: _Split, seed: int
+    training: Training,
+    source: Source,
+    trusted: TrustedSet,
+    split: _Split,
+    errors: dict[int, str],
+    seed: int,
 ) -> tuple[Backbone, Calibration]:
     """The backbone for images that were not in the fit, and the calibration of its softmax.
 
@@ -563,13 +583,14 @@ def _for_unseen(
     """
     given = np.concatenate([source.given, np.full(len(trusted.external), UNLABELLED)])[split.unseen]
     rows = torch.from_numpy(split.unseen)
+    counts, like = _counts(source, trusted), _told_by_anchors(training, source, trusted, errors)
 
     def judged(backbone: Backbone) -> tuple[float, Calibration]:
         predictions = backbones.evaluate(backbone, training.inputs, training.compute, rows)
         probability = [torch.softmax(logits, dim=1).cpu().numpy() for _, logits, _ in predictions]
         nothing = np.empty((0, len(source.class_names)), dtype=np.float32)
         evidence = {EVIDENCE: np.concatenate([nothing, *probability])}
-        fitted = calibration.fit(evidence, given, split.unseen_labels, _counts(source, trusted), seed)
+        fitted = calibration.fit(evidence, given, split.unseen_labels, counts, seed, like=like)
         shares = fitted.soft_labels(evidence, given)[np.arange(len(rows)), split.unseen_labels]
         return float(np.log(shares).sum()), fitted
 

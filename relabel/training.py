@@ -381,6 +381,7 @@ class Training:
         warm_up = WarmUp(
             mean_probability=self.ledger.mean,
             probability=self.ledger.latest,
+            given=self.rows.given,
             head=self.backbone.head,
             features=partial(frozen_features, self.backbone, self.inputs, self.compute),
             meta=self.rows.meta,

@@ -8,7 +8,6 @@ from relabel.metrics import (
     evaluate,
     expected_calibration_error,
     noise_matrix,
-    smoothed_transition,
     wilson_interval,
 )
 
@@ -141,19 +140,3 @@ def test_noise_matrix() -> None:
     given = np.array([0, 1, 1, 2, -1, 0])
     true = np.array([0, 0, 0, 2, 1, -1])
     assert noise_matrix(given, true, 3).tolist() == [[1, 2, 0], [0, 0, 0], [0, 0, 1]]
-
-
-def test_the_transition_is_a_distribution_a_class_and_tends_to_the_counts() -> None:
-    counts = np.array([[3, 1, 0], [0, 0, 0], [2, 0, 5]])
-    smoothed = smoothed_transition(counts)
-    assert smoothed.sum(axis=1) == pytest.approx(1)
-    assert smoothed.min() > 0
-    assert smoothed[1, 0] == smoothed[1, 2], "a class nobody verified is wrong in no particular way"
-    assert smoothed[1, 1] == pytest.approx(1 - 4 / 13)  # the pooled rate: 3 wrong of 11, plus 1 of 2
-    rates = np.array([[0.75, 0.25, 0.0], [0.1, 0.8, 0.1], [0.0, 0.5, 0.5]])
-    many = smoothed_transition(np.rint(rates * 100_000).astype(np.int64))
-    assert many == pytest.approx(rates, abs=1e-4)
-
-
-def test_the_transition_without_any_verified_row_is_a_distribution() -> None:
-    assert smoothed_transition(np.zeros((3, 3), dtype=np.int64)).sum(axis=1) == pytest.approx(1)

@@ -20,6 +20,7 @@ from relabel.errors import RelabelError
 from relabel.metrics import Evaluation, evaluate
 from relabel.output import anchors, borrowed, calibration
 from relabel.output.labelling import promise_sentence
+from relabel.transition import estimated
 
 NONE = np.zeros(0, dtype=np.int64)
 TRASHNET = Path(os.environ.get("RELABEL_DATA", "missing")) / "trashnet"
@@ -340,7 +341,7 @@ def test_verified_rows_calibrate_a_pretrained_corrector_and_teach_it_nothing(dig
     held_out = borrowed.held_out(given, 0)
     seen = np.where(held_out, -1, given)
     apart = {name: values[held_out] for name, values in evidence.items()}
-    transition = anchors.transition(anchors.count(training.ledger.early, seen))
+    transition = estimated(anchors.count(training.ledger.early, seen))
     lent = borrowed.transferred(file.experience, apart, given[held_out], transition)
     lent = borrowed.matched(lent, calibration.joint_counts(lent.soft_labels(evidence, seen), seen))
     expected = calibration.fit(
@@ -385,7 +386,7 @@ def test_what_apply_writes_is_what_its_parts_say(digits, corrector_file):
     apart = {name: values[held_out] for name, values in evidence.items()}
     counts = anchors.count(training.ledger.early, np.where(seen, given, -1))
     experience = read_corrector(corrector_file).experience
-    lent = borrowed.transferred(experience, apart, given[held_out], anchors.transition(counts))
+    lent = borrowed.transferred(experience, apart, given[held_out], estimated(counts))
     weights, transition = result.metadata["calibration"]["weights"], lent.transition
     assert weights == pytest.approx(lent.weights, abs=1e-4)
     logits = sum(weights[name] * np.log(np.clip(values, 1e-4, None)) for name, values in evidence.items())

@@ -18,7 +18,7 @@ LAYERS = (
     ("backbones", "correctors"),
     ("output",),
     ("data", "ledger"),
-    ("config", "device", "files", "hub", "interrupts", "metrics", "noise", "progress"),
+    ("config", "device", "files", "hub", "interrupts", "metrics", "noise", "progress", "transition"),
     ("errors",),
     ("__init__",),
 )

@@ -65,13 +65,14 @@ class WarmUp:
     """What the warm-up leaves to a corrector.
 
     mean_probability: [N, C], the rows' average softmax so far; probability: [N, C], that of the last epoch;
-    head: the backbone's classifier layer; features: gives the penultimate features [N + E, D] of all rows,
-    without augmentation and in evaluation mode, at the cost of one pass; meta: trusted rows that drive φ;
-    witness: trusted rows among those trained on.
+    given: [N], −1 unlabelled; head: the backbone's classifier layer; features: gives the penultimate features
+    [N + E, D] of all rows, without augmentation and in evaluation mode, at the cost of one pass; meta:
+    trusted rows that drive φ; witness: trusted rows among those trained on.
     """
 
     mean_probability: Tensor | Distributions
     probability: Tensor | Distributions
+    given: Tensor
     head: nn.Linear
     features: Callable[[], Tensor]
     meta: Verified

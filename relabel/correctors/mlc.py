@@ -18,7 +18,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from relabel.correctors.base import Corrector, Memory, Store, WarmUp
-from relabel.metrics import noise_matrix, smoothed_transition
+from relabel.metrics import noise_matrix
+from relabel.output import anchors
+from relabel.transition import estimated
 
 _TINY = 1e-8  # below what any noise rate means; keeps the logarithm finite and a zero entry learnable
 
@@ -27,7 +29,8 @@ class MLC(Corrector):
     """Forward correction with a persistent, learned transition matrix.
 
     transition: `softmax` reparametrises each row; `projection` steps on T itself and projects (eqs. 9, 10).
-    start: `trusted` begins at the meta rows' smoothed noise matrix; `identity` at no noise.
+    start: `trusted` begins at the meta rows' noise matrix, with anchors to tell where wrong labels go;
+    `identity` at no noise.
     """
 
     def __init__(
@@ -45,12 +48,15 @@ class MLC(Corrector):
         return torch.softmax(self.scores, dim=1) if self.parametrization == "softmax" else self.scores
 
     def begin(self, warm_up: WarmUp) -> Store:
-        """Start T, by default from how the meta rows were labelled."""
-        labelled = warm_up.meta.given >= 0
-        if self.start == "trusted" and bool(labelled.any()):
-            given, true = warm_up.meta.given[labelled], warm_up.meta.true[labelled]
-            counts = noise_matrix(given.numpy(), true.numpy(), len(self.scores))
-            self._set(torch.from_numpy(smoothed_transition(counts)))
+        """Start T, by default from how the meta rows were labelled, and the anchors among the other rows."""
+        if self.start == "trusted":
+            meta, others = warm_up.meta, warm_up.given.clone()
+            others[meta.rows[meta.rows < len(others)]] = -1
+            told = anchors.count(warm_up.mean_probability, others.numpy())
+            counts = noise_matrix(meta.given.numpy(), meta.true.numpy(), len(self.scores))
+            if told.any() or counts.any():
+                like = estimated(told) if told.any() else None
+                self._set(torch.from_numpy(estimated(counts, like)))
         return {}
 
     def loss(self, logits: Tensor, given: Tensor, memory: Memory) -> Tensor:

@@ -1,9 +1,9 @@
 """How labels are mistaken for one another, told by the rows a young network is surest of.
 
 Before it has learned wrong labels by heart, a network that is sure of a row's class is mostly right. The
-labels that such *anchors* of each class were given estimate p(given | true): the anchor points of Patrini et
-al. (Making Deep Neural Networks Robust to Label Noise, 2017, eq. 12), many a class in place of one, and with
-the label itself in place of a predicted probability.
+labels that such *anchors* of each class were given estimate p(given | true), by `transition`: the anchor
+points of Patrini et al. (Making Deep Neural Networks Robust to Label Noise, 2017, eq. 12), many a class in
+place of one, and with the label itself in place of a predicted probability.
 """
 
 from __future__ import annotations
@@ -22,7 +22,6 @@ _SHARE = 0.3
 From .1 to .4 it made little difference to 25 recorded runs and five of 5,000 CIFAR-10 images: more anchors
 bring in more of the network's own mistakes, fewer more chance.
 """
-_PSEUDO_ROWS = 10.0 ** np.arange(-1, 4.1, 0.25)
 _EM_STEPS = 50
 
 
@@ -49,33 +48,6 @@ def count(early: Tensor | Distributions, given: NDArray[np.int64]) -> NDArray[np
     return counts
 
 
-def transition(counts: NDArray[np.int64]) -> Floats:
-    """p(given | true) [C, C] from `count`, positive, rows summing to 1.
-
-    Empirical Bayes: a class's noise rate is drawn towards the pooled one, and where its wrong labels go
-    towards everywhere alike, each with as many pseudo-rows as make the counts of all classes likeliest
-    (Dirichlet-multinomial). Symmetric noise then keeps no trace of which cells chance has filled, and
-    asymmetric noise all of its structure.
-    """
-    num_classes = len(counts)
-    right = np.diag(counts).astype(np.float64)
-    wrong = counts.sum(axis=1) - right
-    pooled = (wrong.sum() + 1) / (counts.sum() + 2)
-    mean = np.array([1 - pooled, pooled])
-    both = np.stack([right, wrong], axis=1)
-    strength = _likeliest(both, mean)
-    rate = (wrong + strength * pooled) / (right + wrong + strength)
-    share = np.ones((num_classes, 1))
-    if num_classes > 2:
-        elsewhere = counts[~np.eye(num_classes, dtype=bool)].reshape(num_classes, -1).astype(np.float64)
-        uniform = np.full(num_classes - 1, 1 / (num_classes - 1))
-        strength = _likeliest(elsewhere, uniform)
-        share = (elsewhere + strength * uniform) / (wrong + strength)[:, None]
-    found = np.diag(1 - rate)
-    found[~np.eye(num_classes, dtype=bool)] = (rate[:, None] * share).ravel()
-    return found
-
-
 def posterior(transition: Floats, given: NDArray[np.floating]) -> Floats:
     """p(true | given) [C, C], columns summing to 1, of p(given | true) and the rows by given label [C].
 
@@ -88,18 +60,3 @@ def posterior(transition: Floats, given: NDArray[np.floating]) -> Floats:
     joint: Floats = frequency[:, None] * transition
     joint /= joint.sum(axis=0)
     return joint
-
-
-def _likeliest(counts: Floats, mean: Floats) -> float:
-    """The pseudo-rows of a Dirichlet prior around `mean` [K] under which counts [R, K] are likeliest."""
-    from scipy.special import gammaln
-
-    rows, columns = counts.nonzero()
-    seen, of = counts[rows, columns], mean[columns]
-    totals = counts.sum(axis=1)
-
-    def log_likelihood(strength: float) -> float:
-        cells = gammaln(seen + strength * of) - gammaln(strength * of)
-        return float(cells.sum() + (gammaln(strength) - gammaln(strength + totals)).sum())
-
-    return float(max(_PSEUDO_ROWS, key=log_likelihood))

@@ -31,6 +31,7 @@ from relabel.output.calibration import (
     joint_counts,
 )
 from relabel.output.weighing import FLOOR, Floats, Labels, Terms, fit_weights, softmax
+from relabel.transition import estimated
 
 _HELD_OUT_SHARE = 0.1
 _MOST_HELD_OUT = 500
@@ -108,7 +109,7 @@ def _asked_for(scores: Floats, given: Labels, transition: Floats) -> tuple[float
     predicted = scores.argmax(axis=1)
     agree = predicted == given
     surest = anchors.count(torch.from_numpy(softmax(scores)), given)
-    difference = _log_odds_of_noise(anchors.transition(surest)) - _log_odds_of_noise(transition)
+    difference = _log_odds_of_noise(estimated(surest)) - _log_odds_of_noise(transition)
     pseudo_rows = _PSEUDO_ROWS * max(10, len(transition))
     expected = difference * surest.sum() / (surest.sum() + pseudo_rows)
     rows = np.arange(len(given))

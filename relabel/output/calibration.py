@@ -2,7 +2,7 @@
 
 Probe rows are trusted rows that went through training as ordinary rows under their given label, so they
 are exchangeable with the rows nobody verified. On them the weights of the evidence are fitted (`weighing`),
-T being the trusted rows' smoothed noise matrix.
+T being the trusted rows' noise matrix (`transition`).
 
 A data set without a verified row has a calibration of `borrowed` weights.
 """
@@ -18,8 +18,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from relabel.metrics import expected_calibration_error, smoothed_transition
+from relabel.metrics import expected_calibration_error
 from relabel.output.weighing import Floats, Labels, Terms, fit_weights, softmax
+from relabel.transition import Prior
 
 PRIOR = {"early": 1.0, "late": 1.0, "prediction": 1.0, "transition": 0.25, "keep": 0.0}
 """Where the weights stand without probes, and what few probes are drawn towards.
@@ -223,6 +224,7 @@ def fit(
     seed: int,
     borrowed: Calibration | None = None,
     held_out: NDArray[np.bool_] | None = None,
+    like: Floats | None = None,
 ) -> Calibration:
     """Fit the calibration on P probe rows.
 
@@ -230,8 +232,9 @@ def fit(
     which says something of the distributions and nothing of the rest; counts: [C, C] verified rows by (true,
     given) over ALL trusted rows of the source, probes included; seed: of the cross-validation folds;
     borrowed: what the probes are to improve on, its transition in place of that of the verified rows;
-    held_out: [P], probes whose given label training did not see. Works with no probe at all: the prior
-    weights, or those borrowed, and no promise.
+    held_out: [P], probes whose given label training did not see; like: [C, C], a p(given | true) that tells
+    where wrong labels go, None for everywhere alike. Works with no probe at
+    all: the prior weights, or those borrowed, and no promise.
     """
     num_classes = len(counts)
     names = [*evidence, "transition", "keep"]
@@ -240,9 +243,10 @@ def fit(
     labelled = given >= 0
     factors = None
     if borrowed is None:
-        transition = smoothed_transition(counts)
+        towards = Prior.fitted(counts, like)
+        transition = towards.posterior(counts)
         likelihood = np.ones((len(true), num_classes))
-        likelihood[labelled] = _leave_one_out(counts, true[labelled], given[labelled])
+        likelihood[labelled] = towards.without_own(counts, true[labelled], given[labelled])
     else:
         transition, factors = borrowed.transition, borrowed.factors
         likelihood = transition[:, given].T
@@ -273,23 +277,6 @@ def fit(
         factors=factors,
         leaning=leaning,
     )
-
-
-def _leave_one_out(counts: NDArray[np.int64], true: Labels, given: Labels) -> Floats:
-    """p(given | true) [P, C] for each class, of probes [P] whose own pairs are taken out of `counts` first.
-
-    A probe's own verified pair must not stand in the matrix that scores it: `smoothed_transition` without it,
-    but only the column that is asked for.
-    """
-    probes, classes = np.arange(len(true)), len(counts)
-    columns, rows = counts[:, given].T.astype(np.float64), np.tile(counts.sum(axis=1), (len(true), 1))
-    columns[probes, true] -= 1
-    rows[probes, true] -= 1
-    total, wrong = counts.sum() - 1, counts.sum() - np.trace(counts) - (given != true)
-    rate = ((wrong + 1) / (total + 2))[:, None]
-    prior = np.where(np.arange(classes) == given[:, None], 1 - rate, rate / (classes - 1))
-    smoothed: Floats = (columns + classes * prior) / (rows + classes)
-    return smoothed
 
 
 def _kept(soft_label: Floats, given: Labels, leaning: float) -> Floats:

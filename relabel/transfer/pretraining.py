@@ -43,6 +43,7 @@ from relabel.output.calibration import Experience
 from relabel.output.labelling import versions
 from relabel.progress import Silent, Watcher
 from relabel.transfer.episodes import Episode, Pool, Recording, draw, drawn_from, record
+from relabel.transition import estimated
 
 _STEPS = 3_000
 _PAIRS = 1_500  # (row, class) pairs a step
@@ -216,7 +217,7 @@ def solved(recording: Recording) -> Solved:
         "late": recording.late.numpy(),
         "last": recording.last.float().numpy(),
     }
-    transition = anchors.transition(anchors.count(recording.early, recording.seen.numpy()))
+    transition = estimated(anchors.count(recording.early, recording.seen.numpy()))
     return Solved(
         evidence, recording.given.numpy(), recording.true.numpy(), recording.held_out.numpy(), transition
     )

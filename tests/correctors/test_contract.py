@@ -130,6 +130,7 @@ def _scene(variant: str, class_order: tuple[int, ...]) -> Scene:
     warm_up = WarmUp(
         mean_probability=normal(N, C)[:, order].softmax(dim=1),
         probability=normal(N, C)[:, order].softmax(dim=1),
+        given=given[:N],
         head=head,
         features=features.clone,
         meta=verified,

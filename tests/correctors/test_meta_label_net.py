@@ -36,6 +36,7 @@ def warm_up(classifier: nn.Linear | None = None) -> WarmUp:
     return WarmUp(
         mean_probability=torch.full((N, C), 1 / C),
         probability=torch.full((N, C), 1 / C),
+        given=GIVEN,
         head=classifier or head(),
         features=FEATURES.clone,
         meta=VERIFIED,

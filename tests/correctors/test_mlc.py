@@ -8,7 +8,8 @@ from torch import Tensor, nn
 
 from relabel.correctors.base import Verified, WarmUp
 from relabel.correctors.mlc import MLC, projected
-from relabel.metrics import noise_matrix, smoothed_transition
+from relabel.metrics import noise_matrix
+from relabel.transition import estimated
 
 B, C, D = 9, 4, 3
 GENERATOR = torch.Generator().manual_seed(2)
@@ -138,10 +139,12 @@ def test_an_impossible_label_leaves_the_prediction_to_judge(sure: int) -> None:
     assert gradient.isfinite().all()
 
 
-def warm_up(given: list[int], true: list[int]) -> WarmUp:
+def warm_up(given: list[int], true: list[int], probability: Tensor | None = None) -> WarmUp:
+    """Eight rows, the first of them verified; the others are given classes 0 to 3 in turn."""
     return WarmUp(
-        mean_probability=torch.full((8, C), 1 / C),
+        mean_probability=torch.full((8, C), 1 / C) if probability is None else probability,
         probability=torch.full((8, C), 1 / C),
+        given=torch.tensor([*given, *(row % C for row in range(len(given), 8))]),
         head=nn.Linear(D, C),
         features=lambda: torch.zeros(8, D),
         meta=Verified(torch.arange(len(given)), torch.tensor(true), torch.tensor(given)),
@@ -154,9 +157,26 @@ def test_the_trusted_start_is_how_the_meta_rows_were_labelled(parametrization: s
     made = corrector(parametrization)
     assert made.begin(warm_up(given, true)) == {}
     counts = noise_matrix(np.array([0, 1, 1, 2, 3, 1]), np.array([0, 0, 1, 2, 2, 1]), C)
-    expected = torch.from_numpy(smoothed_transition(counts))
+    expected = torch.from_numpy(estimated(counts))
     torch.testing.assert_close(made.transition.detach(), expected, rtol=1e-6, atol=1e-6)
     assert expected[0, 1] > expected[1, 0], "by true class"
+
+
+@parametrizations
+@pytest.mark.parametrize("given", [[0, 1, 1], [-1, -1, -1]], ids=["given labels", "none"])
+def test_it_is_drawn_towards_what_the_anchors_among_the_other_rows_tell(
+    parametrization: str, given: list[int]
+) -> None:
+    """Rows 3 to 7 are given 3, 0, 1, 2, 3 and taken for 2, 0, 0, 2, 3, the verified ones for 3."""
+    predicted = F.one_hot(torch.tensor([3, 3, 3, 2, 0, 0, 2, 3]), C)
+    made = corrector(parametrization)
+    made.begin(warm_up(given, [0, 0, 1], 0.9 * predicted + 0.025))
+    told = np.zeros((C, C), dtype=np.int64)
+    for row, label in ((0, 0), (2, 3), (3, 3)):  # the surest of each, one for each class that is given
+        told[row, label] += 1
+    pairs = noise_matrix(np.array(given), np.array([0, 0, 1]), C)
+    expected = torch.from_numpy(estimated(pairs, estimated(told)))
+    torch.testing.assert_close(made.transition.detach(), expected, rtol=1e-6, atol=1e-6)
 
 
 @parametrizations

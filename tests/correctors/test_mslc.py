@@ -138,6 +138,7 @@ def simulated(rows: int = 400, witnesses: int = 300) -> WarmUp:
     return WarmUp(
         mean_probability=logits.mean(dim=0).softmax(dim=1),
         probability=logits[0].softmax(dim=1),
+        given=given,
         head=nn.Linear(D, 5),
         features=lambda: torch.zeros(rows, D),
         meta=nobody(),

@@ -386,6 +386,7 @@ def beginning(made: TMLCNet, meta: int) -> TMLCNet:
         WarmUp(
             mean_probability=PROBABILITIES[0],
             probability=PROBABILITIES[0],
+            given=GIVEN,
             head=nn.Linear(D, C),
             features=lambda: torch.zeros(N, D),
             meta=Verified(rows, TRUE[rows], GIVEN[rows]),

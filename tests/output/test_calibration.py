@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from relabel.metrics import expected_calibration_error, noise_matrix, smoothed_transition
+from relabel.metrics import expected_calibration_error, noise_matrix
 from relabel.output import calibration
 from relabel.output.calibration import (
     Calibration,
@@ -18,6 +18,7 @@ from relabel.output.calibration import (
     fit,
     joint_counts,
 )
+from relabel.transition import estimated
 
 C = 4
 SIGNAL = 1.8
@@ -424,26 +425,14 @@ def test_a_transition_that_is_known_takes_the_place_of_the_verified_pairs(probes
         assert made.weights != fitted((evidence, given, true)).weights
 
 
-def test_a_probe_s_own_pair_is_taken_out_of_the_noise_matrix_that_scores_it() -> None:
-    _, given, true = simulate(60, 3)
-    counts = noise_matrix(given, true, C) + 1
-    for row, likelihood in enumerate(calibration._leave_one_out(counts, true, given)):
-        rest = counts.copy()
-        rest[true[row], given[row]] -= 1
-        assert likelihood == pytest.approx(smoothed_transition(rest)[:, given[row]], abs=1e-12)
-
-
-@pytest.mark.parametrize("classes", [2, 3, 7])
-def test_a_probe_s_own_pair_is_taken_out_of_the_matrix_that_scores_it(classes: int) -> None:
-    rng = np.random.default_rng(classes)
-    true = rng.integers(classes, size=40)
-    given = np.where(rng.random(40) < 0.4, rng.integers(classes, size=40), true)
-    counts = noise_matrix(given, true, classes)
-    found = calibration._leave_one_out(counts, true[:20], given[:20])
-    for row in range(20):
-        rest = counts.copy()
-        rest[true[row], given[row]] -= 1
-        np.testing.assert_allclose(found[row], smoothed_transition(rest)[:, given[row]], rtol=1e-12)
+def test_the_noise_matrix_is_that_of_the_verified_pairs_and_of_where_wrong_labels_go() -> None:
+    evidence, given, true = simulate(60, 3)
+    pairs = noise_matrix(given, true, C)
+    told = fit(evidence, given, true, pairs, 0, like=KNOWN)
+    np.testing.assert_array_equal(told.transition, estimated(pairs, KNOWN))
+    alone = fit(evidence, given, true, pairs, 0)
+    np.testing.assert_array_equal(alone.transition, estimated(pairs))
+    assert np.abs(told.transition - KNOWN).max() < np.abs(alone.transition - KNOWN).max()
 
 
 def test_probes_whose_label_was_held_out_count_by_bayes() -> None:
