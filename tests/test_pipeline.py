@@ -1,6 +1,7 @@
 """The whole story on small real pictures, and on TrashNet where RELABEL_DATA names the folder that has it."""
 
 import csv
+import inspect
 import os
 from dataclasses import replace
 from pathlib import Path
@@ -271,8 +272,8 @@ def corrector_file(digits):
     return path
 
 
-def apply(digits, corrector_file, **options):
-    """A fit with that corrector as it is, and the training behind it."""
+def observed(digits, **options):
+    """A fit, and the training behind it."""
     kept = []
 
     class Kept(pipeline.Training):
@@ -280,12 +281,34 @@ def apply(digits, corrector_file, **options):
             super().__init__(*arguments)
             kept.append(self)
 
-    config = FitConfig(
-        **{"source": str(digits.images), "pretrained": corrector_file, "epochs": 4, **SMALL, **options}
-    )
+    config = FitConfig(**{"source": str(digits.images), "epochs": 4, **SMALL, **options})
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(pipeline, "Training", Kept)
         return pipeline.fit(config), kept[0]
+
+
+def apply(digits, corrector_file, **options):
+    """A fit with that corrector as it is, and the training behind it."""
+    return observed(digits, pretrained=corrector_file, **options)
+
+
+def test_anchors_among_the_rows_nobody_verified_tell_where_wrong_labels_go(digits, monkeypatch):
+    told = []
+
+    def fit(*arguments, **keywords):
+        parameters = inspect.signature(made).bind(*arguments, **keywords).arguments
+        told.append(parameters["like"])
+        return made(*arguments, **keywords)
+
+    made = calibration.fit
+    monkeypatch.setattr(pipeline.calibration, "fit", fit)
+    result, training = observed(digits, trusted=digits.trusted, corrector="none", epochs=6, keep_model=True)
+    result.model()
+    given = np.where(result.trusted, -1, result.source.given)
+    expected = estimated(anchors.count(training.ledger.early, given))
+    assert len(told) == 3, "of the labels, and of the model with last and with mean weights"
+    for like in told:
+        np.testing.assert_array_equal(like, expected)
 
 
 def test_a_pretrained_corrector_repairs_labels_nobody_has_verified(digits, corrector_file):
