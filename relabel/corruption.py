@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from relabel import __version__, noise
-from relabel.config import SourceOptions
+from relabel.config import WEIGHT_DECAY, SourceOptions
 from relabel.data.images import probe_sizes
 from relabel.data.sources import Source, open_source, too_few_classes
 from relabel.data.vectors import standardisation
@@ -170,7 +170,7 @@ class SourceValues:
             warmup_epochs=0,
             batch_size=batch_size,
             learning_rate=default_learning_rate(batch_size),
-            weight_decay=5e-4,
+            weight_decay=WEIGHT_DECAY,
             meta_learning_rate=0.0,
             meta_batch_size=1,
         )

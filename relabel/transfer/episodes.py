@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from relabel import backbones, noise
+from relabel.config import WEIGHT_DECAY
 from relabel.correctors.base import Corrector
 from relabel.correctors.plain import Plain
 from relabel.correctors.tmlc_net import TMLCNet
@@ -84,7 +85,7 @@ class Pool:
                 warmup_epochs=0,
                 batch_size=64,
                 learning_rate=default_learning_rate(64),
-                weight_decay=5e-4,
+                weight_decay=WEIGHT_DECAY,
                 meta_learning_rate=0.0,
                 meta_batch_size=1,
             ),
