@@ -112,10 +112,16 @@ COLUMNS = {
     "fix precision": Figure("fix_precision", 100, 1),
     "fix ÷ wrong rows": Figure("fix_per_wrong_row", 100, 1),
     "test": Figure("test_accuracy", 100, 1),
+    # Of runs made before `fit --save-model` could choose other weights than the last.
+    "test, last weights": Figure("last_weights_test_accuracy", 100, 1),
     "seconds": Figure("seconds", 1, 0),
     "peak GB": Figure("peak_gigabytes", 1, 1),
 }
-OVERVIEWS = {"Label accuracy after, %": COLUMNS["after"], "Test accuracy, %": COLUMNS["test"]}
+OVERVIEWS = {
+    "Label accuracy after, %": COLUMNS["after"],
+    "Test accuracy, %": COLUMNS["test"],
+    "Test accuracy with the last weights, %": COLUMNS["test, last weights"],
+}
 
 
 @dataclass(frozen=True)
@@ -574,7 +580,7 @@ def markdown(results: Iterable[Result], arguments: argparse.Namespace) -> str:
     parts += [f"### {setting}\n\n{_setting_table(own)}" for setting, own in by_setting.items()]
     if len(settings) > 1:
         for title, figure in OVERVIEWS.items():
-            if any(run.get(figure.name) is not None for run in runs):
+            if _defined(runs, figure):
                 parts.append(f"### {title}\n\n{_overview(by_setting, figure)}")
     return "\n\n".join(parts)
 
@@ -595,11 +601,16 @@ def _heading(same: Mapping[str, Any], options: str) -> str:
 
 
 def _setting_table(runs: Sequence[Result]) -> str:
+    columns = {title: figure for title, figure in COLUMNS.items() if _defined(runs, figure)}
     rows = []
     for method in _by_method(run["method"] for run in runs):
         own = [run for run in runs if run["method"] == method]
-        rows.append([method, str(len(own)), *(_mean(own, figure) for figure in COLUMNS.values())])
-    return table(["method", "seeds", *COLUMNS], rows)
+        rows.append([method, str(len(own)), *(_mean(own, figure) for figure in columns.values())])
+    return table(["method", "seeds", *columns], rows)
+
+
+def _defined(runs: Iterable[Result], figure: Figure) -> bool:
+    return any(run.get(figure.name) is not None for run in runs)
 
 
 def _overview(by_setting: Mapping[str, Sequence[Result]], figure: Figure) -> str:
@@ -608,7 +619,8 @@ def _overview(by_setting: Mapping[str, Sequence[Result]], figure: Figure) -> str
         of_method = [[run for run in runs if run["method"] == method] for runs in by_setting.values()]
         if method.partition("@")[0] in WITHOUT_LABELS:
             of_method = [list(itertools.chain(*of_method))] * len(by_setting)
-        rows.append([method, *(_mean(own, figure) for own in of_method)])
+        if any(_defined(own, figure) for own in of_method):
+            rows.append([method, *(_mean(own, figure) for own in of_method)])
     return table(["method", *by_setting], rows)
 
 
