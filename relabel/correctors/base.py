@@ -150,7 +150,11 @@ class Corrector(nn.Module, ABC):
 
     def loss(self, logits: Tensor, given: Tensor, memory: Memory) -> Tensor:
         """The backbone's loss per sample [B], differentiable in `logits` and in φ."""
-        return soft_cross_entropy(logits, self.soft_label(logits.detach(), given, memory))
+        learns = any(parameter.requires_grad for parameter in self.parameters())
+        # A graph to a constant φ is of no use, and costs TMLC-Net's LSTM as much time again.
+        with torch.set_grad_enabled(learns and torch.is_grad_enabled()):
+            soft_label = self.soft_label(logits.detach(), given, memory)
+        return soft_cross_entropy(logits, soft_label)
 
     def virtual_loss(self, logits: Tensor, given: Tensor, memory: Memory) -> Tensor:
         """The loss per sample [B] of the look-ahead step."""
