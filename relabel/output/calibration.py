@@ -233,8 +233,8 @@ def fit(
     given) over ALL trusted rows of the source, probes included; seed: of the cross-validation folds;
     borrowed: what the probes are to improve on, its transition in place of that of the verified rows;
     held_out: [P], probes whose given label training did not see; like: [C, C], a p(given | true) that tells
-    where wrong labels go, None for everywhere alike. Works with no probe at
-    all: the prior weights, or those borrowed, and no promise.
+    where wrong labels go, None for everywhere alike. Works with no probe at all: the prior weights, or those
+    borrowed, and no promise.
     """
     num_classes = len(counts)
     names = [*evidence, "transition", "keep"]

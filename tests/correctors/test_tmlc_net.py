@@ -188,6 +188,27 @@ def _entropy(share: float) -> float:
     return -(share * math.log(max(share, 1e-4)) + (1 - share) * math.log(others)) / math.log(C)
 
 
+@pytest.mark.parametrize("learns", [True, False])
+def test_a_constant_corrector_s_soft_label_makes_no_graph(
+    learns: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = corrector().requires_grad_(learns)
+    memory, seen = history(made), []
+
+    def soft_label(*arguments: object) -> Tensor:
+        seen.append(torch.is_grad_enabled())
+        return TMLCNet.soft_label(made, *arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(made, "soft_label", soft_label)
+    logits = torch.randn(N, C, generator=torch.Generator().manual_seed(0)).double().requires_grad_()
+    made.loss(logits, GIVEN, memory).sum().backward()  # type: ignore[no-untyped-call]
+    assert seen == [learns]
+    assert logits.grad is not None
+    expected = logits.detach().softmax(dim=1) - made.soft_label(logits, GIVEN, memory)
+    torch.testing.assert_close(logits.grad, expected.detach())
+    assert all((parameter.grad is not None) == learns for parameter in made.parameters())
+
+
 def test_every_epoch_counts() -> None:
     made = corrector()
     memory = history(made)
