@@ -16,7 +16,8 @@ METHOD@EPOCHS, such as `cleanlab@20`, has a budget of its own. `trusted-only` ne
 that one setting's run stands for all with its seed. Verified rows are drawn at random for each
 seed, given to every method but `apply` and left out of every figure. The options listed below go to every
 method; options that are not this script's go to `relabel` alone. `--rows N` takes the first N rows of the
-data.
+data. `--jobs N` keeps N runs going side by side, each with its share of the cores: small images leave most
+of a GPU idle. Seconds then tell little.
 
 Finished runs are kept in `--output` at once, and a run that is there already is not repeated: a long table
 can be made in several goes. The tables show every run of that file made under the same conditions, also of
@@ -43,6 +44,7 @@ import fcntl
 import importlib.util
 import itertools
 import json
+import multiprocessing
 import os
 import shlex
 import signal
@@ -56,23 +58,29 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from relabel import interrupts
 from relabel.config import SHIPPED_CORRECTOR
 from relabel.errors import RelabelError
 from relabel.files import atomic_path, check_output
+from relabel.interrupts import Stopped
 from relabel.noise import NOISE_MODELS
 
 if TYPE_CHECKING:
+    from multiprocessing.pool import IMapIterator, Pool
+
     from torch import Tensor
 
     from relabel.device import Compute
 
     Epoch = Callable[[], Iterator[Tensor]]
+
+Item = TypeVar("Item")
 
 BASELINES = ("plain", "cleanlab", "fine-tune", "trusted-only")
 WITHOUT_LABELS = ("trusted-only",)  # whose networks the noise of a setting does not reach
@@ -178,9 +186,12 @@ def main() -> None:
     plan = [run for run in planned(arguments) if not is_done(run, arguments)]
     if any(run.method == "cleanlab" for run in plan) and importlib.util.find_spec("cleanlab") is None:
         parser.error("cleanlab is not installed: pip install -e '.[benchmark]', or name other --methods")
-    # As Ctrl-C does: what was started and written on the way goes with us.
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
-    failed = run_all(plan, arguments) if plan else []
+    interrupts.install()
+    try:
+        failed = run_all(plan, arguments) if plan else []
+    except Stopped as stop:
+        print(stop.saying(f"Finished runs are in {arguments.output}."), file=sys.stderr)
+        sys.exit(128 + stop.signum)
     text = markdown(read_results(arguments.output), arguments)
     print(text)
     if arguments.markdown:
@@ -210,6 +221,7 @@ def parse() -> tuple[argparse.Namespace, argparse.ArgumentParser]:
     parser.add_argument("--test", type=Path, help="a Parquet of test images with their label (not trashnet)")
     parser.add_argument("--output", type=Path, default=Path("benchmark.parquet"), help="the Parquet of runs")
     parser.add_argument("--markdown", type=Path, help="write the tables here too")
+    parser.add_argument("--jobs", type=int, default=1, help="runs side by side (default: 1)")
     parser.add_argument("--epochs", type=int, help="of every method (default: decided from the rows)")
     shared = parser.add_argument_group("options of every method, as in relabel fit")
     for flag in SHARED_FLAGS:
@@ -229,6 +241,8 @@ def parse() -> tuple[argparse.Namespace, argparse.ArgumentParser]:
     for setting in arguments.settings:
         if not _is_setting(setting) or (setting == "human" and arguments.benchmark != "cifar10n"):
             parser.error(f"--settings {setting}: not a setting of {arguments.benchmark}")
+    if arguments.jobs < 1:
+        parser.error(f"--jobs {arguments.jobs}: needs at least one")
     arguments.plan = _methods(arguments, parser)
     try:
         for output in filter(None, (arguments.output, arguments.markdown)):
@@ -324,22 +338,57 @@ def run_all(plan: Sequence[Run], arguments: argparse.Namespace) -> list[Run]:
     """Run the plan, adding each result to the output; returns the runs that failed."""
     failed = []
     with tempfile.TemporaryDirectory(prefix="relabel-benchmark-") as name:
-        folder = Path(name)
-        data = prepare(arguments, folder)
-        for position, run in enumerate(plan, 1):
-            print(f"[{position}/{len(plan)}] {_describe(run)} ...", file=sys.stderr, flush=True)
-            try:
-                labels = noisy_labels(run, data, folder)
-                trusted = draw_trusted(run, labels, folder)
-                with tempfile.TemporaryDirectory(dir=folder) as scratch:
-                    figures = measure(run, data, labels, trusted, Path(scratch))
-            except FailedError as error:
-                failed.append(run)
-                print(f"  failed: {error}", file=sys.stderr, flush=True)
-                continue
-            add_result(arguments.output, {**asdict(run), **figures})
-            print(f"  {_told(figures)}", file=sys.stderr, flush=True)
+        one = partial(run_one, data=prepare(arguments, Path(name)), folder=Path(name))
+        # Left early, the pool terminates its workers, and these what they started.
+        with interrupts.held() as check, worker_pool(arguments.jobs) as pool:
+            results = pool.imap_unordered(one, plan)
+            for done in range(1, len(plan) + 1):
+                run, figures = _next(results, check)
+                if figures is None:
+                    failed.append(run)
+                else:
+                    add_result(arguments.output, {**asdict(run), **figures})
+                told = _told(figures) if figures else "failed"
+                sys.stderr.write(f"[{done}/{len(plan)}] {_describe(run)}: {told}\n")
     return failed
+
+
+def worker_pool(jobs: int) -> Pool:
+    """`jobs` processes that share the cores; none is a fork of this one, which has threads of Arrow's."""
+    return multiprocessing.get_context("spawn").Pool(jobs, _begin_worker, (jobs,))
+
+
+def _begin_worker(jobs: int) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches everyone, and is for the parent
+    if jobs > 1:
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        os.environ.setdefault("OMP_NUM_THREADS", str(max(1, cores // jobs)))
+
+
+def _next(results: IMapIterator[Item], check: Callable[[], None]) -> Item:
+    while True:
+        try:
+            return results.next(timeout=0.2)
+        except multiprocessing.TimeoutError:
+            check()
+
+
+def run_one(run: Run, data: Data, folder: Path) -> tuple[Run, dict[str, float | None] | None]:
+    """The figures of a run, None when it fails: its command has told why on standard error."""
+    interrupts.install()
+    sys.stderr.write(f"{_describe(run)} ...\n")  # one piece, as others write too
+    try:
+        with tempfile.TemporaryDirectory(dir=folder) as scratch:
+            labels = noisy_labels(run, data, folder)
+            trusted = draw_trusted(run, labels, Path(scratch))
+            return run, measure(run, data, labels, trusted, Path(scratch))
+    except FailedError as error:
+        sys.stderr.write(f"failed: {error}\n")
+        return run, None
+    except Stopped:
+        sys.exit(1)
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 def prepare(arguments: argparse.Namespace, folder: Path) -> Data:
@@ -397,14 +446,18 @@ def noisy_labels(run: Run, data: Data, folder: Path) -> Path:
     if run.setting == "human":
         assert data.human is not None
         return data.human
-    path = folder / f"{run.setting}-{run.seed}.csv"
+    own = folder / f"{run.setting}-{run.seed}"
+    own.mkdir(exist_ok=True)
+    path = own / "labels.csv"
     noise, _, rate = run.setting.rpartition("-")
     options = ["--noise", noise, "--rate", rate, "--seed", str(run.seed), "--quiet"]
-    if noise == "asymmetric":
-        mapping = folder / "map.json"
-        mapping.write_text(json.dumps(CIFAR10_MAP))
-        options += ["--map", str(mapping)]
-    if not path.exists():
+    with locked(own):
+        if path.exists():
+            return path
+        if noise == "asymmetric":
+            mapping = own / "map.json"
+            mapping.write_text(json.dumps(CIFAR10_MAP))
+            options += ["--map", str(mapping)]
         relabel("corrupt", data.source, *options, "-o", path)
     return path
 
@@ -414,7 +467,7 @@ def draw_trusted(run: Run, labels: Path, folder: Path) -> Path:
     with labels.open(newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     drawn = np.sort(np.random.default_rng(1_000 + run.seed).permutation(len(rows))[: run.trusted])
-    path = folder / f"trusted-{run.seed}.csv"
+    path = folder / "trusted.csv"
     write_csv(path, ("file_name", "label"), [(rows[i]["file_name"], rows[i]["clean_label"]) for i in drawn])
     return path
 
@@ -499,16 +552,19 @@ def timed(*arguments: object) -> Finished:
     """Run Python with `arguments`. The peak includes ours at the start: this process does without torch."""
     command = [sys.executable, *map(str, arguments)]
     begin = time.perf_counter()
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
-    assert process.stdout is not None
+    process = None
     try:
+        with interrupts.held():  # no signal between the start and the name to kill it by
+            process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+        assert process.stdout is not None
         with process.stdout:
             printed = process.stdout.read()
         _, status, usage = os.wait4(process.pid, 0)
         process.returncode = os.waitstatus_to_exitcode(status)
     except BaseException:
-        process.kill()
-        process.wait()
+        if process is not None:
+            process.kill()
+            process.wait()
         raise
     if process.returncode:
         raise FailedError(shlex.join(command[1:]))

@@ -4,8 +4,11 @@ import csv
 import importlib.util
 import io
 import json
+import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -144,14 +147,14 @@ def test_the_benchmark_runs_every_method_once_and_shows_the_tables(benchmark, tm
         methods.remove("cleanlab")
     flags = ("--rows", "300", "--trusted", "60", "--seeds", "0", "--epochs", "2", "--device", "cpu")
     flags += ("--test", "test.parquet", "--settings", "human", "symmetric-0.2", "--methods", *methods)
-    done = benchmark(*flags, "--markdown", "table.md")
+    done = benchmark(*flags, "--jobs", "2", "--markdown", "table.md")
     assert done.returncode == 0, done.stderr
 
     runs = pd.read_parquet(tmp_path / "benchmark.parquet")
-    assert [*zip(runs.setting, runs.method, strict=True)] == [
+    assert sorted(zip(runs.setting, runs.method, strict=True)) == sorted([
         *(("human", method) for method in methods),
         *(("symmetric-0.2", method) for method in methods[:-1]),  # trusted-only would be the same run
-    ]
+    ])  # fmt: skip
     assert set(runs.options) == {"--device cpu"}
     assert (runs.rows == 300).all()
     assert (runs.judged_rows == 240).all()
@@ -181,6 +184,37 @@ def test_the_benchmark_runs_every_method_once_and_shows_the_tables(benchmark, tm
     other = benchmark(*flags, "--settings", "symmetric-0.2", "--methods", "trusted-only")
     assert (other.returncode, other.stderr, other.stdout) == (0, "", done.stdout)
     assert (tmp_path / "benchmark.parquet").stat().st_mtime_ns == before
+
+
+def is_group_alive(leader):
+    try:
+        os.killpg(leader, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+@pytest.mark.parametrize("end", [(os.killpg, signal.SIGINT), (os.kill, signal.SIGTERM)])
+def test_a_stopped_benchmark_leaves_no_process_and_no_file(benchmark, start, tmp_path, monkeypatch, end):
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    flags = ("--methods", "none", "trusted-only", "--settings", "human", "--seeds", "0", "--jobs", "2")
+    process = start(
+        "cifar10n", "stripes.parquet", "--trusted", "60", "--epochs", "100000", *flags,
+        program=(EXAMPLES / "benchmark.py",), text=True,
+    )  # fmt: skip
+    assert {process.stderr.readline() for _ in range(2)} == {
+        f"human {method} seed 0, 100000 epochs ...\n" for method in ("none", "trusted-only")
+    }
+    kill, signum = end
+    kill(process.pid, signum)
+    assert process.wait(timeout=60) == 128 + signum
+    assert process.stderr.read().splitlines()[-1].endswith("Finished runs are in benchmark.parquet.")
+    deadline = time.monotonic() + 60
+    while is_group_alive(process.pid) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert not is_group_alive(process.pid)
+    assert not [*tmp_path.glob("relabel-*")]
+    assert not (tmp_path / "benchmark.parquet").exists()
 
 
 def test_runs_accumulate_and_the_tables_show_those_of_one_kind(example, benchmark, tmp_path):
@@ -224,6 +258,7 @@ def test_runs_accumulate_and_the_tables_show_those_of_one_kind(example, benchmar
         (("--methods", "none@few"), "--methods none@few: few is not a number of epochs"),
         (("--methods", "apply", "--pretrained", "nosuch.pt"), "--pretrained nosuch.pt: no such file"),
         (("--markdown", "nowhere/table.md"), "nowhere/table.md has no folder"),
+        (("--jobs", "0"), "--jobs 0: needs at least one"),
     ],
 )
 def test_the_benchmark_refuses_a_mistake_before_any_run(benchmark, tmp_path, flags, told):
