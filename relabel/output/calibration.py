@@ -32,6 +32,7 @@ what hundreds of probes give on photographs and on CIFAR-10N, with and without a
 FOLDS = 10
 FIGURES = ("probe_accuracy_before", "probe_accuracy_after", "probe_calibration_error")
 _FURTHEST_LEANING = 20.0
+_CHANCE = 0.1  # of withholding corrections that do neither harm nor good
 
 
 @dataclass(frozen=True)
@@ -96,7 +97,7 @@ class Calibration:
     weights: dict[str, float]
     transition: Floats
     withheld: bool
-    """Whether corrections were withheld because on the probes they did more harm than good."""
+    """Whether corrections were withheld: on the probes they did more harm than good, and not by chance."""
     relabelled: NDArray[np.bool_]
     """[P] probes whose cross-validated corrected label differs from the given one."""
     right: NDArray[np.bool_]
@@ -259,11 +260,12 @@ def fit(
         rest = fold != part
         fitted = fit_weights([(terms[rest], true[rest])], start)
         validated[~rest] = softmax(terms[~rest].scores(fitted))
-    kept_right = int(np.count_nonzero(given == true))
-    withheld = int(np.count_nonzero((validated.argmax(axis=1) == true) & labelled)) < kept_right
+    was_right, is_right = given == true, validated.argmax(axis=1) == true
+    broken, mended = was_right & ~is_right, labelled & ~was_right & is_right
+    withheld = _is_harm(int(broken.sum()), int(mended.sum()))
     leaning = 0.0
     if withheld:
-        leaning = _leaning(validated[labelled], given[labelled], (kept_right + 1) / (labelled.sum() + 2))
+        leaning = _leaning(validated[labelled], given[labelled], (was_right.sum() + 1) / (labelled.sum() + 2))
         validated = _kept(validated, given, leaning)
     corrected, confidence = best(validated)
     return Calibration(
@@ -277,6 +279,18 @@ def fit(
         factors=factors,
         leaning=leaning,
     )
+
+
+def _is_harm(broken: int, mended: int) -> bool:
+    """Whether so many right labels made wrong, and wrong ones right, are no chance (one-sided sign test).
+
+    Few labels of a data set with little noise are changed, and one broken more than mended tells nothing. In
+    simulated draws of 50 to 800 verified rows from recorded runs with 2 to 10 % of noise, corrections that
+    were withheld for it would have been to the good, all of them.
+    """
+    from scipy.special import bdtrc
+
+    return broken > 0 and float(bdtrc(broken - 1, broken + mended, 0.5)) <= _CHANCE
 
 
 def _kept(soft_label: Floats, given: Labels, leaning: float) -> Floats:

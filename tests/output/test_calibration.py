@@ -162,10 +162,32 @@ def test_without_probes_the_given_label_is_leant_to_and_nothing_is_promised() ->
 
 @pytest.fixture
 def misled() -> Calibration:
-    """A probe whose label is right, and evidence that is sure of another class."""
+    """Six probes whose labels are right, each misled by an evidence that is sure of another class: what it is
+    worth, the other probes do not tell."""
+    given = np.zeros(6, dtype=np.int64)
+    evidence = {f"{k}": np.full((6, C), 1 / C) for k in range(6)}
+    for k in range(6):
+        evidence[f"{k}"][k] = [1e-4, 1, 1e-4, 1e-4]
+    weights = {**dict.fromkeys(evidence, 1.0), "transition": 1.0, "keep": 0.0}
+    lent = replace(fitted(simulate(0, 0)), weights=weights)
+    made = fit(evidence, given, given, noise_matrix(given, given, C), 0, lent)
+    return replace(made, weights={"late": 1.0, "transition": 0.25, "keep": 0.0})
+
+
+@pytest.mark.parametrize(
+    ("broken", "mended", "harm"),
+    [(0, 0, False), (0, 9, False), (1, 0, False), (3, 0, False), (4, 0, True), (5, 1, False), (6, 1, True)],
+)
+def test_harm_is_what_chance_does_not_explain(broken: int, mended: int, harm: bool) -> None:
+    """One chance in ten: 1/8 for (3, 0), 1/16 for (4, 0), 7/64 for (5, 1), 1/16 for (6, 1)."""
+    assert calibration._is_harm(broken, mended) is harm
+
+
+def test_one_right_label_broken_withholds_no_correction() -> None:
     given = np.array([0])
-    evidence = {"late": np.array([[1e-4, 1, 1e-4, 1e-4]])}
-    return fitted((evidence, given, given))
+    made = fitted(({"late": np.array([[1e-4, 1, 1e-4, 1e-4]])}, given, given))
+    assert not made.right.any()
+    assert not made.withheld
 
 
 def test_corrections_that_harm_the_probes_are_withheld(misled: Calibration) -> None:
