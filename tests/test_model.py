@@ -134,7 +134,7 @@ def damage(content: dict, key: str, value: object) -> dict:
         ("calibration.right", torch.zeros(3, dtype=torch.bool), "is not a whole model file"),
         ("calibration.confidence", torch.full((12,), 7.0), "is not a whole model file"),
         ("calibration.cross_validated", {}, "is not a whole model file"),
-        ("calibration.withheld", 1, "is not a whole model file"),
+        ("calibration.margin", -1.0, "is not a whole model file"),
         ("corrector", {}, "is not a whole model file"),
         ("corrector.corrector", "nosuch", "is not a whole model file"),
         ("corrector.state", {}, "is not a whole model file"),

@@ -2,6 +2,7 @@
 
 import csv
 import inspect
+import math
 import os
 from dataclasses import replace
 from pathlib import Path
@@ -493,7 +494,7 @@ def test_a_borrowed_promise_names_its_condition(threshold, words):
     assert "(--trusted)" in sentence
     unsure = promise_sentence(lent, replace(promise, threshold=None, rows=0))
     assert unsure == "No row was relabelled with a confidence of 95 %, so none is marked fix."
-    withheld = promise_sentence(replace(lent, withheld=True), promise)
+    withheld = promise_sentence(replace(lent, margin=math.inf), promise)
     assert withheld.startswith("On the data the corrector learned from corrections did more harm")
 
 

@@ -78,7 +78,7 @@ def transferred(
             for name, weight in experience.weights.items()
         },
         transition=_shifted(transition, shift),
-        withheld=experience.withheld,
+        margin=math.inf if experience.withheld else 0.0,
         relabelled=experience.relabelled,
         right=experience.right,
         confidence=experience.confidence,

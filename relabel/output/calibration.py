@@ -32,7 +32,8 @@ what hundreds of probes give on photographs and on CIFAR-10N, with and without a
 FOLDS = 10
 FIGURES = ("probe_accuracy_before", "probe_accuracy_after", "probe_calibration_error")
 _FURTHEST_LEANING = 20.0
-_CHANCE = 0.1  # of withholding corrections that do neither harm nor good
+_CHANCE_OF_HARM, _CHANCE_OF_GOOD = 0.1, 0.25  # that corrections which do neither are held for such
+_MARGIN = math.log(2)
 
 
 @dataclass(frozen=True)
@@ -96,8 +97,8 @@ class Calibration:
 
     weights: dict[str, float]
     transition: Floats
-    withheld: bool
-    """Whether corrections were withheld: on the probes they did more harm than good, and not by chance."""
+    margin: float
+    """The log odds over the given label that a correction needs; infinite where corrections are withheld."""
     relabelled: NDArray[np.bool_]
     """[P] probes whose cross-validated corrected label differs from the given one."""
     right: NDArray[np.bool_]
@@ -111,6 +112,11 @@ class Calibration:
     """[C, C] by class and given label, with which `borrowed.matched` multiplies the soft labels."""
     leaning: float = 0.0
     """The log odds that given labels gain where corrections are withheld."""
+
+    @property
+    def withheld(self) -> bool:
+        """Whether every given label is kept."""
+        return self.margin == math.inf
 
     @property
     def experience(self) -> Experience:
@@ -129,7 +135,7 @@ class Calibration:
         """
         terms = Terms.of(evidence, given, self.transition[:, given].T, held_out, self.factors)
         soft_label = softmax(terms.scores(np.array(list(self.weights.values()))))
-        return _kept(soft_label, given, self.leaning) if self.withheld else soft_label
+        return _kept(soft_label, given, self.margin, self.leaning) if self.margin else soft_label
 
     def promise(self, corrected: Labels, confidence: Floats, given: Labels, precision: float) -> Promise:
         """Choose the threshold of `fix` for rows that nobody verified, by their `best` and given labels [N].
@@ -172,7 +178,8 @@ class Calibration:
             list(made.weights) == [*evidence, "transition", "keep"]
             and tuple(made.cross_validated) == FIGURES
             and all(isinstance(number, float) and math.isfinite(number) for number in numbers)
-            and isinstance(made.withheld, bool)
+            and isinstance(made.margin, float)
+            and made.margin >= 0
             and transition.shape == (num_classes, num_classes)
             and (transition > 0).all()
             and np.allclose(transition.sum(axis=1), 1)
@@ -191,6 +198,7 @@ class Calibration:
             "probes": 0 if self.borrowed else len(self.right),
             "weights": self.weights,
             "withheld": self.withheld,
+            "margin": None if self.withheld else self.margin,
             **self.cross_validated,
         }
 
@@ -256,16 +264,16 @@ def fit(
         validated[~rest] = softmax(terms[~rest].scores(fitted))
     was_right, is_right = given == true, validated.argmax(axis=1) == true
     broken, mended = was_right & ~is_right, labelled & ~was_right & is_right
-    withheld = _is_harm(int(broken.sum()), int(mended.sum()))
-    leaning = 0.0
-    if withheld:
+    margin, leaning = _margin(int(broken.sum()), int(mended.sum())), 0.0
+    if margin == math.inf:
         leaning = _leaning(validated[labelled], given[labelled], (was_right.sum() + 1) / (labelled.sum() + 2))
-        validated = _kept(validated, given, leaning)
+    if margin:
+        validated = _kept(validated, given, margin, leaning)
     corrected, confidence = best(validated)
     return Calibration(
         weights=dict(zip(names, (float(weight) for weight in weights), strict=True)),
         transition=towards.posterior(counts),
-        withheld=withheld,
+        margin=margin,
         relabelled=changed(corrected, given),
         right=corrected == true,
         confidence=confidence,
@@ -275,29 +283,37 @@ def fit(
     )
 
 
-def _is_harm(broken: int, mended: int) -> bool:
-    """Whether so many right labels made wrong, and wrong ones right, are no chance (one-sided sign test).
+def _margin(broken: int, mended: int) -> float:
+    """The log odds that a correction needs, of how many right labels of probes corrections made wrong and how
+    many wrong ones right: none where they do good, two to one where nothing is shown, infinite where they do
+    harm, both by a one-sided sign test.
 
-    Few labels of a data set with little noise are changed, and one broken more than mended tells nothing. In
-    simulated draws of 50 to 800 verified rows from recorded runs with 2 to 10 % of noise, corrections that
-    were withheld for it would have been to the good, all of them.
+    With few wrong labels few probes are changed, and weights fitted on these are too sure of themselves.
     """
     from scipy.special import bdtrc
 
-    return broken > 0 and float(bdtrc(broken - 1, broken + mended, 0.5)) <= _CHANCE
+    def chance(count: int) -> float:
+        return float(bdtrc(count - 1, broken + mended, 0.5)) if count else 1.0
+
+    if chance(broken) <= _CHANCE_OF_HARM:
+        return math.inf
+    return 0.0 if chance(mended) <= _CHANCE_OF_GOOD else _MARGIN
 
 
-def _kept(soft_label: Floats, given: Labels, leaning: float) -> Floats:
-    """Soft labels [N, C] that change nothing, and still tell which given labels are doubtful.
+def _kept(soft_label: Floats, given: Labels, margin: float, leaning: float = 0.0) -> Floats:
+    """Soft labels [N, C] that change no label without that margin, and still tell which ones are doubtful.
 
-    A given label's odds are multiplied by e^leaning, and where another class is still the likeliest it takes
-    a little more than that one's share. Rows without a label have none to keep: their soft label stays.
+    A given label's odds are multiplied by e^leaning, and where another class is still likelier, by the margin
+    at most, it takes a little more than that one's share. Rows without a label have none to keep: their soft
+    label stays.
     """
     kept = soft_label.copy()
     rows = np.flatnonzero(given >= 0)
-    own = kept[rows, given[rows]]
+    own = kept[rows, given[rows]] * math.exp(leaning)
     kept[rows, given[rows]] = 0
-    kept[rows, given[rows]] = np.maximum(own * math.exp(leaning), 1.001 * kept[rows].max(axis=1))
+    other = kept[rows].max(axis=1)
+    near = (own <= other) & (np.log(other) - np.log(own.clip(1e-300)) <= margin)
+    kept[rows, given[rows]] = np.where(near, 1.001 * other, own)
     kept /= kept.sum(axis=1, keepdims=True)
     return kept
 
@@ -307,7 +323,7 @@ def _leaning(soft_label: Floats, given: Labels, right: float) -> float:
     from scipy.optimize import brentq
 
     def excess(leaning: float) -> float:
-        kept = _kept(soft_label, given, leaning)
+        kept = _kept(soft_label, given, math.inf, leaning)
         return float(kept[np.arange(len(given)), given].mean()) - right
 
     if excess(0.0) >= 0:

@@ -1,6 +1,7 @@
 """Calibration on simulated rows whose true posterior is known."""
 
 import json
+import math
 from dataclasses import asdict, replace
 
 import numpy as np
@@ -175,19 +176,32 @@ def misled() -> Calibration:
 
 
 @pytest.mark.parametrize(
-    ("broken", "mended", "harm"),
-    [(0, 0, False), (0, 9, False), (1, 0, False), (3, 0, False), (4, 0, True), (5, 1, False), (6, 1, True)],
-)
-def test_harm_is_what_chance_does_not_explain(broken: int, mended: int, harm: bool) -> None:
-    """One chance in ten: 1/8 for (3, 0), 1/16 for (4, 0), 7/64 for (5, 1), 1/16 for (6, 1)."""
-    assert calibration._is_harm(broken, mended) is harm
+    ("broken", "mended", "margin"),
+    [
+        (0, 0, np.log(2)), (1, 0, np.log(2)), (3, 0, np.log(2)), (4, 0, np.inf), (5, 1, np.log(2)),
+        (6, 1, np.inf), (0, 1, np.log(2)), (0, 2, 0), (1, 3, np.log(2)), (1, 4, 0), (30, 36, np.log(2)),
+    ],
+)  # fmt: skip
+def test_corrections_need_a_margin_unless_the_probes_show_good(
+    broken: int, mended: int, margin: float
+) -> None:
+    """Harm at one chance in ten: 1/8 for (3, 0), 1/16 for (4, 0). Good at one in four: 5/16 for (1, 3)."""
+    assert calibration._margin(broken, mended) == pytest.approx(margin)
 
 
-def test_one_right_label_broken_withholds_no_correction() -> None:
+def test_one_right_label_broken_withholds_no_correction_with_a_margin() -> None:
     given = np.array([0])
     made = fitted(({"late": np.array([[1e-4, 1, 1e-4, 1e-4]])}, given, given))
     assert not made.right.any()
-    assert not made.withheld
+    assert made.margin == pytest.approx(np.log(2))
+    assert made.to_dict()["margin"] == made.margin
+    made = replace(made, weights={"late": 1.0, "transition": 0.0, "keep": 0.0})
+    near, far, own = [0.3, 0.5, 0.1, 0.1], [0.3, 0.61, 0.05, 0.04], [0.5, 0.3, 0.1, 0.1]
+    evidence = {"late": np.array([near, far, own, near])}
+    soft_label = made.soft_labels(evidence, np.array([0, 0, 0, -1]))
+    assert soft_label.argmax(axis=1).tolist() == [0, 1, 0, 1]
+    assert soft_label[1:] == pytest.approx(evidence["late"][1:])
+    assert soft_label[0] == pytest.approx(np.array([0.5005, 0.5, 0.1, 0.1]) / 1.2005)
 
 
 def test_corrections_that_harm_the_probes_are_withheld(misled: Calibration) -> None:
@@ -196,6 +210,7 @@ def test_corrections_that_harm_the_probes_are_withheld(misled: Calibration) -> N
     soft_label = misled.soft_labels(evidence, given)
     assert misled.withheld
     assert misled.to_dict()["withheld"] is True
+    assert misled.to_dict()["margin"] is None, "which JSON can write"
     assert (soft_label.argmax(axis=1) == given)[20:].all()
     assert (soft_label.argmax(axis=1) == evidence["late"].argmax(axis=1))[:20].all()
     assert soft_label.sum(axis=1) == pytest.approx(1)
@@ -220,8 +235,8 @@ def test_where_corrections_are_withheld_noise_probabilities_still_rank_and_their
     image = rng.normal(size=(len(true), C)) + 1.5 * np.eye(C)[true]
     evidence = {"late": softmax(4 * image)}
     made = fitted(({"late": evidence["late"][:300]}, given[:300], true[:300]))
-    made = replace(made, withheld=True, weights={"late": 1.0, "transition": 0.0, "keep": 0.0})
-    plain = replace(made, withheld=False).soft_labels(evidence, given)
+    made = replace(made, margin=math.inf, weights={"late": 1.0, "transition": 0.0, "keep": 0.0})
+    plain = replace(made, margin=0.0).soft_labels(evidence, given)
     right = float((given == true)[:300].mean())
     leaning = calibration._leaning(plain[:300], given[:300], right)
     soft_label = replace(made, leaning=leaning).soft_labels(evidence, given)
@@ -242,8 +257,8 @@ def test_a_leaning_has_its_limits() -> None:
     assert calibration._leaning(np.array([[1e-12, 1.0]]), given, 0.9999) == calibration._FURTHEST_LEANING
 
 
-def test_corrections_that_help_are_not_withheld() -> None:
-    assert not fitted(simulate(300, 0)).withheld
+def test_corrections_that_help_need_no_margin() -> None:
+    assert fitted(simulate(300, 0)).margin == 0
 
 
 def judged(confidence: Floats, right: NDArray[np.bool_]) -> Calibration:
@@ -460,7 +475,7 @@ def test_probes_whose_label_was_held_out_count_by_bayes() -> None:
     none = {name: values[:0] for name, values in evidence.items()}
     pairs = np.round(1e9 * KNOWN).astype(np.int64)
     unfitted = fit(none, given[:0], true[:0], pairs, 0, lent, held_out[:0])
-    soft_label = unfitted.soft_labels(evidence, given, held_out)
+    soft_label = replace(unfitted, margin=0.0).soft_labels(evidence, given, held_out)
     bayes = evidence["late"] * KNOWN[:, given].T
     bayes /= bayes.sum(axis=1, keepdims=True)
     np.testing.assert_allclose(soft_label[:200], bayes[:200], atol=1e-6)
