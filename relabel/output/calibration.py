@@ -312,7 +312,9 @@ def _kept(soft_label: Floats, given: Labels, margin: float, leaning: float = 0.0
     own = kept[rows, given[rows]] * math.exp(leaning)
     kept[rows, given[rows]] = 0
     other = kept[rows].max(axis=1)
-    near = (own <= other) & (np.log(other) - np.log(own.clip(1e-300)) <= margin)
+    near = own <= other
+    if margin < math.inf:
+        near &= other <= own * math.exp(margin)
     kept[rows, given[rows]] = np.where(near, 1.001 * other, own)
     kept /= kept.sum(axis=1, keepdims=True)
     return kept
