@@ -451,13 +451,9 @@ def _labelled(
 ) -> tuple[Labelling, Calibration]:
     """Calibrate and put every row's labels, probability and action together."""
     evidence: Mapping[str, Distributions] = training.evidence()
-    counts = _counts(source, trusted)
     lent: Calibration | None = None
-    if pretrained is None:
-        like = _told_by_anchors(training, source, trusted, errors)
-    else:
-        given = _usable_labels(source, errors)
-        lent, like = _borrowed(pretrained.experience, evidence, given, held_out, counts)
+    if pretrained is not None:
+        lent = _borrowed(pretrained.experience, evidence, _usable_labels(source, errors), held_out)
         evidence = {name: evidence[name] for name in pretrained.experience.evidence}
     labelled = source.given[split.probe] >= 0
     probes = split.probe[labelled]
@@ -468,11 +464,11 @@ def _labelled(
             _of_rows(evidence, probes),
             source.given[probes],
             split.probe_labels[labelled],
-            counts,
+            _counts(source, trusted),
             config.seed,
             lent,
             held_out[probes],
-            like,
+            None if lent else _told_by_anchors(training, source, trusted, errors),
         )
     run = {
         "corrector": config.recipe.corrector,
@@ -498,13 +494,8 @@ def _borrowed(
     evidence: Mapping[str, Distributions],
     given: NDArray[np.int64],
     held_out: NDArray[np.bool_],
-    verified: NDArray[np.int64],
-) -> tuple[Calibration, NDArray[np.float64]]:
-    """A calibration by other data sets, and the p(given | true) [C, C] by anchors and held-out labels.
-
-    given: [N], −1 where it is of no use; verified: [C, C] trusted rows by (true, given), which tell p(given |
-    true) better where there are any.
-    """
+) -> Calibration:
+    """The calibration of a source that nobody has verified a row of; given: [N], −1 where it is of no use."""
     seen = np.where(held_out, UNLABELLED, given)
     counts = anchors.count(evidence["early"], seen)
     transition = estimated(counts)
@@ -512,15 +503,12 @@ def _borrowed(
     judges = np.flatnonzero(held_out & counts.any())
     weighed = {name: evidence[name] for name in experience.evidence}
     lent = borrowed.transferred(experience, _of_rows(weighed, judges), given[judges], transition)
-    like = lent.transition
-    if verified.any():
-        lent = replace(lent, transition=estimated(verified, like))
     if not counts.any():
-        return lent, like
+        return lent
     soft_label = SoftLabels(weighed, seen, lent, TrustedSet.empty())
     parts = blocks(*soft_label.shape)
     joint = sum(calibration.joint_counts(soft_label[rows], seen[rows]) for rows in parts)
-    return borrowed.matched(lent, np.asarray(joint)), like
+    return borrowed.matched(lent, np.asarray(joint))
 
 
 def _told_by_anchors(

@@ -240,19 +240,25 @@ def fit(
     evidence: distributions [P, C] by name; given, true: [P] class ids, given −1 where there is no label,
     which says something of the distributions and nothing of the rest; counts: [C, C] verified rows by (true,
     given) over ALL trusted rows of the source, probes included; seed: of the cross-validation folds;
-    borrowed: what the probes are to improve on; held_out: [P], probes whose given label training did not
-    see; like: [C, C], a p(given | true) that tells where wrong labels go, None for everywhere alike. Works
-    with no probe at all: the prior weights, or those borrowed, and no promise.
+    borrowed: what the probes are to improve on, its transition in place of that of the verified rows;
+    held_out: [P], probes whose given label training did not see; like: [C, C], a p(given | true) that tells
+    where wrong labels go, None for everywhere alike. Works with no probe at all: the prior weights, or those
+    borrowed, and no promise.
     """
     num_classes = len(counts)
     names = [*evidence, "transition", "keep"]
     prior = PRIOR if borrowed is None else borrowed.weights
     start = np.array([prior.get(name, 0.0) for name in names])
     labelled = given >= 0
-    factors = None if borrowed is None else borrowed.factors
-    towards = Prior.fitted(counts, like)
-    likelihood = np.ones((len(true), num_classes))
-    likelihood[labelled] = towards.without_own(counts, true[labelled], given[labelled])
+    factors = None
+    if borrowed is None:
+        towards = Prior.fitted(counts, like)
+        transition = towards.posterior(counts)
+        likelihood = np.ones((len(true), num_classes))
+        likelihood[labelled] = towards.without_own(counts, true[labelled], given[labelled])
+    else:
+        transition, factors = borrowed.transition, borrowed.factors
+        likelihood = transition[:, given].T
     terms = Terms.of(evidence, given, likelihood, held_out, factors)
     weights = fit_weights([(terms, true)], start)
 
@@ -272,7 +278,7 @@ def fit(
     corrected, confidence = best(validated)
     return Calibration(
         weights=dict(zip(names, (float(weight) for weight in weights), strict=True)),
-        transition=towards.posterior(counts),
+        transition=transition,
         margin=margin,
         relabelled=changed(corrected, given),
         right=corrected == true,

@@ -447,13 +447,19 @@ def test_a_prior_is_where_the_weights_stand_without_probes_and_start_with_few() 
 
 
 @pytest.mark.parametrize("probes", [0, 5, 400])
-def test_what_is_borrowed_has_the_noise_matrix_of_the_verified_pairs(probes: int) -> None:
+def test_a_transition_that_is_known_takes_the_place_of_the_verified_pairs(probes: int) -> None:
     evidence, given, true = simulate(probes, 0)
     pairs = noise_matrix(given, true, C)
-    lent = replace(fitted(simulate(0, 0)), transition=np.full((C, C), 1 / C), borrowed=True)
-    made = fit(evidence, given, true, pairs, 0, lent, like=KNOWN)
-    np.testing.assert_array_equal(made.transition, estimated(pairs, KNOWN))
+    lent = replace(fitted(simulate(0, 0)), transition=KNOWN, borrowed=True)
+    made = fit(evidence, given, true, pairs, 0, lent)
+    assert made.transition is KNOWN
     assert not made.borrowed
+    without_pairs = fit(evidence, given, true, np.zeros_like(pairs), 0, lent)
+    assert without_pairs.weights == made.weights
+    assert (without_pairs.confidence == made.confidence).all()
+    if probes == 400:
+        assert made.weights["transition"] == pytest.approx(1, abs=0.25)
+        assert made.weights != fitted((evidence, given, true)).weights
 
 
 def test_the_noise_matrix_is_that_of_the_verified_pairs_and_of_where_wrong_labels_go() -> None:
@@ -473,7 +479,7 @@ def test_probes_whose_label_was_held_out_count_by_bayes() -> None:
     weights = {"late": 1.0, "transition": 0.0, "keep": 9.0}
     lent = replace(fitted(simulate(0, 0)), transition=KNOWN, weights=weights)
     none = {name: values[:0] for name, values in evidence.items()}
-    pairs = np.round(1e9 * KNOWN).astype(np.int64)
+    pairs = np.zeros((C, C), dtype=np.int64)
     unfitted = fit(none, given[:0], true[:0], pairs, 0, lent, held_out[:0])
     soft_label = replace(unfitted, margin=0.0).soft_labels(evidence, given, held_out)
     bayes = evidence["late"] * KNOWN[:, given].T
