@@ -346,9 +346,10 @@ def run_all(plan: Sequence[Run], arguments: argparse.Namespace) -> list[Run]:
                 run, figures = _next(results, check)
                 if figures is None:
                     failed.append(run)
+                    told = "failed"
                 else:
                     add_result(arguments.output, {**asdict(run), **figures})
-                told = _told(figures) if figures else "failed"
+                    told = _told(figures)
                 sys.stderr.write(f"[{done}/{len(plan)}] {_describe(run)}: {told}\n")
     return failed
 

