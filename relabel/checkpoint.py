@@ -13,7 +13,7 @@ import torch
 from relabel.errors import RelabelError
 from relabel.files import atomic_path
 
-_FORMAT = 7
+_FORMAT = 8
 
 
 def fingerprint(parts: Mapping[str, Any]) -> str:

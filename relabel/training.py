@@ -549,6 +549,7 @@ class Training:
             "weights": {name: average.state_dict() for name, average in self._weights.items()},
             "optimizer": self.optimizer.state_dict(),
             "corrector": self.corrector.state_dict(),
+            "begun": self.corrector.begun,
             "meta_optimizer": self.meta_optimizer.state_dict() if self.meta_optimizer else None,
             "ledger": self.ledger.state_dict(),
         }
@@ -563,6 +564,8 @@ class Training:
             self._weights[name].load_state_dict(average)
         self.optimizer.load_state_dict(state["optimizer"])
         self.corrector.load_state_dict(state["corrector"])
+        device = self.compute.device  # a copy: checkpoints are mapped
+        self.corrector.begun = {name: values.to(device, copy=True) for name, values in state["begun"].items()}
         if self.meta_optimizer:
             self.meta_optimizer.load_state_dict(state["meta_optimizer"])
         self.ledger.load_state_dict(state["ledger"])

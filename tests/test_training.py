@@ -980,6 +980,7 @@ def test_a_frozen_corrector_corrects_as_it_is_without_any_verified_row() -> None
         assert rows == (len(EVERYONE) if epoch >= 2 else 0)
     assert_identical(training.corrector.state_dict(), before)
     assert not any(parameter.requires_grad for parameter in training.corrector.parameters())
+    assert training.corrector.begun == {}, "anchors alone do not tell enough of the noise's structure"
     assert (training.ledger.visits[EVERYONE] == LATE).all()
 
 

@@ -15,7 +15,7 @@ A corrector sees tensors only: no files, no flags, no progress bar. The training
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from enum import Enum
 
@@ -24,6 +24,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from relabel.ledger import Distributions, PerSample
+from relabel.metrics import noise_matrix
+from relabel.output import anchors
+from relabel.transition import Floats, estimated
 
 Memory = dict[str, Tensor]
 """A batch's rows [B, ...] of what is remembered, by name."""
@@ -78,6 +81,17 @@ class WarmUp:
     meta: Verified
     witness: Verified = field(default_factory=nobody)
 
+    def transition(self) -> Floats | None:
+        """p(given | true) [C, C] as the meta rows tell it, and the anchors among the other rows; None where
+        neither tells anything."""
+        meta, others = self.meta, self.given.clone()
+        others[meta.rows[meta.rows < len(others)]] = -1
+        told = anchors.count(self.mean_probability, others.numpy())
+        counts = noise_matrix(meta.given.numpy(), meta.true.numpy(), self.mean_probability.shape[1])
+        if not (told.any() or counts.any()):
+            return None
+        return estimated(counts, estimated(told) if told.any() else None)
+
 
 @dataclass(frozen=True)
 class Epoch:
@@ -122,6 +136,20 @@ class Corrector(nn.Module, ABC):
 
     virtual_learning_rate: float | None = None
     """The look-ahead step's learning rate, above 0; None is the backbone's current one."""
+
+    @property
+    def begun(self) -> dict[str, Tensor]:
+        """What `begin` has found out about the data set at hand: the buffers that the state dict leaves out.
+
+        Of a checkpoint it is a part, of a file for other data not.
+        """
+        lasting = self.state_dict()
+        return {name: values for name, values in self.named_buffers() if name not in lasting}
+
+    @begun.setter
+    def begun(self, values: Mapping[str, Tensor]) -> None:
+        for name, value in values.items():
+            setattr(self, name, value)
 
     @property
     def looks_ahead(self) -> bool:

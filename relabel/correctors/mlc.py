@@ -18,9 +18,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from relabel.correctors.base import Corrector, Memory, Store, WarmUp
-from relabel.metrics import noise_matrix
-from relabel.output import anchors
-from relabel.transition import estimated
 
 _TINY = 1e-8  # below what any noise rate means; keeps the logarithm finite and a zero entry learnable
 
@@ -49,14 +46,9 @@ class MLC(Corrector):
 
     def begin(self, warm_up: WarmUp) -> Store:
         """Start T, by default from how the meta rows were labelled, and the anchors among the other rows."""
-        if self.start == "trusted":
-            meta, others = warm_up.meta, warm_up.given.clone()
-            others[meta.rows[meta.rows < len(others)]] = -1
-            told = anchors.count(warm_up.mean_probability, others.numpy())
-            counts = noise_matrix(meta.given.numpy(), meta.true.numpy(), len(self.scores))
-            if told.any() or counts.any():
-                like = estimated(told) if told.any() else None
-                self._set(torch.from_numpy(estimated(counts, like)))
+        transition = warm_up.transition() if self.start == "trusted" else None
+        if transition is not None:
+            self._set(torch.from_numpy(transition))
         return {}
 
     def loss(self, logits: Tensor, given: Tensor, memory: Memory) -> Tensor:

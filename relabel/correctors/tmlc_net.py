@@ -26,6 +26,13 @@ labels were right (two draws of the 60) instead of 63.4 and 58.7; with 300 and 4
 instead of 70.2. From a random start (option `start=random`) with M of them the soft label keeps a share of
 10 / (M + 10) for the given label.
 
+The features do not tell which class is mistaken for which. From the pretrained start on, the scores gain
+half of what the given label says beyond noise that is alike everywhere (`log_structure`), by p(given | true)
+as the meta rows and the anchors tell it when the warm-up ends. With 30 % of labels flipped to one class that
+took two texts from 93.3 to 94.4 % and from 97.4 to 97.9 % of right labels, and with symmetric noise nothing
+changed. A transferred corrector has anchors alone: these texts gained 1 to 3 points, but on 2,500 CIFAR-10
+images, whose anchors are often wrong, 0.4 (human) and 0.7 (asymmetric noise) were lost, so it does without.
+
 With more than 20 classes a row's history is that of 20 candidates, its given label and what the backbone
 thinks likeliest early on; the other classes get no share of the soft label.
 """
@@ -35,6 +42,7 @@ from __future__ import annotations
 import math
 from functools import cached_property
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -43,6 +51,7 @@ from relabel.config import SHIPPED_CORRECTOR
 from relabel.correctors.base import Corrector, Epoch, Memory, MetaRows, Store, WarmUp
 from relabel.device import upload
 from relabel.ledger import Distributions, History, blocks, class_type, per_sample
+from relabel.transition import Floats
 
 _FLOOR = 1e-4  # of p: what bf16 logits resolve
 _SMOOTHING = 0.1  # ε of eq. 10
@@ -52,6 +61,7 @@ _IGNORED = -100
 _KEPT = 16  # epochs in a history, beside the newest: memory does not grow with the length of the run
 CANDIDATES = 20  # classes of a row that have a history, where there are more
 _CHOICES = (0, 1, 2, 4)  # epochs after which they are chosen, each time anew: the first know little
+_STRUCTURE = 0.5  # of its log odds; all of them were 0.1 points worse, with structured and symmetric noise
 _REPLAYED = 8  # of them, the LSTM runs through; on recorded runs more cost time and gained nothing
 
 
@@ -90,6 +100,8 @@ class TMLCNet(Corrector):
         self.kept_share: Tensor
         self.register_buffer("pull", torch.zeros(()))
         self.pull: Tensor
+        self.register_buffer("structure", None, persistent=False)
+        self.structure: Tensor | None
         self.encoder = nn.LSTM(4, hidden, batch_first=True)
         # No last bias: one that all classes share, a softmax does not see.
         self.decoder = nn.Sequential(nn.Linear(hidden, hidden), nn.ReLU(), nn.Linear(hidden, 1, bias=False))
@@ -99,6 +111,10 @@ class TMLCNet(Corrector):
         if self.start == "random":
             self.kept_share.fill_(_PSEUDO_ROWS / (len(warm_up.meta) + _PSEUDO_ROWS))
             return {}
+        transition = warm_up.transition()
+        if transition is not None:
+            structure = torch.from_numpy(_STRUCTURE * log_structure(transition))
+            self.structure = structure.to(next(self.parameters()))
         self.pull.fill_(_PULL / len(warm_up.meta))
         with torch.no_grad():
             for parameter, pretrained in zip(self.parameters(), self._pretrained, strict=True):
@@ -207,12 +223,30 @@ class TMLCNet(Corrector):
 
     def _scores(self, given: Tensor, memory: Memory) -> Tensor:
         scores: Tensor = self.decoder(self.states(given, memory)).squeeze(2)
+        if self.structure is not None:
+            leaning = self.structure[self._classes(memory).long(), given[:, None]]
+            scores = scores + leaning * (given >= 0)[:, None]
         return scores
 
     def _is(self, labels: Tensor, memory: Memory) -> Tensor:
         """[B, C or candidates] bool: which class a label [B] is; none for −1."""
-        classes = memory.get("candidates", torch.arange(memory["losses"].shape[2], device=labels.device))
-        return labels[:, None] == classes
+        return labels[:, None] == self._classes(memory)
+
+    def _classes(self, memory: Memory) -> Tensor:
+        """The classes [C], or candidates [B, 20], that the histories are of."""
+        losses = memory["losses"]
+        return memory.get("candidates", torch.arange(losses.shape[2], device=losses.device))
+
+
+def log_structure(transition: Floats) -> Floats:
+    """log p(given | true) − log of the same under noise that is alike everywhere, [C, C] by (true, given).
+
+    transition: [C, C], positive, rows sum to 1; the other noise has its mean rate.
+    """
+    rate = 1 - np.diag(transition).mean()
+    structure: Floats = np.log(transition) - np.log(rate / (len(transition) - 1))
+    np.fill_diagonal(structure, np.log(np.diag(transition) / (1 - rate)))
+    return structure
 
 
 def kept(epochs: int) -> list[int]:

@@ -255,10 +255,12 @@ def test_extreme_logits_stay_finite(variant: str, sure_of: str, dtype: torch.dty
 def test_the_state_goes_through_a_file(variant: str) -> None:
     drawn = scene(variant)
     file = io.BytesIO()
-    torch.save(drawn.corrector.state_dict(), file)
+    torch.save((drawn.corrector.state_dict(), drawn.corrector.begun), file)
     file.seek(0)
     restored = made(variant, seed=12)
-    restored.load_state_dict(torch.load(file, weights_only=True))
+    state, begun = torch.load(file, weights_only=True)
+    restored.load_state_dict(state)
+    restored.begun = begun
     for method in ("soft_label", "loss", "virtual_loss", "remember"):
         assert_identical(
             getattr(restored, method)(*drawn.batch), getattr(drawn.corrector, method)(*drawn.batch)

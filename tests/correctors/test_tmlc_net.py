@@ -4,6 +4,7 @@ import math
 from dataclasses import replace
 from itertools import pairwise
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -13,7 +14,14 @@ from relabel.config import SHIPPED_CORRECTOR
 from relabel.correctors import check
 from relabel.correctors.base import Epoch, Memory, Store, Verified, WarmUp, nobody
 from relabel.correctors.files import read_corrector
-from relabel.correctors.tmlc_net import TMLCNet, kept, mean_losses, normalized_features
+from relabel.correctors.tmlc_net import (
+    CANDIDATES,
+    TMLCNet,
+    kept,
+    log_structure,
+    mean_losses,
+    normalized_features,
+)
 from relabel.errors import RelabelError
 
 N, C, D, EPOCHS = 40, 5, 3, 4
@@ -401,19 +409,21 @@ def test_verified_labels_teach_corrections() -> None:
     assert loss == pytest.approx(-own.log().mean().item())
 
 
-def beginning(made: TMLCNet, meta: int) -> TMLCNet:
+def warm_up(meta: int) -> WarmUp:
     rows = ROWS[:meta]
-    made.begin(
-        WarmUp(
-            mean_probability=PROBABILITIES[0],
-            probability=PROBABILITIES[0],
-            given=GIVEN,
-            head=nn.Linear(D, C),
-            features=lambda: torch.zeros(N, D),
-            meta=Verified(rows, TRUE[rows], GIVEN[rows]),
-            witness=nobody(),
-        )
+    return WarmUp(
+        mean_probability=PROBABILITIES[0],
+        probability=PROBABILITIES[0],
+        given=GIVEN,
+        head=nn.Linear(D, C),
+        features=lambda: torch.zeros(N, D),
+        meta=Verified(rows, TRUE[rows], GIVEN[rows]),
+        witness=nobody(),
     )
+
+
+def beginning(made: TMLCNet, meta: int) -> TMLCNet:
+    made.begin(warm_up(meta))
     return made
 
 
@@ -458,6 +468,102 @@ def test_it_begins_at_random_where_asked_to_and_where_the_pretrained_one_means_n
     assert made.describe() == {}
 
 
+def structured(classes: int = C) -> np.ndarray:
+    """p(given | true) with half of class 0 labelled 1."""
+    transition = np.full((classes, classes), 0.1 / (classes - 1))
+    np.fill_diagonal(transition, 0.9)
+    transition[0] = 0.02 / (classes - 2)
+    transition[0, :2] = 0.5, 0.48
+    return transition
+
+
+def told(transition: np.ndarray | None, made: TMLCNet) -> TMLCNet:
+    """`made`, after a warm-up that told that noise matrix."""
+
+    class Told(WarmUp):
+        def transition(self) -> np.ndarray | None:
+            return transition
+
+    made.begin(Told(**vars(warm_up(10))))
+    return made
+
+
+def test_noise_that_is_alike_everywhere_has_no_structure() -> None:
+    for classes, rate in ((2, 0.3), (10, 0.6), (100, 0.01)):
+        even = np.full((classes, classes), rate / (classes - 1))
+        np.fill_diagonal(even, 1 - rate)
+        assert np.abs(log_structure(even)).max() < 1e-12
+
+
+def test_structure_is_the_log_of_the_ratio_to_even_noise_of_the_same_rate() -> None:
+    transition = np.array([[0.9, 0.1, 0.0001], [0.2, 0.7, 0.0999], [0.3, 0.2, 0.5]])
+    found = log_structure(transition)
+    assert found[1, 1] == pytest.approx(math.log(0.7 / 0.7))
+    assert found[2, 0] == pytest.approx(math.log(0.3 / 0.15))
+    assert found[0, 2] == pytest.approx(math.log(0.0001 / 0.15))
+
+
+def test_the_soft_label_leans_by_the_root_of_the_noises_structure() -> None:
+    """q_c is multiplied by (T_{c,y} / even)^½; rows without a label have no y."""
+    given = torch.where(ROWS % 7 == 0, -1, GIVEN)
+    made = told(structured(), corrector())
+    memory = history(made)
+    found = made.soft_label(torch.empty(0), given, memory)
+    made.structure = None
+    before = made.soft_label(torch.empty(0), given, memory)
+    mean_rate = 1 - np.diag(structured()).mean()
+    even = np.full((C, C), mean_rate / (C - 1))
+    np.fill_diagonal(even, 1 - mean_rate)
+    ratio = torch.from_numpy(np.sqrt(structured() / even))
+    labelled = given >= 0
+    expected = before.clone()
+    expected[labelled] *= ratio.T[given[labelled]]
+    expected /= expected.sum(dim=1, keepdim=True)
+    torch.testing.assert_close(found, expected)
+    assert torch.equal(found[~labelled], before[~labelled])
+    ones = given == 1
+    assert (found[ones, 0] > 1.5 * before[ones, 0]).any(), "half of class 0 is labelled 1"
+
+
+def test_its_loss_is_that_of_the_leaning_soft_label() -> None:
+    made = told(structured(), corrector())
+    memory = history(made)
+    made.pull.zero_()
+    own = made.soft_label(torch.empty(0), GIVEN, memory).gather(1, TRUE[:, None])
+    assert made.trusted_loss(GIVEN, TRUE, memory).item() == pytest.approx(-own.log().mean().item())
+
+
+def test_with_many_classes_only_candidates_lean() -> None:
+    given = ROWS % 100
+    made = TMLCNet(100, D).double()
+    transition = structured(100)
+    made.structure = torch.from_numpy(log_structure(transition))
+    generator = torch.Generator().manual_seed(5)
+    memory = {
+        "losses": torch.rand(N, 3, CANDIDATES, 2, generator=generator).double(),
+        "entropy": torch.rand(N, 3, generator=generator).double(),
+        "candidates": torch.stack([torch.randperm(100, generator=generator)[:CANDIDATES] for _ in ROWS]),
+    }
+    found = made.soft_label(torch.empty(0), given, memory)
+    made.structure = None
+    before = made.soft_label(torch.empty(0), given, memory)
+    expected = before * torch.from_numpy(np.exp(log_structure(transition))).T[given]
+    torch.testing.assert_close(found, expected / expected.sum(dim=1, keepdim=True))
+    assert (found > 0).sum(dim=1).max() == CANDIDATES
+
+
+@pytest.mark.parametrize(
+    ("options", "leans"),
+    [({}, True), ({"without": "sd"}, True), ({"start": "random"}, False), ({"without": "tse"}, False)],
+)
+def test_structure_comes_with_the_pretrained_start(options: dict[str, str], leans: bool) -> None:
+    made = told(structured(), TMLCNet(C, D, **options).double())
+    assert list(made.begun) == (["structure"] if leans else [])
+    if made.structure is not None:
+        torch.testing.assert_close(made.structure, torch.from_numpy(log_structure(structured())) / 2)
+    assert not told(None, TMLCNet(C, D, **options).double()).begun
+
+
 def test_a_transferred_corrector_did_not_begin_anywhere_in_the_run_at_hand() -> None:
     assert read_corrector(SHIPPED_CORRECTOR).transferred(C, D).describe() == {}
 
@@ -472,10 +578,13 @@ def test_asking_for_the_pretrained_start_where_it_means_nothing_is_refused(other
     check("tmlc", other)
 
 
-def test_a_pull_goes_through_a_file_with_the_parameters() -> None:
+def test_a_pull_goes_through_a_file_with_the_parameters_and_the_noises_structure_does_not() -> None:
     made, other = beginning(corrector(), 5), corrector()
     other.load_state_dict(made.state_dict())
     memory = history(made)
+    assert made.structure is not None
+    assert other.structure is None
+    made.structure = None
     with torch.no_grad():
         for each in (made, other):
             each.decoder[0].bias[0] += 1.0
