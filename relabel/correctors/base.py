@@ -82,8 +82,7 @@ class WarmUp:
     witness: Verified = field(default_factory=nobody)
 
     def transition(self) -> Floats | None:
-        """p(given | true) [C, C] as the meta rows tell it, and the anchors among the other rows; None where
-        neither tells anything."""
+        """p(given | true) [C, C] by the meta rows and the anchors among the others; None if there is none."""
         meta, others = self.meta, self.given.clone()
         others[meta.rows[meta.rows < len(others)]] = -1
         told = anchors.count(self.mean_probability, others.numpy())

@@ -564,6 +564,13 @@ def test_structure_comes_with_the_pretrained_start(options: dict[str, str], lean
     assert not told(None, TMLCNet(C, D, **options).double()).begun
 
 
+def test_anchors_alone_do_not_tell_structure() -> None:
+    made, before = corrector(), warm_up(10)
+    made.begin(replace(before, meta=replace(before.meta, given=torch.full((10,), -1))))
+    assert before.transition() is not None
+    assert made.begun == {}
+
+
 def test_a_transferred_corrector_did_not_begin_anywhere_in_the_run_at_hand() -> None:
     assert read_corrector(SHIPPED_CORRECTOR).transferred(C, D).describe() == {}
 
