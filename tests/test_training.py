@@ -945,6 +945,7 @@ def transferred(kept_share: float = 0.1, schedule: Schedule = SCHEDULE) -> Train
     training = setting.training()
     corrector = copy.deepcopy(learned()).requires_grad_(False)
     corrector.kept_share.fill_(kept_share)
+    corrector.structure = None  # no file holds it
     return Training(
         training.backbone, corrector, training.inputs, training.rows, schedule, training.compute, setting.seed
     )
