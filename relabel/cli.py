@@ -24,7 +24,7 @@ from dataclasses import replace
 from enum import StrEnum
 from inspect import Parameter, signature
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, BinaryIO, NoReturn, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, BinaryIO, NoReturn, TypeVar, get_type_hints
 
 import typer
 from rich.console import Console
@@ -50,6 +50,8 @@ from relabel.progress import Terminal
 if TYPE_CHECKING:
     from relabel.output.labelling import Labelling
     from relabel.pipeline import FitResult
+
+Shown = TypeVar("Shown")
 
 _OPTIONS = ", ".join(
     f"{name}={'|'.join(values)} ({corrector})"
@@ -648,7 +650,7 @@ def evaluate(
     if as_json:
         _print_json(evaluation.to_dict())
     else:
-        summary.show_evaluation(_console(), evaluation)
+        _show(summary.show_evaluation, evaluation)
 
 
 @app.command(short_help="Make a benchmark: put wrong labels on clean data.")
@@ -760,20 +762,20 @@ def _inspect(path: Path, as_json: bool) -> None:
         if as_json:
             _print_json(described)
         else:
-            summary.show_trained(_console(), described)
+            _show(summary.show_trained, described)
         return
     if noisy_labels.is_noisy_labels(path):
         noisy = noisy_labels.read(path)
         if as_json:
             _print_json(noisy.to_dict())
         else:
-            summary.show_noisy_labels(_console(), noisy.lines())
+            _show(summary.show_noisy_labels, noisy.lines())
         return
     labels_file = read_labels(path)
     if as_json:
         _print_json({"rows": labels_file.table.num_rows, **labels_file.metadata})
     else:
-        summary.show_labels_file(_console(), labels_file)
+        _show(summary.show_labels_file, labels_file)
 
 
 @app.command(name="demo", short_help="See it work on real images with 30 % wrong labels.")
@@ -795,7 +797,7 @@ def demo_command(
     typer.echo(
         f"\n$ relabel evaluate {shlex.join([str(data.output), '--truth', str(data.truth)])}\n", err=True
     )
-    summary.show_evaluation(_console(), evaluation)
+    _show(summary.show_evaluation, evaluation)
 
 
 @app.callback(invoke_without_command=True)
@@ -814,12 +816,25 @@ def root(
 def main() -> NoReturn:
     """The console command."""
     interrupts.install()
+    _replace_closed_streams()
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # a class name the terminal cannot show
     code = run(sys.argv[1:])
     interrupts.ignore()
     sys.exit(code)
+
+
+def _replace_closed_streams() -> None:
+    """Put something in the place of standard streams that the caller has closed, which Python leaves out."""
+    if sys.__stdin__ is None:
+        sys.stdin = open(os.devnull, encoding="utf-8")  # noqa: SIM115
+    if sys.__stdout__ is None:
+        # For reading alone, so that what is written does not vanish without an error.
+        nowhere = io.FileIO(os.open(os.devnull, os.O_RDONLY), "w")
+        sys.stdout = io.TextIOWrapper(io.BufferedWriter(nowhere), encoding="utf-8")
+    if sys.__stderr__ is None:
+        sys.stderr = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
 
 
 def run(arguments: Sequence[str]) -> int:
@@ -1073,6 +1088,12 @@ def _starts_with(path: Path, magic: bytes) -> bool:
             return file.read(len(magic)) == magic
     except OSError:
         return False
+
+
+def _show(show: Callable[[Console, Shown], None], what: Shown) -> None:
+    """Have one of the tables of `summary` on standard output."""
+    with _guarded_stdout():
+        show(_console(), what)
 
 
 def _print_json(value: Mapping[str, Any]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -67,6 +68,14 @@ def show_result(console: Console, summary: Mapping[str, Any], output: str) -> No
                 f"{_percent(calibration['probe_accuracy_before'])} before, "
                 f"{_percent(calibration['probe_accuracy_after'])} after "
                 f"(cross-validated, {calibration['probes']} rows)",
+            )
+        )
+    if calibration["margin"]:
+        lines.append(
+            (
+                "Corrections",
+                f"only where they are {math.exp(calibration['margin']):.2g} times as likely as the given "
+                "label, for the probe rows do not show that they do good",
             )
         )
     lines.append(("Promise", summary["promise"]))

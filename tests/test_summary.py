@@ -1,4 +1,5 @@
 import io
+import math
 
 import pytest
 from rich.cells import cell_len
@@ -23,7 +24,13 @@ FIT = {
         {"true": "cat", "given": "cat", "share": 0.2},
         {"true": "dog", "given": "cat", "share": 0.0},
     ],
-    "calibration": {"probe_accuracy_before": 0.7, "probe_accuracy_after": 0.95, "probes": 75},
+    "calibration": {
+        "probe_accuracy_before": 0.7,
+        "probe_accuracy_after": 0.95,
+        "probes": 75,
+        "withheld": False,
+        "margin": 0.0,
+    },
     "promise": "At least 95 % of the fixes are right (with 90% confidence), judged by 75 probe rows.",
 }
 
@@ -71,6 +78,13 @@ def test_verified_rows_are_counted_apart():
     text = shown(100, terminal=False)
     assert "1,797 (150 verified, 4 without a label, 2 unusable)" in text
     assert "1,200 / 400 / 41 (verified rows not counted)" in text
+
+
+@pytest.mark.parametrize(("margin", "told"), [(math.log(2), True), (0.0, False), (None, False)])
+def test_corrections_that_need_a_margin_say_so(margin, told):
+    calibration = {**FIT["calibration"], "margin": margin, "withheld": margin is None}
+    text = shown(80, False, {**FIT, "calibration": calibration})
+    assert ("2 times as likely as the given label" in text) is told
 
 
 def test_what_mlc_learned_is_shown_beside_what_was_found():

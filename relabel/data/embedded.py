@@ -14,6 +14,7 @@ from itertools import accumulate
 from pathlib import Path
 from threading import Lock
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
@@ -149,6 +150,7 @@ def open_tables(paths: Sequence[Path], request: Request) -> Rows:
         images.add(path, column, metadata)
     rows.names = row_names(cells)
     labels.settle(rows)
+    _warn_of_index(paths, rows)
     return rows
 
 
@@ -167,6 +169,33 @@ def read_labels(paths: Sequence[Path], rows: Rows, request: Request) -> None:
             raise unreadable(path, error) from None
         labels.add(table, count, class_names(schema.metadata), str(path))
     labels.settle(rows)
+    _warn_of_index(paths, rows)
+
+
+def _warn_of_index(paths: Sequence[Path], rows: Rows) -> None:
+    if not in_order(paths):
+        rows.warnings.append(
+            f"{paths[0]} has a column 'index' that does not count its rows from 0. Rows that --trusted, "
+            "--labels or --truth name by index are counted as they stand in the file, whatever it says."
+        )
+
+
+def in_order(paths: Sequence[Path]) -> bool:
+    """Whether the column `index` of Parquet files, where there is one, counts their rows from 0 on.
+
+    What is left over from a table that was shuffled or filtered does not.
+    """
+    start = 0
+    for path in paths:
+        with pq.ParquetFile(path) as file:
+            end = start + file.metadata.num_rows
+            positions = file.schema_arrow.get_all_field_indices("index")
+            if len(positions) == 1 and pa.types.is_integer(file.schema_arrow.field(positions[0]).type):
+                numbers = file.read(columns=["index"])["index"].to_numpy()
+                if not np.array_equal(numbers, np.arange(start, end)):
+                    return False
+            start = end
+    return True
 
 
 def class_names(metadata: dict[bytes, bytes] | None) -> dict[str, list[str]]:

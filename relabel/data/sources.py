@@ -8,7 +8,7 @@ name, so that a million rows stay cheap.
 
 import os
 from collections.abc import Collection, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -107,7 +107,7 @@ class FileIndex:
     def __init__(self, root: Path, file_names: Sequence[str]) -> None:
         self._roots = root_prefixes(root)
         self._rows = {file_key(name, self._roots): row for row, name in enumerate(file_names)}
-        self._length = len(file_names)
+        self._names = file_names
 
     def find(self, name: str) -> int | None:
         """Position of `name` in `file_names`, or None."""
@@ -133,7 +133,25 @@ class FileIndex:
         """The row that each entry of a table names by one of `ROW_COLUMNS`, or None."""
         if table.name_column != "index":
             return [self.find(name) for name in table.names]
-        return [_position(text, self._length) for text in table.names]
+        return [_position(text, len(self._names)) for text in table.names]
+
+    def read(self, path: Path, label_columns: Sequence[str] = ("label",)) -> tuple[Table, list[int | None]]:
+        """The table `path`, which names rows by one of `ROW_COLUMNS`, and each entry's row, None if unknown.
+
+        Where it has both `index` and `id`, it names rows by `id` if any is the name of one: an `index` may be
+        left over from a table whose rows had another order. Raises RelabelError as `read_table`.
+        """
+        table = read_table(path, ROW_COLUMNS, label_columns=label_columns)
+        if table.name_column == "index" and any(
+            name != str(number) for number, name in enumerate(self._names)
+        ):
+            ids = read_table(
+                path, (), label_columns=("id",), name_required=False, label_required=False
+            ).labels
+            by_id = [None if name is None else self.find(name) for name in ids]
+            if any(row is not None for row in by_id):
+                return replace(table, name_column="id", names=[name or "" for name in ids]), by_id
+        return table, self.find_all(table)
 
 
 def open_source(
@@ -454,8 +472,7 @@ def _check_verified(rows: Rows, options: SourceOptions) -> None:
 
 def _override(rows: Rows, path: Path, location: str) -> None:
     rows.classes.update(label for label in rows.labels if label)
-    table = read_table(path, ROW_COLUMNS)
-    positions = FileIndex(rows.root, rows.names).find_all(table)
+    table, positions = FileIndex(rows.root, rows.names).read(path)
     ids = class_ids(rows.order, numbered=True)
     seen: dict[int, int] = {}
     for name, label, row, position in zip(table.names, table.labels, table.rows, positions, strict=True):

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from relabel.data.references import Reference, known_size
 from relabel.data.rows import METADATA_NAMES, class_ids, suggestion
 from relabel.data.sources import FileIndex, Source, naming_hint, open_source
-from relabel.data.tables import ROW_COLUMNS, first_few, read_table
+from relabel.data.tables import first_few
 from relabel.errors import RelabelError
 
 
@@ -145,14 +145,13 @@ class _Entries:
 
 
 def _table_entries(path: Path, source: Source) -> _Entries:
-    table = read_table(path, ROW_COLUMNS)
+    table, positions = FileIndex(source.root, source.file_names).read(path)
     if len(table.names) > len(source):
         raise RelabelError(
             f"--trusted {path} has {len(table.names)} rows, more than the {len(source)} of SOURCE.",
             "Every trusted row must be a row of SOURCE, listed once.",
         )
     where = [f"row {row}" for row in table.rows]
-    positions = FileIndex(source.root, source.file_names).find_all(table)
     unknown = [
         f"{at} ({name!r})"
         for at, name, position in zip(where, table.names, positions, strict=True)

@@ -56,7 +56,7 @@ def read_vectors(paths: Sequence[Path], features: str, labels: Sequence[str] = (
     column, for what holds no vectors at all and for files of different columns; a row whose list is missing,
     of another length than most, or not finite in float32 is noted in `errors`.
     """
-    names, starts = _names(paths)
+    names, starts = names_of(paths)
     if not names:
         raise RelabelError(f"{first_few(list(map(str, paths)))} has no rows.", "Write one vector a row.")
     columns: list[str] = []
@@ -88,8 +88,8 @@ def read_vectors(paths: Sequence[Path], features: str, labels: Sequence[str] = (
     return table
 
 
-def _names(paths: Sequence[Path]) -> tuple[list[str], list[int]]:
-    """The names of all rows, and the first row of each file."""
+def names_of(paths: Sequence[Path]) -> tuple[list[str], list[int]]:
+    """The names of all rows of Parquet files with vectors, and the first row of each file."""
     tables = [
         read_table(path, (*NAME_COLUMNS, "id"), label_columns=(), name_required=False, label_required=False)
         for path in paths
@@ -104,6 +104,14 @@ def _names(paths: Sequence[Path]) -> tuple[list[str], list[int]]:
             f"Add one of the columns {', '.join((*NAME_COLUMNS, 'id'))}.",
         )
     return [name for table in tables for name in table.names], starts[:-1]
+
+
+def holds_vectors(schema: pa.Schema, features: str) -> bool:
+    """Whether a table has the columns that `features` names."""
+    try:
+        return bool(_columns(schema, features, Path(), _LABELS))
+    except RelabelError:
+        return False
 
 
 def standardisation(

@@ -11,10 +11,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from relabel.config import SourceOptions
-from relabel.data.embedded import image_columns, open_tables
-from relabel.data.rows import Request, suggestion
+from relabel.data.embedded import image_columns, in_order, open_tables
+from relabel.data.embedded import read_labels as read_vector_labels
+from relabel.data.rows import Request, Rows, class_ids, suggestion
 from relabel.data.sources import FileIndex, parquet_files
-from relabel.data.tables import ROW_COLUMNS, Table, first_few, read_table
+from relabel.data.tables import Table, first_few
+from relabel.data.vectors import holds_vectors, names_of
 from relabel.errors import RelabelError
 from relabel.metrics import Evaluation, evaluate
 from relabel.output.parquet import read_labels
@@ -34,18 +36,22 @@ def evaluate_file(
     """
     file = read_labels(labels)
     names = file.table["file_name"].to_pylist()
-    class_ids = {name: position for position, name in enumerate(file.class_names)}
+    ids = class_ids(file.class_names, numbered=file.metadata.get("numbered_labels", False))
     columns = (label_column,) if label_column else ("clean_label", "label")
-    table = _image_table(truth, columns, names) or read_table(truth, ROW_COLUMNS, label_columns=columns)
-    strange = [label for label in table.labels if label and label not in class_ids]
+    index = FileIndex(Path(), names)
+    table = _source_table(truth, columns, names, file.metadata.get("features"))
+    if table is None:
+        table, positions = index.read(truth, columns)
+    else:
+        positions = index.find_all(table)
+    strange = [label for label in table.labels if label and label not in ids]
     strangers = list(dict.fromkeys(strange))
     named = first_few(list(map(repr, strangers)))
-    if any(table.labels) and class_ids.keys().isdisjoint(table.labels):
+    if any(table.labels) and ids.keys().isdisjoint(table.labels):
         raise RelabelError(
             f"--truth {truth}: none of its labels ({named}) is a class of the labels file.",
             f"They are {first_few(list(map(repr, file.class_names)), 10)}; --label-column names the column.",
         )
-    positions = FileIndex(Path(), names).find_all(table)
     true = np.full(len(names), -1, dtype=np.int64)
     unknown, twice = [], []
     seen: set[int] = set()
@@ -57,7 +63,7 @@ def evaluate_file(
             twice.append(f"row {row} ({name!r})")
         seen.add(position)
         if label is not None:
-            true[position] = class_ids.setdefault(label, len(class_ids))
+            true[position] = ids.setdefault(label, len(ids))
     if unknown:
         raise RelabelError(
             f"--truth {truth}: not in the labels file: {first_few(unknown)}.", "Name files as SOURCE does."
@@ -72,14 +78,12 @@ def evaluate_file(
             f"with which nothing can agree: {named}. {suggestion(strangers[0], file.class_names)}"
         )
 
-    def ids(column: str) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
-        return np.array(
-            [class_ids.get(value, -1) for value in file.table[column].to_pylist()], dtype=np.int64
-        )
+    def column(name: str) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
+        return np.array([ids.get(value, -1) for value in file.table[name].to_pylist()], dtype=np.int64)
 
     evaluation = evaluate(
-        given=ids("original_label"),
-        corrected=ids("corrected_label"),
+        given=column("original_label"),
+        corrected=column("corrected_label"),
         truth=true,
         noise_probability=file.table["noise_probability"].fill_null(0).to_numpy(),
         confidence=file.confidence,
@@ -95,10 +99,13 @@ def evaluate_file(
     return evaluation
 
 
-def _image_table(truth: Path, columns: Sequence[str], names: Sequence[str]) -> Table | None:
-    """The truth in Parquet files that hold images, its rows named as those of a SOURCE; None where it is not.
+def _source_table(
+    truth: Path, columns: Sequence[str], names: Sequence[str], features: str | None
+) -> Table | None:
+    """The truth in Parquet files that hold images or vectors, its rows named as those of a SOURCE; None where
+    it is not.
 
-    names: of the rows of the labels file.
+    names: of the rows of the labels file; features: what named the vectors of its SOURCE, None for images.
     """
     paths = parquet_files(str(truth))
     try:
@@ -106,14 +113,23 @@ def _image_table(truth: Path, columns: Sequence[str], names: Sequence[str]) -> T
     except (OSError, pa.ArrowException):
         return None  # read_table() says what is wrong
     images = image_columns(schema)
-    if not images:
+    vectors = features is not None and holds_vectors(schema, features)
+    if not images and not vectors:
         return None
     options = SourceOptions(
         image_column=images[0] if len(images) == 1 else None,
         label_column=next((column for column in columns if column in schema.names), columns[-1]),
     )
-    rows = open_tables(paths, Request(str(truth), options, Silent(), expect_labels=True, largest=None))
+    request = Request(str(truth), options, Silent(), expect_labels=True, largest=None)
+    if vectors:
+        rows = Rows(truth, "vectors", names_of(paths)[0])
+        read_vector_labels(paths, rows, request)
+    else:
+        rows = open_tables(paths, request)
     numbers = list(map(str, range(len(names))))
+    bare = rows.names == list(map(str, range(len(rows.names))))
+    if vectors and bare and "index" in schema.names and (names != numbers or len(rows.names) != len(names)):
+        return None  # a part of SOURCE, or another order of it
     if names != numbers:
         return Table("file_name", rows.names, rows.labels, range(1, len(rows.names) + 1), None)
     if len(rows.names) != len(names):
@@ -121,5 +137,11 @@ def _image_table(truth: Path, columns: Sequence[str], names: Sequence[str]) -> T
             f"--truth {truth} has {len(rows.names)} rows and the labels file, which has no other names for "
             f"its rows than their numbers, {len(names)}.",
             "Name the table that was SOURCE, or one with the columns index and label.",
+        )
+    if not in_order(paths):
+        raise RelabelError(
+            f"--truth {truth}: its column index numbers the rows otherwise than they stand, and the labels "
+            "file has no other names for its rows than their numbers.",
+            "Drop that column if the table was SOURCE, else write index and label alone to another.",
         )
     return Table("index", numbers, rows.labels, range(1, len(names) + 1), None)

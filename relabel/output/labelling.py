@@ -183,6 +183,7 @@ def label_rows(
         metadata={
             **run,
             "class_names": names,
+            "numbered_labels": source.numbered,
             "versions": versions(),
             **noise,
             **(
@@ -197,7 +198,7 @@ def label_rows(
             "rows": len(source),
             "unusable_rows": len(errors),
             "ignored_files": source.ignored_files,
-            "unlabelled_rows": int((~labelled).sum()),
+            "unlabelled_rows": int((usable & ~labelled).sum()),
             "trusted_rows": int(is_trusted.sum()),
             "trusted_outside_source": len(trusted.external),
             "relabelled_rows": int((unverified & labelled & (corrected != given)).sum()),
