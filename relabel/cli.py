@@ -42,7 +42,7 @@ from relabel.config import (
     SourceOptions,
 )
 from relabel.correctors import REGISTRY
-from relabel.errors import RelabelError, RunError
+from relabel.errors import DivergedError, RelabelError, RunError
 from relabel.files import check_name, check_output, make_folder
 from relabel.interrupts import Stopped
 from relabel.progress import Terminal
@@ -480,6 +480,9 @@ def _fit(
     except BrokenPipeError:
         _abandon_stdout()
         raise RunError("The reader of standard output closed it too early.", how_to_resume()) from None
+    except DivergedError:
+        state.unlink(missing_ok=True)
+        raise
     except RunError as error:
         raise RunError(error.message, f"{error.hint} {how_to_resume()}".strip()) from error
     state.unlink(missing_ok=True)

@@ -196,6 +196,10 @@ class FitConfig:
             raise RelabelError(
                 "--freeze needs a pretrained backbone.", "Add --weights imagenet or --weights PATH."
             )
+        if self.freeze and self.augment is not None:
+            raise RelabelError(
+                f"--augment {self.augment}: with --freeze each image is seen once, as it is.", "Leave it out."
+            )
 
     @property
     def has_trusted(self) -> bool:

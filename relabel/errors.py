@@ -3,6 +3,7 @@
 RelabelError          exit 2: a mistake in the command, the flags or the input
 ├── ImageError        one image cannot be used: becomes that row's `error`, never ends a run
 └── RunError          exit 1: the input was fine, the run itself could not go on
+    └── DivergedError and would not with its checkpoint either
 """
 
 
@@ -25,3 +26,7 @@ class RunError(RelabelError):
     """The input was fine but the run could not go on (disk full, loss not finite)."""
 
     exit_code = 1
+
+
+class DivergedError(RunError):
+    """Training led to values that are not finite, and would again."""

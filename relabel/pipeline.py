@@ -7,6 +7,7 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -140,12 +141,17 @@ def fit(config: FitConfig, watcher: Watcher | None = None) -> FitResult:
     else:
         options = {**config.recipe.options, **config.options}
         corrector = correctors.create(config.recipe.corrector, *sizes, options)
+        _refuse_idle(config, corrector)
 
     inputs, unreadable = _inputs(source, trusted, built, config, watcher)
     errors = {**source.errors, **{row: text for row, text in unreadable.items() if row < len(source)}}
+    trusted = trusted.without(errors, source)
+    for warning in trusted.warnings:
+        watcher.warn(warning)
     split = _split(trusted, source.given, unreadable, corrector, config)
     _check_usable(source, errors, split, config.has_trusted, watcher)
 
+    shown = inputs.digest()
     frozen: _Frozen | None = None
     if config.freeze:
         inputs, frozen = _frozen_features(backbone, inputs, compute, watcher)
@@ -160,13 +166,13 @@ def fit(config: FitConfig, watcher: Watcher | None = None) -> FitResult:
     extent = f"{built['image_size']} px" if source.vectors is None else f"{built['dimension']} dimensions"
     watcher.say(
         f"{len(source):,} {source.noun}, {len(source.class_names)} classes, {extent}; {built['backbone']} on "
-        f"{compute.describe()}; {config.recipe.corrector}: {schedule.epochs} epochs, "
-        f"{schedule.warmup_epochs} of them warm-up; "
-        f"{len(split.meta) + len(split.witness)} meta and {len(split.probe)} probe rows"
+        f"{compute.describe()}; {config.recipe.corrector}: {schedule.epochs} epochs"
+        + (f", {schedule.warmup_epochs} of them warm-up; " if corrector.corrects else "; ")
+        + f"{len(split.meta) + len(split.witness)} meta and {len(split.probe)} probe rows"
         + (f", {len(split.unseen)} for the model's calibration" if config.keep_model else "")
         + (f", {held_out.sum()} labels held out." if pretrained is not None else ".")
     )
-    _train(training, config, source, split, watcher)
+    _train(training, config, source, split, shown, watcher)
     labelling, fitted = _labelled(
         training, pretrained, source, trusted, split, held_out, errors, config, built
     )
@@ -190,15 +196,35 @@ def fit(config: FitConfig, watcher: Watcher | None = None) -> FitResult:
 
 
 def _with_corrector(config: FitConfig, source: Source, trusted: TrustedSet, watcher: Watcher) -> FitConfig:
-    """The config with a corrector: the default one learns from rows of SOURCE alone."""
-    inside = int(np.count_nonzero(source.given[trusted.rows] >= 0))
-    if config.corrector or config.preset or inside >= len(trusted.external):
+    """The config with a corrector: the default one learns from rows of SOURCE with a given label alone."""
+    labelled = int(np.count_nonzero(source.given[trusted.rows] >= 0))
+    others = len(trusted.rows) + len(trusted.external) - labelled
+    if config.corrector or config.preset or labelled >= others:
         return replace(config, corrector=config.recipe.corrector)
     watcher.say(
-        f"Most verified images are not among those of SOURCE, and {DEFAULT_CORRECTOR} cannot learn from "
-        f"such: {CORRECTOR_FOR_OTHER_IMAGES} does."
+        f"Most verified {source.noun} have no given label in SOURCE, and {DEFAULT_CORRECTOR} cannot learn "
+        f"from such: {CORRECTOR_FOR_OTHER_IMAGES} does."
     )
     return replace(config, corrector=CORRECTOR_FOR_OTHER_IMAGES)
+
+
+def _refuse_idle(config: FitConfig, corrector: Corrector) -> None:
+    """Refuse flags that the corrector has no use for: a comparison of two values would be one of chance."""
+    name = config.recipe.corrector
+    if config.meta_gradient == "exact" and not corrector.looks_ahead:
+        raise RelabelError(
+            f"--meta-gradient exact: {name} is not learned through a look-ahead step.",
+            "Leave it out, or use --corrector mslc, mlc or metalabelnet.",
+        )
+    learning = {
+        "--warmup": config.warmup,
+        "--meta-every": config.meta_every,
+        "--meta-batch-size": config.meta_batch_size,
+        "--meta-lr": config.meta_learning_rate,
+    }
+    idle = [flag for flag, value in learning.items() if value is not None]
+    if idle and not corrector.corrects:
+        raise RelabelError(f"{idle[0]} has no meaning for --corrector {name}.", "Leave it out.")
 
 
 def _backbone(source: Source, config: FitConfig) -> tuple[Backbone, dict[str, Any]]:
@@ -397,17 +423,23 @@ def _frozen_features(
     return VectorInputs(features.sub_(mean).mul_(scale)), _Frozen(backbone, mean, scale)
 
 
-def _train(training: Training, config: FitConfig, source: Source, split: _Split, watcher: Watcher) -> None:
-    """Run the epochs, with a checkpoint after each when the config names one."""
-    # What is in the corrector's file counts, not where it lies.
+def _train(
+    training: Training, config: FitConfig, source: Source, split: _Split, shown: str, watcher: Watcher
+) -> None:
+    """Run the epochs, with a checkpoint after each when the config names one; shown: the inputs' digest."""
+    # What is in a file of weights or of a corrector counts, not where it lies.
     pretrained = config.pretrained and _digest(config.pretrained.read_bytes())
-    settled = {"checkpoint": None, "resume": None, "precision": None, "cache": None, "pretrained": pretrained}
+    weights = config.weights
+    if weights not in ("none", "imagenet"):
+        weights = _digest(Path(weights).read_bytes())
+    settled = {"checkpoint": None, "resume": None, "precision": None, "cache": None}
     digest = checkpoint.fingerprint(
         {
-            "config": asdict(config) | settled,
+            "config": asdict(config) | settled | {"pretrained": pretrained, "weights": weights},
             "files": _digest("\0".join(source.file_names).encode(errors="surrogateescape")),
-            # Tells whether vectors of the same names were made anew, by another model perhaps.
-            "vectors": None if source.vectors is None else source.vectors.mean(axis=0).tolist(),
+            "shown": shown,
+            "train": _digest(training.rows.train.numpy().tobytes()),
+            "unlabelled": _digest(training.rows.unlabelled.numpy().tobytes()),
             "given": _digest(training.rows.given.numpy().tobytes()),
             "split": [_digest(rows.tobytes()) for rows in vars(split).values()],
             "compute": training.compute.describe(),
@@ -586,10 +618,12 @@ def _for_unseen(
     counts, like = _counts(source, trusted), _told_by_anchors(training, source, trusted, errors)
 
     def judged(backbone: Backbone) -> tuple[float, Calibration]:
-        predictions = backbones.evaluate(backbone, training.inputs, training.compute, rows)
-        probability = [torch.softmax(logits, dim=1).cpu().numpy() for _, logits, _ in predictions]
-        nothing = np.empty((0, len(source.class_names)), dtype=np.float32)
-        evidence = {EVIDENCE: np.concatenate([nothing, *probability])}
+        # As `predict` will keep them: of many classes the likeliest.
+        probability = Distributions(len(rows), len(source.class_names))
+        start = 0
+        for index, logits in training.predict(rows, backbone):
+            probability[start : (start := start + len(index))] = torch.softmax(logits, dim=1).cpu()
+        evidence = {EVIDENCE: probability[:].numpy()}
         fitted = calibration.fit(evidence, given, split.unseen_labels, counts, seed, like=like)
         shares = fitted.soft_labels(evidence, given)[np.arange(len(rows)), split.unseen_labels]
         return float(np.log(shares).sum()), fitted

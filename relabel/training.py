@@ -38,7 +38,7 @@ from relabel.correctors.plain import Plain
 from relabel.data.loading import Inputs
 from relabel.data.sources import UNLABELLED
 from relabel.device import Compute, upload
-from relabel.errors import RunError
+from relabel.errors import DivergedError
 from relabel.hypergradient import Hypergradient
 from relabel.ledger import Distributions, Ledger
 
@@ -291,13 +291,13 @@ class Training:
                 meta_losses.append(trusted_loss)
             on_step()
         self._note_seen()
+        mean_loss = loss_sum.item() / steps
+        if not math.isfinite(mean_loss):
+            raise self._diverged(f"The training loss is no longer finite in epoch {epoch + 1}.")
         asked = self.corrector.follows_unlabelled or epoch >= self._averaged[0].start
         if asked and not self._trains_on_unlabelled(epoch):
             self._predict_unlabelled()
         self._observe()
-        mean_loss = loss_sum.item() / steps
-        if not math.isfinite(mean_loss):
-            raise RunError(f"The training loss is no longer finite in epoch {epoch + 1}.", "Lower --lr.")
         self.epoch += 1
         return EpochReport(
             epoch=epoch,
@@ -518,11 +518,21 @@ class Training:
         for index, logits in self.predict(self.rows.unlabelled):
             self.ledger.add_prediction(index, torch.softmax(logits, dim=1))
 
-    def predict(self, rows: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-        """(index [B], logits [B, C]) of `rows`, in evaluation mode, without augmentation."""
-        batch_size = self.schedule.batch_size
-        for index, logits, _ in evaluate(self.backbone, self.inputs, self.compute, rows, batch_size):
+    def predict(self, rows: Tensor, backbone: Backbone | None = None) -> Iterator[tuple[Tensor, Tensor]]:
+        """(index [B], logits [B, C]) of `rows`, in evaluation mode, without augmentation.
+
+        backbone: by default, the one that is trained. Raises DivergedError for logits that are not finite,
+        which a finite loss, of batches normalised by their own statistics, does not rule out.
+        """
+        backbone, batch_size = backbone or self.backbone, self.schedule.batch_size
+        for index, logits, _ in evaluate(backbone, self.inputs, self.compute, rows, batch_size):
+            if not torch.isfinite(logits).all():
+                raise self._diverged("The network's predictions are no longer finite.")
             yield index, logits
+
+    def _diverged(self, what: str) -> DivergedError:
+        learned = self._corrects(self.epoch) and self._learned
+        return DivergedError(what, "Lower --lr or --meta-lr." if learned else "Lower --lr.")
 
     def evidence(self) -> dict[str, Distributions]:
         """What training says of every row, as distributions [N, C] by name, for the calibration.

@@ -8,20 +8,26 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from PIL import Image
 
 from relabel import correctors, noise, pipeline
-from relabel.config import FitConfig
+from relabel.config import FitConfig, SourceOptions
 from relabel.correctors.files import CorrectorFile, read_corrector
+from relabel.data.loading import VectorInputs
 from relabel.data.sources import open_source
 from relabel.data.trusted import TrustedSet
 from relabel.demo import write_dataset
+from relabel.device import resolve
 from relabel.errors import RelabelError
 from relabel.metrics import Evaluation, evaluate
+from relabel.model import EVIDENCE
 from relabel.output import anchors, borrowed, calibration
 from relabel.output.labelling import promise_sentence
+from relabel.progress import Silent
 from relabel.transition import estimated
 
 NONE = np.zeros(0, dtype=np.int64)
@@ -223,6 +229,100 @@ def test_a_frozen_backbone_trains_only_its_head_on_features_computed_once(digits
     figures = _evaluate(result, _truth(digits, result.source))
     # Random convolutions are features too; better than the given labels they must be.
     assert figures.label_accuracy_after > figures.label_accuracy_before
+
+
+def test_other_weights_of_the_same_name_do_not_continue_a_checkpoint(digits, tmp_path):
+    from relabel import backbones
+
+    weights, moved = tmp_path / "cnn8.pt", tmp_path / "moved.pt"
+
+    def write(path, seed):
+        torch.manual_seed(seed)
+        torch.save(backbones.build("cnn8", 10, 16).state_dict(), path)
+
+    write(weights, 3)
+    config = FitConfig(
+        source=str(digits.images), trusted=digits.trusted, corrector="none", weights=str(weights),
+        backbone="cnn8", image_size=16, freeze=True, epochs=2, checkpoint=tmp_path / "run.checkpoint",
+    )  # fmt: skip
+    pipeline.fit(config)
+    write(weights, 4)
+    with pytest.raises(RelabelError, match="other data or other settings"):
+        pipeline.fit(replace(config, resume=True))
+    write(moved, 3)
+    pipeline.fit(replace(config, weights=str(moved), resume=True))
+
+
+@pytest.mark.parametrize(
+    ("flags", "told"),
+    [
+        ({"meta_gradient": "exact"}, "--meta-gradient exact: tmlc is not learned through a look-ahead"),
+        ({"corrector": "none", "meta_gradient": "exact"}, "--meta-gradient exact: none is not"),
+        ({"corrector": "none", "warmup": 1}, "--warmup has no meaning for --corrector none"),
+        ({"corrector": "none", "meta_every": 2}, "--meta-every has no meaning"),
+        ({"corrector": "none", "meta_batch_size": 2}, "--meta-batch-size has no meaning"),
+        ({"corrector": "none", "meta_learning_rate": 0.1}, "--meta-lr has no meaning"),
+    ],
+)
+def test_flags_that_would_change_nothing_are_refused(digits, monkeypatch, flags, told):
+    monkeypatch.setattr(pipeline, "open_images", None)
+    with pytest.raises(RelabelError, match=told):
+        pipeline.fit(FitConfig(source=str(digits.images), trusted=digits.trusted, **flags))
+
+
+def test_a_corrector_that_reads_given_labels_is_not_the_default_where_verified_rows_have_none():
+    source = type("Source", (), {"given": np.array([0, 1, 0, -1, -1, -1]), "noun": "images"})()
+    told = []
+    watcher = Silent()
+    watcher.say = told.append
+
+    def chosen(rows, external=(), **flags):
+        trusted = TrustedSet(np.array(rows), np.zeros(len(rows), dtype=int), list(external), NONE, [])
+        return pipeline._with_corrector(FitConfig("images", **flags), source, trusted, watcher).corrector
+
+    assert chosen([0, 1]) == chosen([0, 3]) == chosen([0], [Path("a.png")]) == "tmlc"
+    assert told == []
+    assert chosen([0, 3, 4]) == chosen([3, 4, 5]) == chosen([0, 3], [Path("a.png")]) == "mslc"
+    assert (
+        told
+        == ["Most verified images have no given label in SOURCE, and tmlc cannot learn from such: mslc does."]
+        * 3
+    )
+    assert chosen([3, 4], corrector="mlc") == "mlc"
+
+
+def test_a_model_of_many_classes_is_calibrated_on_what_it_will_keep_of_its_predictions(tmp_path):
+    rng = np.random.default_rng(0)
+    labels = rng.permutation(np.arange(240) % 80)
+    vectors = rng.normal(0, 1, (240, 16)) + rng.normal(0, 1, (80, 16))[labels]
+    table = {"v": pa.array(list(vectors.astype(np.float32)), pa.list_(pa.float32(), 16)), "label": labels}
+    pq.write_table(pa.table(table), tmp_path / "v.parquet")
+    trusted = tmp_path / "trusted.csv"
+    trusted.write_text("index,label\n" + "".join(f"{row},{labels[row]}\n" for row in range(0, 240, 2)))
+    result = pipeline.fit(
+        FitConfig(
+            source=str(tmp_path / "v.parquet"), trusted=trusted, reading=SourceOptions(features="v"),
+            corrector="mslc", epochs=2, keep_model=True,
+        )
+    )  # fmt: skip
+    seen = {}
+    plain = calibration.fit
+
+    def noted(evidence, *arguments, **options):
+        seen.update(evidence)
+        return plain(evidence, *arguments, **options)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(calibration, "fit", noted)
+        model = result.model()
+    assert [*seen] == [EVIDENCE]
+    compute = resolve("cpu", "off")
+    kept = model.evidence(VectorInputs(torch.from_numpy(vectors.astype(np.float32))), compute)[EVIDENCE][
+        :
+    ].numpy()
+    share = np.sort(seen[EVIDENCE], axis=1)
+    assert (share[:, :48] == share[:, :1]).all(), "all but the 32 likeliest share alike"
+    assert all(np.abs(kept - row).max(axis=1).min() < 1e-6 for row in seen[EVIDENCE])
 
 
 @pytest.fixture

@@ -24,7 +24,7 @@ from relabel.config import SourceOptions
 from relabel.data.images import IMAGE_SUFFIXES
 from relabel.data.listings import NOT_FOUND, Listing, file_key, unlisted_warnings
 from relabel.data.references import Embedded, Joined, Reference, Slices
-from relabel.data.rows import METADATA_NAMES, Request, Rows
+from relabel.data.rows import CLASSES_FILE, METADATA_NAMES, Request, Rows, parent_folder
 from relabel.data.shards import is_junk, suffix_of
 from relabel.data.spool import Spool
 from relabel.data.tables import brief, cell_text, label_of, printable
@@ -46,8 +46,8 @@ class _Content:
 
     names, offsets and sizes: one entry an image, in a .zip the offset is the member's number; errors: by
     image; said and verified: labels by the key of a row, behind the rank of the member that said so;
-    metadata: files by name; parents: folders that have something in them; others: files left alone; damage:
-    why the archive could not be read to its end.
+    metadata: files by name; classes: name and content of a `classes.txt`; parents: folders that have
+    something in them; others: files left alone; damage: why the archive could not be read to its end.
     """
 
     path: Path
@@ -58,6 +58,7 @@ class _Content:
     said: _Said = field(default_factory=dict)
     verified: _Said = field(default_factory=dict)
     metadata: dict[str, bytes] = field(default_factory=dict)
+    classes: tuple[str, bytes] | None = None
     folders: set[str] = field(default_factory=set)
     parents: set[str] = field(default_factory=set)
     others: int = 0
@@ -67,12 +68,14 @@ class _Content:
     def take(self, name: str, *, is_folder: bool) -> bool:
         """Note a member; True when it is an image."""
         folder, _, last = name.rpartition("/")
-        self.parents.add(folder)
+        while folder not in self.parents:  # an archive need not have members for its folders
+            self.parents.add(folder)
+            folder = folder.rpartition("/")[0]
         if is_folder:
             self.folders.add(name)
         elif PurePosixPath(last).suffix.lower() in IMAGE_SUFFIXES:
             return True
-        elif last not in METADATA_NAMES:
+        elif last not in (*METADATA_NAMES, CLASSES_FILE):
             self.others += 1
         return False
 
@@ -118,7 +121,9 @@ def open_archives(paths: Sequence[Path], request: Request) -> Rows:
         rows.ignored += content.others
         if content.damage:
             there = len(content.names) - list(content.errors.values()).count(_LOST)
-            rows.warnings.append(f"{content.path} is damaged after {there} image(s): {content.damage}.")
+            rows.damage.append(f"{content.path} is damaged after {there} image(s): {content.damage}.")
+    rows.warnings += rows.damage
+    rows.listed = next((content.classes for content in contents if content.classes), None)
     rows.references = Joined(
         _ZipImages(content.zip, content.offsets)
         if content.zip
@@ -183,10 +188,30 @@ def _label_by_members(rows: Rows, contents: Sequence[_Content], request: Request
             )
     if said is None and verified is None:
         return list(contents)
+    if said is not None and verified is None and options.label_column is None and _are_notes(contents):
+        rows.warnings.append(
+            f"{request.location}: the .txt files beside images are taken for notes, and the class folders "
+            "for labels; --label-column txt takes the texts for labels."
+        )
+        return list(contents)
     arranged = list(map(_one_image_a_row, contents))
     rows.labels = _in_order(arranged, [content.said for content in arranged]) or []
     rows.verified = _in_order(arranged, [content.verified for content in arranged])
     return arranged
+
+
+def _are_notes(contents: Sequence[_Content]) -> bool:
+    """Whether texts beside images in several class folders are no labels.
+
+    Some images have none then, or there are more texts than half the images.
+    """
+    said = [entry for content in contents for entry in content.said.values()]
+    images = [name for content in contents for name in content.names]
+    folders = {parent_folder(name) for name in images}
+    if len(folders) < 2 or None in folders or any(rank != LABELS.index("txt") for rank, _ in said):
+        return False
+    texts = _in_order(contents, [content.said for content in contents]) or []
+    return None in texts or len(set(texts)) > len(images) / 2
 
 
 def _in_order(contents: Sequence[_Content], labels: Sequence[_Said]) -> list[str | None] | None:
@@ -210,13 +235,17 @@ def _list_zip(path: Path) -> _Content:
     for number, member in enumerate(content.zip.infolist()):
         # A .zip has slashes alone, but for what some programs write on Windows.
         name = member.filename.replace("\\", "/").removeprefix("./").rstrip("/")
-        if _is_junk(name):
+        if name in ("", ".") or _is_junk(name):
             continue
         if content.take(name, is_folder=member.filename.endswith(("/", "\\"))):
-            content.add(name, number, 0)
+            locked = member.flag_bits & 1
+            content.add(name, number, 0, "the image is encrypted" if locked else None)
         elif _is_metadata(name):
             with _metadata_of(content, name):
                 content.metadata[name] = content.zip.read(member)
+        elif _is_classes(name):
+            with _metadata_of(content, name):
+                content.classes = name, content.zip.read(member)
     return content
 
 
@@ -261,7 +290,7 @@ def _list_tar(path: Path, options: SourceOptions, spool: Spool) -> _Content:
         with tarfile.open(path, "r|*" if compressed else "r:") as tar:
             for member in _members(tar, compressed):
                 name = member.name.removeprefix("./").rstrip("/")
-                if _is_junk(name) or member.isdev():
+                if name in ("", ".") or _is_junk(name) or member.isdev():
                     continue
                 if content.take(name, is_folder=member.isdir()):
                     if not member.isreg():
@@ -275,6 +304,9 @@ def _list_tar(path: Path, options: SourceOptions, spool: Spool) -> _Content:
                 elif member.isreg() and _is_metadata(name):
                     with _metadata_of(content, name):
                         content.metadata[name] = _bytes_of(tar, member)
+                elif member.isreg() and _is_classes(name):
+                    with _metadata_of(content, name):
+                        content.classes = name, _bytes_of(tar, member)
                 elif member.isreg() and member.size <= _LARGEST_LABEL:
                     _read_labels(content, name, tar, member, options)
     except _DAMAGE as error:
@@ -305,6 +337,11 @@ def _follow(links: Mapping[int, str], content: _Content) -> None:
 
 def _is_metadata(name: str) -> bool:
     return name.rpartition("/")[2] in METADATA_NAMES
+
+
+def _is_classes(name: str) -> bool:
+    """At the top, or in the one folder that an archive of a folder begins with."""
+    return name.rpartition("/")[2] == CLASSES_FILE and name.count("/") <= 1
 
 
 @contextmanager

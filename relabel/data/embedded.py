@@ -191,7 +191,10 @@ def in_order(paths: Sequence[Path]) -> bool:
             end = start + file.metadata.num_rows
             positions = file.schema_arrow.get_all_field_indices("index")
             if len(positions) == 1 and pa.types.is_integer(file.schema_arrow.field(positions[0]).type):
-                numbers = file.read(columns=["index"])["index"].to_numpy()
+                try:
+                    numbers = file.read(columns=["index"])["index"].to_numpy()
+                except (OSError, pa.ArrowException):
+                    return False  # damaged, and of no other use
                 if not np.array_equal(numbers, np.arange(start, end)):
                     return False
             start = end
@@ -379,7 +382,9 @@ def _texts(
         raise RelabelError(
             f"{where}: the column {column_name!r} holds {kind}, not text or numbers.", "Name another column."
         )
-    encoded = column.unify_dictionaries().combine_chunks()
+    if pa.types.is_dictionary(column.type):
+        column = column.cast(kind)  # dictionaries of several row groups may not fit one type of index
+    encoded = column.combine_chunks()
     if not pa.types.is_dictionary(encoded.type):
         encoded = encoded.dictionary_encode()
     # A text is made once, for all rows that have it.

@@ -7,13 +7,16 @@ computed once) stay float32. All answer the same two questions, so training neve
 
 from __future__ import annotations
 
+import hashlib
 import os
+import zlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -51,6 +54,10 @@ class Inputs(ABC):
     @abstractmethod
     def batch(self, index: Tensor, device: torch.device, generator: torch.Generator | None) -> Tensor:
         """The rows `index` [B] as a float batch on `device`, augmented when a generator is given."""
+
+    @abstractmethod
+    def digest(self) -> str:
+        """Of all rows as they are before augmentation, to tell others under the same names."""
 
 
 class _SquareImages(Inputs):
@@ -119,16 +126,34 @@ class ImageInputs(_SquareImages):
             release(self._array)
         return images
 
+    def digest(self) -> str:
+        """The same as that of `EncodedInputs`."""
+        checksums = np.empty(len(self), dtype=np.uint32)
+        for row, pixels in enumerate(self._array):
+            checksums[row] = zlib.crc32(pixels.data)
+            if row % _RELEASED == 0:
+                release(self._array)
+        return _digest(checksums)
+
 
 class EncodedInputs(_SquareImages):
     """Images that are decoded anew for each batch; rows in `skip` are black, as they are in `decode_all`.
 
-    `batch` raises RunError for an image that cannot be decoded.
+    checksums: [N], CRC-32 of each as it was decoded when the run began. `batch` raises RunError for an image
+    that cannot be decoded.
     """
 
-    def __init__(self, references: References, size: int, augmentation: str, skip: Collection[int]) -> None:
+    def __init__(
+        self,
+        references: References,
+        size: int,
+        augmentation: str,
+        skip: Collection[int],
+        checksums: NDArray[np.uint32],
+    ) -> None:
         super().__init__(size, augmentation)
         self._references = references
+        self._checksums = checksums
         self._skip = skip
         self._pool = ThreadPoolExecutor(_workers())
 
@@ -148,6 +173,10 @@ class EncodedInputs(_SquareImages):
 
         in_threads(self._pool, one, enumerate(rows.tolist()))
         return images[places]
+
+    def digest(self) -> str:
+        """The same as that of `ImageInputs`."""
+        return _digest(self._checksums)
 
     def _decoded(self, row: int) -> NDArray[np.uint8]:
         reference = self._references[row]
@@ -174,6 +203,10 @@ class VectorInputs(Inputs):
         """The rows [B, D]."""
         return upload(self.vectors[index], device)
 
+    def digest(self) -> str:
+        """Of all values."""
+        return _digest(self.vectors.numpy())
+
 
 def open_images(
     references: References,
@@ -193,8 +226,18 @@ def open_images(
     if cache:
         images, errors = decode_all(references, size, skip, watcher.advance, remedies=remedies)
         return ImageInputs(images, augmentation), errors
-    errors = _decode_each(references, size, skip, watcher.advance, lambda row, pixels: None)
-    return EncodedInputs(references, size, augmentation, skip | set(errors)), errors
+    black = zlib.crc32(bytes(3 * size * size))
+    checksums = np.full(len(references), black, dtype=np.uint32)
+
+    def note(row: int, pixels: NDArray[np.uint8]) -> None:
+        checksums[row] = zlib.crc32(np.ascontiguousarray(pixels).data)
+
+    errors = _decode_each(references, size, skip, watcher.advance, note)
+    return EncodedInputs(references, size, augmentation, skip | set(errors), checksums), errors
+
+
+def _digest(values: NDArray[Any]) -> str:
+    return hashlib.sha256(np.ascontiguousarray(values).data).hexdigest()
 
 
 def decode_all(

@@ -113,7 +113,7 @@ class Joined:
 
 
 class Slices:
-    """Byte ranges of a file, or of one that is mapped to memory: offset and size in bytes, [N] each.
+    """Byte ranges of a file, or of a `Spool` that is mapped to memory: offset and size in bytes, [N] each.
 
     A path is opened anew for every image, because a thousand shards may be more than the system lets open.
     """
@@ -134,8 +134,9 @@ class Slices:
         return len(self._offsets)
 
     def __getitem__(self, row: int) -> Reference:
-        name, size = f"image {row + 1} of {self._name}", int(self._sizes[row])
-        return Embedded(name, partial(self._read, row), Path(), size)
+        # What a spool holds may have been of another size.
+        size = int(self._sizes[row]) if isinstance(self._file, Path) else None
+        return Embedded(f"image {row + 1} of {self._name}", partial(self._read, row), Path(), size)
 
     def _read(self, row: int) -> bytes:
         offset, size = int(self._offsets[row]), int(self._sizes[row])

@@ -45,7 +45,8 @@ class Rows:
 
     root: what file names are relative to; kind: the form of SOURCE; verified: labels of `--trusted-column`,
     None where it was not asked for; classes: known even where no row has them; order: class names whose
-    order is fixed; vectors: [N, D], None where rows are images.
+    order is fixed; damage: sentences on what could not be read to its end; listed: name and content of a
+    `classes.txt` among the rows; vectors: [N, D], None where rows are images.
     """
 
     root: Path
@@ -58,7 +59,9 @@ class Rows:
     order: list[str] = field(default_factory=list)
     errors: dict[int, str] = field(default_factory=dict)
     ignored: int = 0
+    damage: list[str] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
+    listed: tuple[str, bytes] | None = None
     vectors: NDArray[np.float32] | None = None
 
     def classify_by_folder(self, empty: Iterable[str], request: Request) -> None:
@@ -112,7 +115,10 @@ class Rows:
 
 def class_ids(names: Sequence[str], *, numbered: bool) -> dict[str, int]:
     """The id of a class by its name and, where labels may be `numbered`, by its number as text."""
-    ids = {str(position): position for position in range(len(names))} if numbered else {}
+    ids: dict[str, int] = {}
+    for position in range(len(names) if numbered else 0):
+        # pandas writes integers among which some are missing as 1.0.
+        ids |= {str(position): position, f"{position}.0": position}
     return ids | {name: position for position, name in enumerate(names)}  # a name is no number
 
 
@@ -153,13 +159,14 @@ def read_classes(given: str) -> list[str]:
     return _different([name.strip() for name in nfc(given).split(",")], "--classes")
 
 
-def read_classes_file(path: Path) -> list[str]:
+def read_classes_file(path: Path, content: bytes | None = None) -> list[str]:
     """The lines of a file, without the white space around them and empty lines at its end.
 
-    Raises RelabelError for a file that cannot be read, and for names that are empty or come twice.
+    content: what `path`, then only a name, would hold. Raises RelabelError for a file that cannot be read,
+    and for names that are empty or come twice.
     """
     try:
-        text = nfc(path.read_text("utf-8-sig"))
+        text = nfc((path.read_bytes() if content is None else content).decode("utf-8-sig"))
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "the text is not UTF-8"
         raise RelabelError(f"{path} cannot be read: {reason}.", "Write one class a line, in UTF-8.") from None

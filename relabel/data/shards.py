@@ -54,13 +54,22 @@ def expand(location: str) -> list[Path]:
 
 def check_one_split(paths: Sequence[Path], folder: Path) -> None:
     """Refuse shards that are of several splits by their names."""
-    splits = sorted({found[1] for path in paths if (found := _SPLIT.search(path.name))})
+    found = [(_split_of(path.relative_to(folder)), path) for path in paths]
+    splits = sorted({split for split, _ in found if split})
     if len(splits) > 1:
-        example = next(path for path in paths if splits[0] in path.name)
+        example = next(path for split, path in found if split == splits[0])
+        name = f"{splits[0]}*" if splits[0] in example.name else "*"
         raise RelabelError(
             f"{folder} holds shards of several splits: {', '.join(splits)}.",
-            f"Name one of them, as in '{example.parent}/{splits[0]}*{example.suffix}'.",
+            f"Name one of them, as in '{example.parent}/{name}{example.suffix}'.",
         )
+
+
+def _split_of(path: Path) -> str:
+    """The split that a shard's name tells, or else a folder above it; empty if none does."""
+    if found := _SPLIT.search(path.name):
+        return found[1]
+    return next((part for part in reversed(path.parts[:-1]) if _SPLIT.fullmatch(part)), "")
 
 
 def _alternatives(pattern: str) -> list[str]:

@@ -210,7 +210,12 @@ def open_source(
         vectors=rows.vectors,
     )
     if need_classes:
-        _check_classes(source)
+        try:
+            _check_classes(source)
+        except RelabelError as error:
+            if not rows.damage:
+                raise
+            raise RelabelError(" ".join([error.message, *rows.damage]), "Copy the archive again.") from None
     return source
 
 
@@ -247,11 +252,16 @@ def _fix_classes(rows: Rows, location: str, given: str | None) -> None:
         rows.fix_classes(read_classes(given), location, "--classes")
         return
     inside, beside = Path(location, CLASSES_FILE), Path(location).parent / CLASSES_FILE
-    found = next((path for path in (inside, beside) if path.is_file()), None)
-    if found is None or rows.kind == "hub":
-        return
+    content = None
+    if rows.listed is not None:
+        found, content = Path(location, rows.listed[0]), rows.listed[1]
+    else:
+        there = next((path for path in (inside, beside) if path.is_file()), None)
+        if there is None or rows.kind == "hub":
+            return
+        found = there
     try:
-        rows.fix_classes(read_classes_file(found), location, str(found))
+        rows.fix_classes(read_classes_file(found, content), location, str(found))
     except RelabelError as error:
         # Nobody named it: it may belong to something else.
         rows.warnings.append(f"{found} is left alone: {error.message}")
@@ -314,6 +324,8 @@ def _scan(root: Path) -> _Scan:
                 if not is_junk(name):
                     subfolders.append(path)
                 continue
+            if not entry.is_file() and not entry.is_symlink():
+                continue  # reading a pipe would wait for ever
             junk = is_junk(name)
             leaf_is_empty = leaf_is_empty and junk
             if not junk and os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES:

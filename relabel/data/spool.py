@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import tempfile
 from collections.abc import Iterable
@@ -15,6 +16,17 @@ from relabel.data.images import decode
 from relabel.data.references import Embedded, Reference
 from relabel.errors import ImageError, RunError
 from relabel.interrupts import in_threads
+
+_MARK = b"relabel: made from "
+
+
+def original(data: bytes) -> tuple[int, str] | None:
+    """The size and SHA-256 of the encoded image that a decoded one was made from; None if it was not."""
+    _, mark, told = data[-100:].rpartition(_MARK)
+    if not mark:
+        return None
+    size, digest = told.split()
+    return int(size), digest.decode()
 
 
 class Spool:
@@ -61,7 +73,9 @@ class Spool:
         if self._largest is None or len(data) <= 3 * self._largest**2:
             return data
         header = f"P6 {self._largest} {self._largest} 255\n".encode()  # PPM: no loss, no time to decode
-        return header + decode(Embedded(reference.name, lambda: data, Path()), self._largest).tobytes()
+        pixels = decode(Embedded(reference.name, lambda: data, Path()), self._largest).tobytes()
+        # Behind the pixels, where nothing reads on: a copy of the file must be known for one.
+        return b"".join([header, pixels, _MARK, f"{len(data)} {hashlib.sha256(data).hexdigest()}".encode()])
 
     def _keep(self, data: bytes) -> tuple[int, int]:
         try:

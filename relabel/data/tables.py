@@ -243,10 +243,12 @@ def _read_jsonl(path: Path, open_file: _Open, wanted: Sequence[str]) -> _Cells:
 
 
 def _read_parquet(path: Path, open_file: _Open, wanted: Sequence[str]) -> _Cells:
-    with open_file() as opened, pq.ParquetFile(opened) as file:
+    # In this thread alone: one of Arrow's own that still holds a buffer of a Python file when the interpreter
+    # ends would abort the process.
+    with open_file() as opened, pq.ParquetFile(opened, pre_buffer=False) as file:
         found = list(file.schema_arrow.names)
         check_single(found, wanted, str(path))
-        table = file.read(columns=[name for name in wanted if name in found])
+        table = file.read(columns=[name for name in wanted if name in found], use_threads=False)
         columns = {name: table.column(name).to_pylist() for name in wanted if name in found}
         return _Cells(found, columns, range(1, file.metadata.num_rows + 1))
 

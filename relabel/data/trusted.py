@@ -6,8 +6,8 @@ Everything wrong with it is reported by row number here, before any training sta
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Collection, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from relabel.data.references import Reference, known_size
 from relabel.data.rows import METADATA_NAMES, class_ids, suggestion
 from relabel.data.sources import FileIndex, Source, naming_hint, open_source
+from relabel.data.spool import original
 from relabel.data.tables import first_few
 from relabel.errors import RelabelError
 
@@ -29,6 +30,13 @@ class TrustedSet:
     external: list[Path]  # files of verified images that are not in SOURCE
     external_labels: NDArray[np.int64]  # [len(external)] verified class ids
     warnings: list[str]
+
+    def without(self, unreadable: Mapping[int, str], source: Source) -> TrustedSet:
+        """Less the rows of `source` that turned out to be of no use, for the reason given, with a warning."""
+        kept = np.array([row not in unreadable for row in self.rows.tolist()], dtype=bool)
+        lost = self.rows[~kept].tolist()
+        warnings = _unusable(lost, unreadable, source) if lost else []
+        return replace(self, rows=self.rows[kept], labels=self.labels[kept], warnings=warnings)
 
     @classmethod
     def empty(cls) -> TrustedSet:
@@ -108,10 +116,7 @@ def _trusted_set(flag: str, entries: _Entries, source: Source) -> TrustedSet:
     _refuse(flag, f"{source.noun} are listed twice", twice, "Keep one row for each.")
 
     unusable = [position for position in seen if position in source.errors]
-    warnings = []
-    if unusable:
-        names = first_few([f"{source.file_names[row]!r} ({source.errors[row]})" for row in unusable])
-        warnings.append(f"{len(unusable)} trusted row(s) cannot be used: {names}.")
+    warnings = _unusable(unusable, source.errors, source) if unusable else []
     if not labels and not external_labels:
         raise RelabelError(
             f"{flag} holds no usable row.", "Verify the labels of at least a few images a class."
@@ -127,6 +132,11 @@ def _trusted_set(flag: str, entries: _Entries, source: Source) -> TrustedSet:
         external_labels=np.array(external_labels, dtype=np.int64),
         warnings=warnings,
     )
+
+
+def _unusable(rows: Sequence[int], errors: Mapping[int, str], source: Source) -> list[str]:
+    names = first_few([f"{source.file_names[row]!r} ({errors[row]})" for row in rows])
+    return [f"{len(rows)} trusted row(s) cannot be used: {names}."]
 
 
 @dataclass
@@ -229,7 +239,7 @@ def _copied_rows(files: Sequence[Path], source: Source) -> dict[Path, list[int]]
 
 
 def _content(reference: Reference, sizes: Collection[int]) -> tuple[int, str] | None:
-    """The size and SHA-256 of an encoded image; None when it has none of the sizes, or cannot be read."""
+    """The size and SHA-256 of an image as it came; None when it has none of the sizes, or cannot be read."""
     try:
         size = known_size(reference)
         if size is not None and size not in sizes:
@@ -238,6 +248,8 @@ def _content(reference: Reference, sizes: Collection[int]) -> tuple[int, str] | 
             data = file.read()
     except Exception:  # a broken archive raises almost any type; decoding tells what is wrong
         return None
+    if (made_from := original(data)) is not None:
+        return made_from if made_from[0] in sizes else None
     return (len(data), hashlib.sha256(data).hexdigest()) if len(data) in sizes else None
 
 

@@ -11,6 +11,7 @@ import hashlib
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import count
 from pathlib import Path
 
 import numpy as np
@@ -225,8 +226,8 @@ def solved(recording: Recording) -> Solved:
 
 def _pools(config: PretrainConfig, compute: Compute, watcher: Watcher) -> list[Pool]:
     pools = []
-    for name in config.sources:
-        source = open_source(name, options=config.reading, largest=_LARGEST, watcher=watcher)
+    for location, name in zip(config.sources, short_names(config.sources), strict=True):
+        source = open_source(location, options=config.reading, largest=_LARGEST, watcher=watcher)
         for warning in source.warnings:
             watcher.warn(warning)
         values, errors = _values(source, watcher)
@@ -243,8 +244,18 @@ def _pools(config: PretrainConfig, compute: Compute, watcher: Watcher) -> list[P
                 f"{source.location}: fewer than two classes have {source.noun} that can be used.",
                 "Name another source, with true labels.",
             )
-        pools.append(Pool(Path(name).name, values[usable], source.given[usable], source.class_names, compute))
+        pools.append(Pool(name, values[usable], source.given[usable], source.class_names, compute))
     return pools
+
+
+def short_names(locations: Sequence[str]) -> list[str]:
+    """The ends of the locations, as long as it takes to tell different ones apart."""
+    parts = [Path(location).parts for location in locations]
+    for length in count(1):
+        names = [str(Path(*own[-length:])) for own in parts]
+        if len(set(names)) == len(set(parts)):
+            break
+    return names
 
 
 def _values(

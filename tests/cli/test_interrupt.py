@@ -5,6 +5,7 @@ import os
 import shlex
 import signal
 import time
+from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
@@ -191,6 +192,22 @@ def test_another_run_does_not_continue_the_checkpoint(run, interrupted, files, t
     assert run(*FIT, "--labels", "labels.csv", "--resume").code == 2
     (interrupted.parent / "labels.csv").unlink()
     assert files() == before
+
+
+def test_other_images_under_the_same_names_do_not_continue_the_checkpoint(run, interrupted, tools, whole):
+    image = Path("images/red/red9.png")
+    kept = image.read_bytes()
+    for spoil in (
+        lambda: tools["draw"](image, "blue", seed=99),
+        lambda: image.write_bytes(b"no image any more"),
+    ):
+        spoil()
+        done = run(*FIT, "--resume", "--overwrite")
+        assert done.code == 2
+        assert "belongs to a run with other data or other settings" in done.err
+    image.write_bytes(kept)
+    assert run(*FIT, "--resume", "-q").code == 0
+    assert result("labels.parquet") == whole()
 
 
 def test_a_damaged_checkpoint_is_told_and_dropping_resume_starts_again(run, interrupted, whole):

@@ -6,6 +6,7 @@ import json
 import os
 import shlex
 import subprocess
+import sys
 
 import pyarrow.parquet as pq
 import pytest
@@ -83,7 +84,9 @@ def test_the_line_that_is_shown_when_standard_output_fails_continues_the_run(sta
 
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no device that is always full")
-@pytest.mark.parametrize("arguments", [(*CORRUPT, "-"), ("inspect", "noisy.csv", "--json")])
+@pytest.mark.parametrize(
+    "arguments", [(*CORRUPT, "-"), ("inspect", "noisy.csv", "--json"), ("inspect", "noisy.csv")]
+)
 def test_a_full_standard_output_is_told_by_other_commands_too(run, start, arguments):
     assert run(*CORRUPT, "noisy.csv", "-q").code == 0
     with open("/dev/full", "wb") as full:
@@ -94,6 +97,29 @@ def test_a_full_standard_output_is_told_by_other_commands_too(run, start, argume
         "Error: Standard output could not be written: No space left on device. "
         "Free some space or choose another place."
     ]
+
+
+@pytest.mark.parametrize(
+    ("closed", "arguments", "code", "said"),
+    [
+        ("0<&-", ("inspect", "-"), 2, "Error: standard input is"),
+        ("1>&-", ("inspect", "noisy.csv"), 1, "Error: Standard output could not be written"),
+        ("1>&-", (*FIT, "--device", "cpu"), 1, "Error: Standard output could not be written"),
+        ("2>&-", (*CORRUPT, "other.csv"), 0, ""),
+    ],
+)
+def test_a_closed_stream_ends_in_a_sentence_where_it_is_needed(run, folder, closed, arguments, code, said):
+    assert run(*CORRUPT, "noisy.csv", "-q").code == 0
+    line = f'exec "$0" -m relabel "$@" {closed}'
+    done = subprocess.run(
+        ["sh", "-c", line, sys.executable, *arguments],
+        stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=120, check=False,
+    )  # fmt: skip
+    assert (done.returncode, done.stdout) == (code, "")
+    assert said in done.stderr
+    assert "Traceback" not in done.stderr
+    assert "NoneType" not in done.stderr
+    assert os.path.exists("other.csv") == ("other.csv" in arguments)
 
 
 @pytest.fixture

@@ -189,6 +189,22 @@ def test_without_a_cache_the_same_is_shown(
         assert seen[0].stride() == seen[1].stride()
 
 
+def test_the_digest_tells_other_images_under_the_same_names(references: list[Path]) -> None:
+    def digest(*, cache: bool) -> str:
+        inputs, _ = open_images(references, SIZE, "flip", {3}, Silent(), cache=cache, remedies="")
+        return inputs.digest()
+
+    before = digest(cache=True)
+    assert digest(cache=False) == before
+    first, second = references[7].read_bytes(), references[8].read_bytes()
+    references[7].write_bytes(second)
+    references[8].write_bytes(first)
+    assert digest(cache=True) == digest(cache=False) != before
+    one, other = torch.zeros(3, 2), torch.zeros(3, 2)
+    other[1, 1] = 1e-30
+    assert VectorInputs(one).digest() != VectorInputs(other).digest()
+
+
 def test_without_a_cache_nothing_is_kept(references: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(loading, "scratch_array", None)
     open_images(references, 8, "none", set(), Silent(), cache=False, remedies="")

@@ -371,3 +371,44 @@ def test_columns_of_shards_agree(tmp_path):
     other = shards(tmp_path / "t", {**numbers, "f_1": [5, 6, 7, 8]}, numbers)
     with pytest.raises(RelabelError, match=r"train-1\.parquet has other such columns than"):
         open_source(other, options=SourceOptions(features="f_*"))
+
+
+@pytest.mark.parametrize("column", ["--trusted", "--labels"])
+def test_rows_are_named_by_id_even_beside_an_index_of_another_order(write, tmp_path, column):
+    source = write(v=lists(), label=["cat", "dog", "cat", "dog"], id=["a", "b", "c", "d"])
+    table = tmp_path / "table.csv"
+    table.write_text("index,id,label\n0,d,dog\n3,a,dog\n")
+    if column == "--trusted":
+        trusted = read_trusted(table, open_source(str(source), options=V))
+        assert dict(zip(trusted.rows.tolist(), trusted.labels.tolist(), strict=True)) == {3: 1, 0: 1}
+    else:
+        assert open_source(str(source), table, V).given.tolist() == [1, 1, 0, 1]
+
+
+def test_an_id_that_names_no_row_leaves_the_index_to_name_it(write, tmp_path):
+    source = open_source(str(write(v=lists(), label=["cat", "dog", "cat", "dog"])), options=V)
+    table = tmp_path / "table.csv"
+    table.write_text("index,id,label\n3,1,dog\n2,,cat\n")
+    assert sorted(read_trusted(table, source).rows.tolist()) == [2, 3]
+    named = write(v=lists(), label=["cat", "dog", "cat", "dog"], id=["a", "b", "c", "d"])
+    assert sorted(read_trusted(table, open_source(str(named), options=V)).rows.tolist()) == [2, 3]
+    table.write_text("index,id,label\n3,d,dog\n2,,cat\n")
+    with pytest.raises(RelabelError, match=r"not in SOURCE: row 3 \(''\)"):
+        read_trusted(table, open_source(str(named), options=V))
+
+
+@pytest.mark.parametrize(
+    ("numbers", "warned"),
+    [
+        ([0, 1, 2, 3], False),
+        ([3, 1, 2, 0], True),
+        ([1, 2, 3, 4], True),
+        ([0, None, 2, 3], True),
+        (None, False),
+    ],
+)
+def test_an_index_that_does_not_count_the_rows_is_warned_of(write, numbers, warned):
+    columns = {} if numbers is None else {"index": pa.array(numbers, pa.int64())}
+    source = open_source(str(write(v=lists(), label=["cat", "dog", "cat", "dog"], **columns)), options=V)
+    assert [text for text in source.warnings if "column 'index'" in text] == source.warnings
+    assert len(source.warnings) == warned

@@ -23,7 +23,7 @@ def numbered(tmp_path):
     return write(tmp_path, list("01234"))
 
 
-def write(tmp_path, names):
+def write(tmp_path, names, **metadata):
     """Given x x y y ?; corrected x y y x x; the fourth verified, the fifth unlabelled."""
     soft = np.array([[0.9, 0.1], [0.2, 0.8], [0.3, 0.7], [1, 0], [0.6, 0.4]], dtype=np.float32)
     write_labels(
@@ -36,7 +36,7 @@ def write(tmp_path, names):
         trusted=np.array([False, False, False, True, False]),
         errors={},
         class_names=["x", "y"],
-        metadata={},
+        metadata=metadata,
     )
     return tmp_path / "labels.parquet"
 
@@ -144,3 +144,40 @@ def test_rows_without_names_are_found_by_their_number(tmp_path, numbered):
     assert found.label_accuracy_after == pytest.approx(2 / 3)
     with pytest.raises(RelabelError, match=r"t\.parquet has 4 rows and the labels file, .* 5\."):
         evaluate_file(numbered, images(tmp_path / "t.parquet", [None] * 4, label=true[:4]))
+
+
+@pytest.mark.parametrize("names", [NAMES, list("01234")])
+def test_the_vectors_of_the_source_are_a_truth(tmp_path, names):
+    file = write(tmp_path, names, features="f_*")
+    columns = {"f_0": [0.0] * 5, "f_1": [1.0] * 5, "true": ["x", "y", "x", "x", "x"]}
+    named = {"id": names} if names == NAMES else {}
+
+    def against(rows=slice(None), **more):
+        table = {name: values[rows] for name, values in {**columns, **named}.items()} | more
+        pq.write_table(pa.table(table), tmp_path / "v.parquet")
+        return evaluate_file(file, tmp_path / "v.parquet", "true")
+
+    plain = against()
+    assert plain.label_accuracy_after == pytest.approx(2 / 3)
+    assert against(index=[0, 1, 2, 3, 4]) == plain
+    if named:
+        assert against(index=[4, 3, 2, 1, 0]) == plain
+        assert against(slice(2)).rows == 2
+        del named["id"]
+        assert against(index=[0, 1, 2, 3, 4]) == plain, "by index, as SOURCE may be named"
+    else:
+        with pytest.raises(RelabelError, match="its column index numbers the rows otherwise than they stand"):
+            against(index=[4, 3, 2, 1, 0])
+        assert against(slice(2), index=[0, 1]).rows == 2
+        with pytest.raises(RelabelError, match=r"v\.parquet has 2 rows and the labels file, .* 5\."):
+            against(slice(2))
+
+
+def test_numbers_are_a_truth_where_they_were_labels(tmp_path, truth):
+    table = truth("a.png,0", "b.png,1", "c.png,0", "d.png,0", "e.png,0")
+    assert evaluate_file(write(tmp_path, NAMES, numbered_labels=True), table).label_accuracy_after == (
+        pytest.approx(2 / 3)
+    )
+    (tmp_path / "labels.parquet").unlink()
+    with pytest.raises(RelabelError, match="none of its labels"):
+        evaluate_file(write(tmp_path, NAMES, numbered_labels=False), table)
