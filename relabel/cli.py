@@ -9,7 +9,6 @@ import dataclasses
 import errno
 import functools
 import hashlib
-import io
 import json
 import os
 import re
@@ -24,12 +23,12 @@ from dataclasses import replace
 from enum import StrEnum
 from inspect import Parameter, signature
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, BinaryIO, NoReturn, TypeVar, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, BinaryIO, TypeVar, get_type_hints
 
 import typer
 from rich.console import Console
 
-from relabel import __version__, correctors, demo, hub, interrupts, noise, summary
+from relabel import __version__, correctors, demo, hub, noise, summary
 from relabel.config import (
     BATCH_SIZE,
     DEFAULT_CORRECTOR,
@@ -59,11 +58,14 @@ _OPTIONS = ", ".join(
     for name, values in entry.options.items()
 )
 
+_NO_PARQUET = (".csv", ".tsv", ".json", ".jsonl", ".txt", ".xlsx", ".pt", ".zip", ".tar")
+
 app = typer.Typer(
     help="Repair image data sets whose labels are partly wrong, guided by a few hundred verified rows.",
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
 )
 
 
@@ -291,19 +293,8 @@ def fit(
             "Name a table or a folder with --trusted; relabel apply does without.",
         )
     to_stdout = output == "-"
-    if to_stdout:
-        _check_stdout(as_json)
+    _check_output(output, as_json)
     state = checkpoint or _checkpoint_path(output, arguments)
-    _check_outputs(
-        {
-            "--output": None if to_stdout else Path(output),
-            "--save-corrector": save_corrector,
-            "--save-model": save_model,
-            "--checkpoint": state,
-        },
-        {**_files_of(source, reading), "--trusted": trusted, "--labels": labels, "--weights": Path(weights)},
-        overwrite,
-    )
     config = FitConfig(
         source=source,
         trusted=trusted,
@@ -335,7 +326,22 @@ def fit(
         resume=resume,
     )
     correctors.check(config.recipe.corrector, config.options)
+    if save_corrector and config.recipe.corrector == "none":
+        raise RelabelError(
+            "--save-corrector: with --corrector none there is nothing to save.", "Leave it out."
+        )
     _check_source(source)
+    _check_there({"--trusted": trusted, "--labels": labels})
+    _check_outputs(
+        {
+            "--output": None if to_stdout else Path(output),
+            "--save-corrector": save_corrector,
+            "--save-model": save_model,
+            "--checkpoint": state,
+        },
+        {**_files_of(source, reading), "--trusted": trusted, "--labels": labels, "--weights": Path(weights)},
+        overwrite,
+    )
 
     saves: dict[Path, Callable[[FitResult, Path], None]] = {}
     if save_corrector:
@@ -394,24 +400,16 @@ def apply(
     console = _console(stderr=True)
     arguments: list[str] = context.obj
     to_stdout = output == "-"
-    if to_stdout:
-        _check_stdout(as_json)
+    _check_output(output, as_json)
     state = checkpoint or _checkpoint_path(output, arguments)
     corrector = corrector or str(SHIPPED_CORRECTOR)
     local = None if corrector.startswith("hf://") else Path(corrector)
-    _check_outputs(
-        {"--output": None if to_stdout else Path(output), "--checkpoint": state},
-        {
-            **_files_of(source, reading), "--corrector": local, "--trusted": trusted, "--labels": labels,
-            "--weights": Path(weights),
-        },
-        overwrite,
-    )  # fmt: skip
     if local and not local.is_file():
         raise RelabelError(
             f"--corrector {local}: no such file.", "Write one with relabel pretrain or fit --save-corrector."
         )
     _check_source(source)
+    _check_there({"--trusted": trusted, "--labels": labels})
     config = FitConfig(
         source=source,
         trusted=trusted,
@@ -435,6 +433,14 @@ def apply(
         checkpoint=state,
         resume=resume,
     )
+    _check_outputs(
+        {"--output": None if to_stdout else Path(output), "--checkpoint": state},
+        {
+            **_files_of(source, reading), "--corrector": local, "--trusted": trusted, "--labels": labels,
+            "--weights": Path(weights),
+        },
+        overwrite,
+    )  # fmt: skip
     config = replace(config, pretrained=hub.resolve(corrector, "--corrector", SHIPPED_CORRECTOR.name))
     _fit(console, arguments, config, state, checkpoint is not None, {}, output, overwrite, as_json, quiet)
 
@@ -455,8 +461,6 @@ def _fit(
 
     saves: what writes the files beside the labels, by their paths.
     """
-    from relabel import pipeline
-    from relabel.checkpoint import is_checkpoint
 
     def how_to_resume() -> str:
         outputs = [*saves, *([] if output == "-" else [Path(output)])]
@@ -464,6 +468,10 @@ def _fit(
 
     try:
         with Terminal(console, quiet) as watcher:
+            watcher.stage("Starting", None)  # torch takes seconds to import
+            from relabel import pipeline
+            from relabel.checkpoint import is_checkpoint
+
             if state.exists() and not config.resume:
                 if named and not is_checkpoint(state):
                     raise RelabelError(
@@ -594,13 +602,7 @@ def predict(
     """
     console = _console(stderr=True)
     arguments: list[str] = context.obj
-    if output == "-":
-        _check_stdout(as_json)
-    _check_outputs(
-        {"--output": None if output == "-" else Path(output)},
-        {**_files_of(source, reading), "--model": model, "--labels": labels},
-        overwrite,
-    )
+    _check_output(output, as_json)
     config = PredictConfig(
         source=source,
         model=model,
@@ -612,8 +614,14 @@ def predict(
         amp=amp.value,
     )
     _check_source(source)
+    _check_there({"--labels": labels})
     if not model.is_file():
         raise RelabelError(f"--model {model}: no such file.", "Write one with relabel fit --save-model.")
+    _check_outputs(
+        {"--output": None if output == "-" else Path(output)},
+        {**_files_of(source, reading), "--model": model, "--labels": labels},
+        overwrite,
+    )
 
     from relabel import prediction
 
@@ -755,6 +763,8 @@ def inspect(
 
 
 def _inspect(path: Path, as_json: bool) -> None:
+    if path.is_dir():
+        raise RelabelError(f"{path} is a folder.", "Name a file that relabel wrote.")
     from relabel.output import noisy_labels
     from relabel.output.parquet import read_labels
 
@@ -816,30 +826,6 @@ def root(
         raise typer.Exit(2)
 
 
-def main() -> NoReturn:
-    """The console command."""
-    interrupts.install()
-    _replace_closed_streams()
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")  # a class name the terminal cannot show
-    code = run(sys.argv[1:])
-    interrupts.ignore()
-    sys.exit(code)
-
-
-def _replace_closed_streams() -> None:
-    """Put something in the place of standard streams that the caller has closed, which Python leaves out."""
-    if sys.__stdin__ is None:
-        sys.stdin = open(os.devnull, encoding="utf-8")  # noqa: SIM115
-    if sys.__stdout__ is None:
-        # For reading alone, so that what is written does not vanish without an error.
-        nowhere = io.FileIO(os.open(os.devnull, os.O_RDONLY), "w")
-        sys.stdout = io.TextIOWrapper(io.BufferedWriter(nowhere), encoding="utf-8")
-    if sys.__stderr__ is None:
-        sys.stderr = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
-
-
 def run(arguments: Sequence[str]) -> int:
     """Run one command line; every failure becomes one sentence on standard error and an exit code."""
     try:
@@ -857,14 +843,14 @@ def run(arguments: Sequence[str]) -> int:
         _abandon_stdout()
         code = 1
     except Exception as error:
-        code = _fail_unexpected(error)
+        code = _fail_unexpected(error, arguments)
     return code
 
 
-def _fail_unexpected(error: Exception) -> int:
+def _fail_unexpected(error: Exception, arguments: Sequence[str]) -> int:
     # Typer's own errors share no public class across its versions.
     if hasattr(error, "format_message"):
-        return _fail(error, f"Error: {_usage_sentence(error, error.format_message())}", 2)
+        return _fail(error, f"Error: {_usage_sentence(error, error.format_message(), arguments)}", 2)
     # Raised by Python's own tests of whether a file is there, wherever they are.
     if isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG:
         return _fail(error, f"Error: There is no file {error.filename}: the name is too long.", 2)
@@ -913,11 +899,12 @@ def _check_words(arguments: Sequence[str]) -> None:
             )
 
 
-def _usage_sentence(error: Exception, message: str) -> str:
+def _usage_sentence(error: Exception, message: str, arguments: Sequence[str]) -> str:
     message = " ".join(message.split()).replace("Value error, ", "")
     message = re.sub(r"Input should be a valid (\w+).*", r"not a valid \1", message)
     context = getattr(error, "ctx", None)
-    where = context.command_path if context else "relabel"
+    command = arguments[0] if arguments and not arguments[0].startswith("-") else ""
+    where = context.command_path if context else f"relabel {command}".strip()
     return f"{message}{'' if message.endswith(('.', '?')) else '.'} See {where} --help."
 
 
@@ -960,11 +947,20 @@ def _parse_options(pairs: Sequence[str]) -> dict[str, str]:
     for pair in pairs:
         name, equals, value = pair.partition("=")
         if not equals:
-            raise RelabelError(f"--option {pair}: is not NAME=VALUE.", "Write for example targets=hard.")
+            raise RelabelError(f"--option {pair}: is not NAME=VALUE.", "Write for example start=random.")
         if name in options:
             raise RelabelError(f"--option {name} is given twice.", "Keep one of them.")
         options[name] = value
     return options
+
+
+def _check_there(named: Mapping[str, Path | None]) -> None:
+    """A file that is not there is told without waiting for torch."""
+    for flag, path in named.items():
+        if path is not None and not os.path.exists(path):
+            raise RelabelError(
+                f"{flag}: there is no file or folder {path}.", "Check the spelling of the path."
+            )
 
 
 def _check_source(source: str) -> None:
@@ -1011,10 +1007,19 @@ def _show_result(console: Console, result: Labelling, output: str, as_json: bool
     if as_json:
         _print_json({**result.summary, "output": output})
     elif not quiet:
-        summary.show_result(console, result.summary, "standard output" if output == "-" else output)
+        summary.show_result(
+            console, result.summary, "the labels to standard output" if output == "-" else output
+        )
 
 
-def _check_stdout(as_json: bool) -> None:
+def _check_output(output: str, as_json: bool) -> None:
+    """Refuse a name of something other than Parquet, and a standard output that cannot take it."""
+    if output != "-":
+        if Path(output).suffix.lower() in _NO_PARQUET:
+            raise RelabelError(
+                f"--output {output}: the labels are written as Parquet.", "End the name in .parquet."
+            )
+        return
     if as_json:
         raise RelabelError("--json and -o - both want standard output.", "Write the labels to a file.")
     if sys.stdout.isatty():

@@ -185,7 +185,9 @@ class FitConfig:
             if value is not None and value < least:
                 raise RelabelError(f"{flag} {value}: must be at least {least}.")
         if self.warmup is not None and not 1 <= self.warmup < (self.epochs or self.warmup + 1):
-            raise RelabelError(f"--warmup {self.warmup}: must lie between 1 and the number of epochs.")
+            raise RelabelError(
+                f"--warmup {self.warmup}: must be at least 1 and less than the number of epochs."
+            )
         for flag, rate in (("--lr", self.learning_rate), ("--meta-lr", self.meta_learning_rate)):
             if rate is not None and not 0 < rate < math.inf:
                 raise RelabelError(f"{flag} {rate}: must be a positive number.")

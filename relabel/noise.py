@@ -356,15 +356,28 @@ def _some(names: Sequence[str]) -> str:
 
 
 def _csv_pairs(path: Path, text: str, columns: tuple[str, str]) -> list[tuple[str, str, str]]:
-    left, right = columns
-    reader = csv.DictReader(text.splitlines())
-    if not {left, right} <= set(reader.fieldnames or ()):
+    lines = text.splitlines()
+    mark = ";" if lines and ";" in lines[0] and "," not in lines[0] else ","
+    reader = csv.reader(lines, delimiter=mark)
+    try:
+        header = [cell.strip() for cell in next(reader, [])]
+        if not {*columns} <= {*header}:
+            raise RelabelError(
+                f"The map {path} has no header with the columns {columns[0]} and {columns[1]}.",
+                f"Begin it with {columns[0]},{columns[1]}.",
+            )
+        pairs = []
+        for row in filter(None, reader):
+            # A short row gives an empty name, which the caller reports by its row.
+            cells = dict(zip(header, (cell.strip() for cell in row), strict=False))
+            left, right = (cells.get(name, "") for name in columns)
+            pairs.append((f"row {reader.line_num}", left, right))
+    except csv.Error as error:
         raise RelabelError(
-            f"The map {path} has no header with the columns {left} and {right}.",
-            f"Begin it with {left},{right}.",
-        )
-    # A short row gives None, which the caller reports by its row.
-    return [(f"row {reader.line_num}", row[left] or "", row[right] or "") for row in reader]
+            f"The map {path}, row {reader.line_num}: not valid CSV ({error}).",
+            "Check the quotes in that row.",
+        ) from error
+    return pairs
 
 
 def _json_pairs(path: Path, text: str, columns: tuple[str, str]) -> list[tuple[str, str, str]]:
@@ -372,7 +385,7 @@ def _json_pairs(path: Path, text: str, columns: tuple[str, str]) -> list[tuple[s
     try:
         # As a list of pairs, because a dict would silently drop a repeated class.
         entries = json.loads(text, object_pairs_hook=list)
-    except json.JSONDecodeError as error:
+    except (ValueError, RecursionError) as error:
         raise RelabelError(f"The map {path} is not JSON: {error}.", "Check its commas and quotes.") from error
     grouped = columns[1] == "superclass"
     if not isinstance(entries, list) or not all(_is_entry(entry, grouped) for entry in entries):

@@ -168,11 +168,13 @@ def fit(config: FitConfig, watcher: Watcher | None = None) -> FitResult:
         f"{len(source):,} {source.noun}, {len(source.class_names)} classes, {extent}; {built['backbone']} on "
         f"{compute.describe()}; {config.recipe.corrector}: {schedule.epochs} epochs"
         + (f", {schedule.warmup_epochs} of them warm-up; " if corrector.corrects else "; ")
-        + f"{len(split.meta) + len(split.witness)} meta and {len(split.probe)} probe rows"
+        + f"{len(split.meta) + len(split.witness)} verified rows guide the corrector, "
+        f"{len(split.probe)} judge the result"
         + (f", {len(split.unseen)} for the model's calibration" if config.keep_model else "")
         + (f", {held_out.sum()} labels held out." if pretrained is not None else ".")
     )
     _train(training, config, source, split, shown, watcher)
+    watcher.stage("Calibrating", None)
     labelling, fitted = _labelled(
         training, pretrained, source, trusted, split, held_out, errors, config, built
     )

@@ -63,7 +63,16 @@ def predict(config: PredictConfig, watcher: Watcher | None = None) -> Labelling:
         **model.size,
         "model": {"file": str(config.model), "versions": model.trained.get("versions")},
     }
-    return label_rows(source, errors, evidence, model.calibration, TrustedSet.empty(), config.precision, run)
+    return label_rows(
+        source,
+        errors,
+        evidence,
+        model.calibration,
+        TrustedSet.empty(),
+        config.precision,
+        run,
+        fitted_before=True,
+    )
 
 
 def _check_features(model: Model, config: PredictConfig) -> None:

@@ -59,15 +59,16 @@ def show_result(console: Console, summary: Mapping[str, Any], output: str) -> No
         ]
         if confusions:
             lines.append((title, "\n".join(confusions)))
-    lines.append(_actions(summary["actions"]))
+    lines.append(_actions(summary["actions"], summary["trusted_rows"]))
     calibration = summary["calibration"]
+    of_the_fit = " of the fit" if summary["calibrated_before"] else ""
     if calibration["probe_accuracy_before"] is not None:
         lines.append(
             (
-                "Label accuracy on probe rows",
+                "Label accuracy, measured",
                 f"{_percent(calibration['probe_accuracy_before'])} before, "
                 f"{_percent(calibration['probe_accuracy_after'])} after "
-                f"(cross-validated, {calibration['probes']} rows)",
+                f"(on {calibration['probes']:,} verified rows{of_the_fit}, cross-validated)",
             )
         )
     if calibration["margin"]:
@@ -75,7 +76,7 @@ def show_result(console: Console, summary: Mapping[str, Any], output: str) -> No
             (
                 "Corrections",
                 f"only where they are {math.exp(calibration['margin']):.2g} times as likely as the given "
-                "label, for the probe rows do not show that they do good",
+                "label, for the verified rows do not show that they do good",
             )
         )
     lines.append(("Promise", summary["promise"]))
@@ -141,7 +142,7 @@ def show_labels_file(console: Console, file: LabelsFile) -> None:
     lines = [
         ("Rows", f"{table.num_rows:,}{_in_brackets(extras)}"),
         ("Classes", f"{len(file.class_names)}: {', '.join(file.class_names)}"),
-        _actions(counts),
+        _actions(counts, _count(table["trusted"])),
     ]
     if metadata.get("estimated_noise_rate") is not None:
         lines.append(("Wrong labels, as calibrated", _percent(metadata["estimated_noise_rate"])))
@@ -175,7 +176,13 @@ def show_noisy_labels(console: Console, lines: Lines) -> None:
 
 def _plain(value: object) -> str:
     if isinstance(value, Mapping):
-        return ", ".join(f"{name} {_plain(inner)}" for name, inner in value.items()) or "none"
+        inner = [
+            f"{name} ({_plain(each)})" if isinstance(each, Mapping) else f"{name} {_plain(each)}"
+            for name, each in value.items()
+        ]
+        return ", ".join(inner) or "none"
+    if isinstance(value, Sequence) and any(isinstance(each, Mapping) for each in value):
+        return "\n".join(map(_plain, value))
     if isinstance(value, Sequence) and not isinstance(value, str):
         return ", ".join(_plain(inner) for inner in value)
     return f"{value:.3g}" if isinstance(value, float) else str(value)
@@ -216,9 +223,9 @@ def _in_brackets(words: Sequence[str]) -> str:
     return f" ({', '.join(words)})" if words else ""
 
 
-def _actions(counts: Mapping[str, int]) -> tuple[str, str]:
+def _actions(counts: Mapping[str, int], verified: int) -> tuple[str, str]:
     shown = " / ".join(f"{counts.get(key, 0):,}" for key in _ACTIONS)
-    return "Keep / fix / review", f"{shown} (verified rows not counted)"
+    return "Keep / fix / review", f"{shown} (verified rows not counted)" if verified else shown
 
 
 def _title(key: str) -> str:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from relabel import ledger as module
-from relabel.ledger import Distributions, History, Ledger, blocks, per_sample
+from relabel.ledger import Distributions, History, Ledger, blocks, class_type, per_sample
 
 CPU = torch.device("cpu")
 ONE, TWO = torch.tensor([0.8, 0.1, 0.1]), torch.tensor([0.2, 0.2, 0.6])
@@ -186,6 +186,13 @@ def test_the_state_goes_through_a_file(classes: int) -> None:
             assert isinstance(losses, History)
             losses.keep([len(losses[:1][0]) - 1])
             losses.add()[:] = 2
+
+
+@pytest.mark.parametrize("classes", [2, 32_767, 32_768, 32_769, 100_000])
+def test_ids_of_any_number_of_classes_fit_their_type(classes: int) -> None:
+    largest = torch.tensor(classes - 1)
+    assert largest.to(class_type(classes)) == largest
+    assert classes > 32_767 or class_type(classes) == torch.int16, "two bytes where they do"
 
 
 @pytest.mark.parametrize("classes", [2, 64, 65, 1000])

@@ -478,7 +478,7 @@ def test_verified_rows_calibrate_a_pretrained_corrector_and_teach_it_nothing(dig
         held_out[rows],
     )
     assert metadata["calibration"]["weights"] == pytest.approx(expected.weights, abs=1e-4)
-    assert "probe rows" in result.summary["promise"]
+    assert "verified rows" in result.summary["promise"]
     assert metadata["verified_noise_rate"] == pytest.approx(0.3, abs=0.1)
     assert (result.soft_label[:].argmax(axis=1)[result.trusted] == truth[result.trusted]).all()
 
@@ -559,16 +559,23 @@ def test_without_verified_rows_plain_training_has_its_prior_weights(digits):
 @pytest.mark.parametrize(
     ("threshold", "probes", "right", "rows", "words"),
     [
-        (0.97, 30, 30, 40, "At least 95 % of the fixes are expected to be right; 30 of the 30 probe rows"),
-        (None, 12, 12, 0, "Too few verified rows to promise 95 %: 12 probe rows"),
-        (None, 30, 25, 40, "The probe rows do not support 95 %: 25 of the 30"),
+        (0.97, 30, 30, 40, "At least 95 % of the fixes are expected to be right; 30 of the 30 verified"),
+        (None, 12, 12, 0, "Too few verified rows to promise 95 %: 12 of those that judge the result"),
+        (None, 30, 25, 40, "The verified rows do not support 95 %: 25 of the 30"),
         (None, 30, 30, 0, "No row was relabelled with a confidence of 95 %, so none is marked fix."),
     ],
 )
 def test_the_summary_says_what_fix_promises_or_why_it_cannot(threshold, probes, right, rows, words):
     fitted = calibration.fit({}, NONE, NONE, np.eye(2, dtype=np.int64), seed=0)
     promise = calibration.Promise(0.95, threshold, probes, right, needed=19, rows=rows)
-    assert promise_sentence(fitted, promise).startswith(words)
+    sentence = promise_sentence(fitted, promise, 150)
+    assert sentence.startswith(words)
+    assert ("verify more rows, about 240 in all, or lower --precision." in sentence) is (probes == 12)
+    before = promise_sentence(fitted, promise, None)
+    assert before.startswith(words)
+    assert ("fit with more verified rows" in before) is ("verify more rows" in sentence)
+    none = promise_sentence(fitted, replace(promise, threshold=None, probes=0, right=0), 150)
+    assert "marked fix; verify more rows or lower" in none
 
 
 @pytest.mark.parametrize(
@@ -585,13 +592,13 @@ def test_a_borrowed_promise_names_its_condition(threshold, words):
     experience = calibration.fit({}, NONE, NONE, np.eye(2, dtype=np.int64), seed=0).experience
     lent = borrowed.transferred(experience, {}, NONE, np.array([[0.8, 0.2], [0.3, 0.7]]))
     promise = calibration.Promise(0.95, threshold, 1300, 1282, needed=19, rows=40)
-    sentence = promise_sentence(lent, promise)
+    sentence = promise_sentence(lent, promise, 0)
     assert sentence.startswith(words)
     assert "1,282 are right" in sentence
     assert "(--trusted)" in sentence
-    unsure = promise_sentence(lent, replace(promise, threshold=None, rows=0))
+    unsure = promise_sentence(lent, replace(promise, threshold=None, rows=0), 0)
     assert unsure == "No row was relabelled with a confidence of 95 %, so none is marked fix."
-    withheld = promise_sentence(replace(lent, margin=math.inf), promise)
+    withheld = promise_sentence(replace(lent, margin=math.inf), promise, 0)
     assert withheld.startswith("On the data the corrector learned from corrections did more harm")
 
 

@@ -31,6 +31,7 @@ FIT = {
         "withheld": False,
         "margin": 0.0,
     },
+    "calibrated_before": False,
     "promise": "At least 95 % of the fixes are right (with 90% confidence), judged by 75 probe rows.",
 }
 

@@ -23,8 +23,8 @@ from relabel.correctors.mlc import MLC
 from relabel.correctors.tmlc_net import TMLCNet
 from relabel.data.loading import ImageInputs
 from relabel.device import Compute
-from relabel.errors import RunError
-from relabel.training import EpochReport, Rows, Schedule, Training, averaged_epochs
+from relabel.errors import DivergedError, RunError
+from relabel.training import EpochReport, Rows, Schedule, Training, averaged_epochs, default_learning_rate
 
 CLASSES, SIZE, WRONG = 3, 8, 0.25
 TRAIN, META, UNLABELLED = torch.arange(120), torch.arange(120, 150), torch.arange(150, 162)
@@ -203,6 +203,13 @@ def test_the_seed_counts_beyond_the_start_of_the_backbone() -> None:
     assert not torch.equal(one.backbone.head.weight, other.backbone.head.weight)
 
 
+def test_no_two_epochs_of_neighbouring_seeds_draw_alike() -> None:
+    """Nor does dropout, whose seed is the next one."""
+    derived = [relabel.training._derive(seed, epoch) for seed in range(50) for epoch in range(200)]
+    assert len({seed + more for seed in derived for more in (0, 1)}) == 2 * len(derived)
+    assert 0 <= relabel.training._derive(2**63 - 1, 199) < 2**63, "torch takes no more"
+
+
 @every
 @pytest.mark.parametrize("schedule", [SCHEDULE, AVERAGING], ids=["", "weights averaged"])
 @pytest.mark.parametrize("stop_after", [1, 2, 4], ids=["in the warm-up", "at its end", "after it"])
@@ -249,9 +256,30 @@ def test_the_reports_tell_the_phases(corrector: str) -> None:
     assert all(report.meta_loss is None or report.meta_loss > 0 for report in reports)
 
 
+def test_a_report_tells_the_means_over_its_batches(monkeypatch: pytest.MonkeyPatch) -> None:
+    training = Setting(schedule=replace(SCHEDULE, meta_every=2)).training()
+    losses: list[float] = []
+    trusted: list[float] = []
+    original = training._train_batch
+
+    def spy(*arguments: Any) -> tuple[Tensor, Tensor | None]:
+        loss, trusted_loss = original(*arguments)
+        losses.append(loss.item())
+        trusted.extend([] if trusted_loss is None else [trusted_loss.item()])
+        return loss, trusted_loss
+
+    monkeypatch.setattr(training, "_train_batch", spy)
+    reports = run(training)
+    for epoch, report in enumerate(reports):
+        assert report.loss == pytest.approx(sum(losses[5 * epoch : 5 * epoch + 5]) / 5)
+    assert len(trusted) == 9, "every second of five batches, in three epochs"
+    for report, first in zip(reports[2:], (0, 3, 6), strict=True):
+        assert report.meta_loss == pytest.approx(sum(trusted[first : first + 3]) / 3)
+
+
 @pytest.mark.parametrize(
     ("corrector", "warm_up", "meta"),
-    # 120 rows in batches of 50; 12 unlabelled rows more; 30 meta rows more, which are two batches of 25.
+    # 120 rows in batches of 50 are three, and so they are with 12 unlabelled or 30 meta rows more.
     [("none", 3, 3), ("mslc", 3, 3), ("metalabelnet", 3, 3), ("tmlc", 3, 3)],
 )
 def test_a_step_is_told_for_every_batch(corrector: str, warm_up: int, meta: int) -> None:
@@ -270,6 +298,11 @@ def test_unlabelled_rows_add_batches_where_nothing_reads_given_labels() -> None:
     # 120 rows and 30 meta rows before the meta phase, 120 and 12 unlabelled rows in it.
     assert [steps.count(epoch) for epoch in range(5)] == [7, 7, 6, 6, 6]
     assert [training.steps_before(epoch) for epoch in range(6)] == [0, 7, 14, 20, 26, 32]
+
+
+@pytest.mark.parametrize(("batch_size", "rate"), [(256, 0.2), (64, 0.1), (1024, 0.4)])
+def test_the_peak_rate_of_a_batch_of_256_is_a_fifth(batch_size: int, rate: float) -> None:
+    assert default_learning_rate(batch_size) == pytest.approx(rate)
 
 
 def rates(schedule: Schedule, corrector: str = "none") -> list[float]:
@@ -749,6 +782,16 @@ def test_a_virtual_step_of_its_own_scales_the_meta_gradient_and_plain_descent_fo
     torch.testing.assert_close(twice, 2 * once, rtol=0, atol=0.02 * once.abs().max().item())
 
 
+def test_the_backbone_s_weights_decay_and_its_biases_and_norms_do_not() -> None:
+    training = Setting(corrector="none", schedule=replace(SCHEDULE, weight_decay=0.3)).training()
+    matrices, vectors = training.optimizer.param_groups
+    assert {parameter.ndim for parameter in vectors["params"]} == {1}
+    assert {parameter.ndim for parameter in matrices["params"]} == {2, 4}
+    assert (matrices["weight_decay"], vectors["weight_decay"]) == (0.3, 0)
+    assert all(group["momentum"] == 0.9 and group["nesterov"] for group in (matrices, vectors))
+    assert len(matrices["params"]) + len(vectors["params"]) == len(list(training.backbone.parameters()))
+
+
 def test_the_corrector_s_optimizer_decays_what_it_is_told_to() -> None:
     training = Setting(schedule=replace(SCHEDULE, meta_weight_decay=1e-2)).training()
     assert training.meta_optimizer is not None
@@ -867,6 +910,19 @@ def test_a_loss_that_is_not_finite_ends_the_run(value: float) -> None:
     with pytest.raises(RunError, match="no longer finite in epoch 1") as caught:
         run(training)
     assert "--lr" in caught.value.hint
+
+
+@pytest.mark.parametrize(
+    ("corrector", "hint"), [("none", "Lower --lr."), ("mslc", "Lower --lr or --meta-lr.")]
+)
+def test_predictions_that_are_not_finite_end_the_run(corrector: str, hint: str) -> None:
+    training = Setting(corrector=corrector).training()
+    run(training)
+    with torch.no_grad():
+        training.backbone.head.bias[0] = torch.inf
+    with pytest.raises(DivergedError, match="predictions are no longer finite") as caught:
+        training.evidence()
+    assert caught.value.hint == hint
 
 
 def accuracy(probability: Tensor, rows: Tensor) -> float:

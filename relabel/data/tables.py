@@ -8,8 +8,9 @@ import csv
 import io
 import json
 import math
+import os
 import unicodedata
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
@@ -22,8 +23,6 @@ from relabel.errors import RelabelError
 NAME_COLUMNS = ("file_name", "filename", "image_path", "path")
 ROW_COLUMNS = (*NAME_COLUMNS, "index", "id")
 """What a table may name rows of SOURCE by; `index` counts them from 0, `id` is the name of a vector."""
-
-_Open = Callable[[], IO[bytes]]
 
 TABLE_SUFFIXES = (".csv", ".tsv", ".parquet", ".jsonl")
 
@@ -70,17 +69,15 @@ def read_table(
         )
     read = {".parquet": _read_parquet, ".jsonl": _read_jsonl}.get(suffix, _read_csv)
 
-    def open_file() -> IO[bytes]:
-        return open(path, "rb") if content is None else io.BytesIO(content)
-
     trusted = [] if trusted_column is None else [trusted_column]
     try:
-        cells = read(path, open_file, list(dict.fromkeys((*name_columns, *label_columns, *trusted))))
+        cells = read(path, content, list(dict.fromkeys((*name_columns, *label_columns, *trusted))))
     except FileNotFoundError:
         raise RelabelError(f"There is no file {path}.", "Check the spelling of the path.") from None
     except UnicodeDecodeError:
         raise RelabelError(
-            f"{path}, row {_undecodable_line(open_file)}: the text is not UTF-8.", "Save the file as UTF-8."
+            f"{path}, row {_undecodable_line(path, content)}: the text is not UTF-8.",
+            "Save the file as UTF-8.",
         ) from None
     except (OSError, pa.ArrowException) as error:
         raise unreadable(path, error) from None
@@ -162,8 +159,12 @@ def label_of(text: str) -> str | None:
     return nfc(printable(text.strip())) or None
 
 
-def _read_csv(path: Path, open_file: _Open, wanted: Sequence[str]) -> _Cells:
-    with io.TextIOWrapper(open_file(), encoding="utf-8-sig", newline="") as file:
+def _open(path: Path, content: bytes | None) -> IO[bytes]:
+    return open(path, "rb") if content is None else io.BytesIO(content)
+
+
+def _read_csv(path: Path, content: bytes | None, wanted: Sequence[str]) -> _Cells:
+    with io.TextIOWrapper(_open(path, content), encoding="utf-8-sig", newline="") as file:
         found: list[str] = []
         columns: dict[str, list[object]] = {}
         picked: list[tuple[int, list[object]]] = []
@@ -208,8 +209,8 @@ def _delimiter(header: str, wanted: Collection[str]) -> str:
     return max(marks, key=lambda mark: len(columns(mark).intersection(wanted)))
 
 
-def _undecodable_line(open_file: _Open) -> int:
-    with open_file() as file:
+def _undecodable_line(path: Path, content: bytes | None) -> int:
+    with _open(path, content) as file:
         for number, line in enumerate(file, 1):
             try:
                 line.decode()
@@ -218,11 +219,11 @@ def _undecodable_line(open_file: _Open) -> int:
     return 1
 
 
-def _read_jsonl(path: Path, open_file: _Open, wanted: Sequence[str]) -> _Cells:
+def _read_jsonl(path: Path, content: bytes | None, wanted: Sequence[str]) -> _Cells:
     found: dict[str, None] = {}
     columns: dict[str, list[object]] = {name: [] for name in wanted}
     rows = []
-    with io.TextIOWrapper(open_file(), encoding="utf-8-sig") as file:
+    with io.TextIOWrapper(_open(path, content), encoding="utf-8-sig") as file:
         for row, line in enumerate(file, 1):
             if not line.strip():
                 continue
@@ -242,13 +243,14 @@ def _read_jsonl(path: Path, open_file: _Open, wanted: Sequence[str]) -> _Cells:
     return _Cells(list(found), {name: columns[name] for name in wanted if name in found}, rows)
 
 
-def _read_parquet(path: Path, open_file: _Open, wanted: Sequence[str]) -> _Cells:
-    # In this thread alone: one of Arrow's own that still holds a buffer of a Python file when the interpreter
-    # ends would abort the process.
-    with open_file() as opened, pq.ParquetFile(opened, pre_buffer=False) as file:
+def _read_parquet(path: Path, content: bytes | None, wanted: Sequence[str]) -> _Cells:
+    # Not through a Python file: a thread of Arrow's that still holds a buffer of one when the interpreter
+    # ends aborts the process.
+    source = pa.OSFile(os.fsencode(path), "r") if content is None else pa.BufferReader(content)
+    with source, pq.ParquetFile(source) as file:
         found = list(file.schema_arrow.names)
         check_single(found, wanted, str(path))
-        table = file.read(columns=[name for name in wanted if name in found], use_threads=False)
+        table = file.read(columns=[name for name in wanted if name in found])
         columns = {name: table.column(name).to_pylist() for name in wanted if name in found}
         return _Cells(found, columns, range(1, file.metadata.num_rows + 1))
 

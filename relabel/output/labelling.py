@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
@@ -128,12 +129,15 @@ def label_rows(
     precision: float,
     run: Mapping[str, Any],
     held_out: NDArray[np.bool_] | None = None,
+    *,
+    fitted_before: bool = False,
 ) -> Labelling:
     """Calibrate the evidence and decide every row's labels and action.
 
     trusted: rows that come out as verified; precision: of the promise behind `fix`; run: plain JSON data on
     the run for the metadata, in which `transition_matrix` is what the corrector learned, [C, C];
-    held_out: [N], rows whose label training did not see.
+    held_out: [N], rows whose label training did not see; fitted_before: whether the calibration is of an
+    earlier run, on other rows.
     """
     num_classes = len(source.class_names)
     given = source.given
@@ -166,11 +170,13 @@ def label_rows(
     noise = {
         "estimated_noise_rate": float(judged.mean(dtype=np.float64)) if len(judged) else None,
         "verified_noise_rate": wrong / verified if verified else None,
-        "verified_noise_rate_interval": list(wilson_interval(wrong, verified)),
+        "verified_noise_rate_interval": list(wilson_interval(wrong, verified)) if verified else None,
     }
     names, run = source.class_names, dict(run)
     learned = np.array(run.pop("transition_matrix")) if "transition_matrix" in run else None
-    sentence = promise_sentence(fitted, promise)
+    sentence = promise_sentence(
+        fitted, promise, None if fitted_before else len(trusted.rows) + len(trusted.external)
+    )
     if len(judged) == 0:
         sentence = "No row has a given label, so there is none to keep or to fix."
     return Labelling(
@@ -209,33 +215,43 @@ def label_rows(
             if learned is None
             else largest_confusions(learned, names, _CONFUSIONS_TOLD),
             "calibration": fitted.to_dict(),
+            "calibrated_before": fitted_before,
             "promise": sentence,
         },
     )
 
 
-def promise_sentence(fitted: Calibration, promise: Promise) -> str:
-    """What `fix` promises, or why it cannot, in one sentence."""
+def promise_sentence(fitted: Calibration, promise: Promise, verified: int | None) -> str:
+    """What `fix` promises, or why it cannot, in one sentence.
+
+    verified: how many rows are, in all; None where the calibration is of an earlier run.
+    """
     percent = f"{promise.precision * 100:g} %"
     if fitted.withheld:
-        judges = "data the corrector learned from" if fitted.borrowed else "probe rows"
+        judges = "data the corrector learned from" if fitted.borrowed else "verified rows that judge them,"
         return f"On the {judges} corrections did more harm than good, so every given label is kept."
     if fitted.borrowed:
         return _borrowed_sentence(percent, promise)
-    judged = f"{promise.right} of the {promise.probes} probe rows relabelled with such confidence are right"
+    judged = (
+        f"{promise.right} of the {promise.probes} verified rows relabelled with such confidence are right"
+    )
+    more = "verify more rows" if verified is not None else "fit with more verified rows"
     if promise.threshold is not None:
         return f"At least {percent} of the fixes are expected to be right; {judged}."
     if promise.probes < promise.needed:
+        if verified and promise.probes:
+            about = 10 * math.ceil(verified * promise.needed / promise.probes / 10)
+            more += f", about {about:,} in all,"
         return (
-            f"Too few verified rows to promise {percent}: {promise.probes} probe rows were relabelled with "
-            f"such confidence and it takes {promise.needed} at the least, so no row is marked fix; verify "
-            f"more rows or lower --precision."
+            f"Too few verified rows to promise {percent}: {promise.probes} of those that judge the result "
+            f"were relabelled with such confidence and it takes {promise.needed} at the least, so no row is "
+            f"marked fix; {more} or lower --precision."
         )
     if promise.rows == 0:
         return _nothing_sure(percent)
     return (
-        f"The probe rows do not support {percent}: {judged}, so no row is marked fix; lower --precision or "
-        f"verify more rows."
+        f"The verified rows do not support {percent}: {judged}, so no row is marked fix; lower --precision "
+        f"or {more}."
     )
 
 

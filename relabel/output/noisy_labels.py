@@ -7,6 +7,7 @@ as they are. The Parquet file also holds, as JSON under the metadata key of the 
 import csv
 import io
 import json
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -194,7 +195,7 @@ def read(path: Path) -> NoisyLabels:
 
 
 def _metadata(path: Path) -> dict[str, Any]:
-    with path.open("rb") as file:
+    with pa.OSFile(os.fsencode(path), "r") as file:
         text = (pq.read_schema(file).metadata or {}).get(METADATA_KEY, b"{}")
     metadata = json.loads(text)
     return metadata if isinstance(metadata, dict) else {}

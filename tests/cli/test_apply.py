@@ -57,7 +57,7 @@ def test_the_file_has_the_columns_of_fit(apply, folder, files):
     assert all(0 <= found["noise_probability"][row] <= 1 for row in good)
     assert all(sum(found["soft_label"][row]) == pytest.approx(1, abs=1e-5) for row in good)
     assert "1 of 29 images cannot be used" in done.err
-    assert "0 meta and 0 probe rows, 3 labels held out." in done.err
+    assert "0 verified rows guide the corrector, 0 judge the result, 3 labels held out." in done.err
     assert "Epoch 2/2 (meta)" in done.err
     assert "\nPromise " in done.err
     assert "Verified rows (--trusted)" in done.err
@@ -111,7 +111,7 @@ def test_verified_rows_calibrate(apply):
     assert (summary["rows"], summary["trusted_rows"]) == (28, 8)
     assert summary["calibration"]["probes"] == 8
     assert sum(columns()["trusted"]) == 8
-    assert "0 meta and 8 probe rows" in done.err
+    assert "0 verified rows guide the corrector, 8 judge the result" in done.err
 
 
 def test_a_seed_repeats_it(apply):
@@ -124,7 +124,7 @@ def test_a_seed_repeats_it(apply):
 def test_standard_output_is_the_file(apply):
     done = apply("-o", "-")
     assert done.code == 0
-    assert "Wrote standard output" in done.err
+    assert "Wrote the labels to standard output" in done.err
     assert apply("-q").code == 0
     assert pq.read_table(io.BytesIO(done.out)).equals(pq.read_table("labels.parquet"))
 

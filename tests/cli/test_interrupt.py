@@ -24,7 +24,8 @@ def decode(*arguments):
     time.sleep(0.5)
     return plain(*arguments)
 loading.decode = decode
-cli.main()
+from relabel.__main__ import main
+main()
 """
 # The process gets a signal right after its main thread has locked one of the thread pool's conditions, once
 # AFTER images were begun.
@@ -42,7 +43,8 @@ def enter(self):
         signal.raise_signal(signal.SIGINT)
     return taken
 loading.decode, threading.Condition.__enter__ = decode, enter
-cli.main()
+from relabel.__main__ import main
+main()
 """
 
 

@@ -28,7 +28,7 @@ def test_standard_output_is_the_file_and_can_be_inspected(fit, run, folder, file
     before = files()
     done = fit("-o", "-")
     assert done.code == 0
-    assert "Wrote standard output" in done.err
+    assert "Wrote the labels to standard output" in done.err
     table = pq.read_table(io.BytesIO(done.out))
     assert files() == before
     assert fit("-q").code == 0

@@ -20,7 +20,8 @@ def decode(*arguments):
     print("decoding", file=sys.stderr, flush=True)
     time.sleep(0.5)
 loading.decode = decode
-cli.main()
+from relabel.__main__ import main
+main()
 """
 
 
@@ -232,7 +233,7 @@ def test_real_processes_fit_predict_and_inspect_through_a_pipe(start, folder, fi
 def test_standard_output_is_the_file(predict):
     done = predict("-o", "-")
     assert done.code == 0
-    assert "Wrote standard output" in done.err
+    assert "Wrote the labels to standard output" in done.err
     assert predict("-q").code == 0
     assert pq.read_table(io.BytesIO(done.out)).equals(pq.read_table("labels.parquet"))
 

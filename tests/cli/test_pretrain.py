@@ -36,7 +36,8 @@ def record(episode, *rest):
         time.sleep(30)
     return plain(episode, *rest)
 pretraining.record = record
-cli.main()
+from relabel.__main__ import main
+main()
 """
 
 

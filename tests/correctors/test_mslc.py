@@ -249,6 +249,70 @@ def test_a_few_witnesses_move_little() -> None:
     assert (coefficients[0] - 0.5).abs().mean() < 0.6 * (coefficients[1] - 0.5).abs().mean()
 
 
+UNIFORM = torch.full((C,), 1 / C).double()
+
+
+def alike(witnesses: int, true: int, prediction: Tensor, previous: Tensor) -> Epoch:
+    """So many witnesses that are given class 0, all with one prediction and one memory [C]: each net has
+    one value to find."""
+    rows = torch.arange(witnesses)
+    given = torch.zeros(witnesses, dtype=torch.int64)
+    return Epoch(
+        number=1,
+        probability=prediction.expand(witnesses, C).clone(),
+        trained=torch.ones(witnesses, dtype=torch.bool),
+        given=given,
+        memory={"soft_label": previous.expand(witnesses, C).clone()},
+        meta=nobody(),
+        witness=Verified(rows, torch.full_like(given, true), given),
+    )
+
+
+def fitted_coefficients(made: MSLC, epoch: Epoch) -> list[float]:
+    with torch.no_grad():
+        found = made.coefficients(epoch.probability.log(), epoch.given, epoch.memory["soft_label"])
+    return [float(each[0]) for each in found]
+
+
+@pytest.mark.parametrize("witnesses", [2, 10, 40])
+def test_so_many_witnesses_outweigh_ten_that_say_one_half(witnesses: int) -> None:
+    """All given rightly, and nothing else tells their class: W log(a + (1 - a) / C) + 5 log(a (1 - a)) is at
+    its largest."""
+    torch.manual_seed(0)
+    made, seen = MSLC(C, D).double(), alike(witnesses, 0, UNIFORM, UNIFORM)
+    for _ in range(12):
+        made.observe(seen)
+    a = torch.linspace(0.001, 0.999, 999).double()
+    objective = witnesses * (a + (1 - a) / C).log() + 5 * (a * (1 - a)).log()
+    found = fitted_coefficients(made, seen)
+    assert found == pytest.approx([a[objective.argmax()].item(), 0.5], abs=0.01)
+
+
+def test_an_epoch_s_fit_follows_what_has_changed() -> None:
+    torch.manual_seed(0)
+    made = MSLC(C, D).double()
+    right, wrong = (alike(40, true, UNIFORM, UNIFORM) for true in (0, 1))
+    for _ in range(12):
+        made.observe(right)
+    before = fitted_coefficients(made, right)[0]
+    made.observe(wrong)
+    assert fitted_coefficients(made, right)[0] < 0.6 * before, "within one epoch"
+
+
+@pytest.mark.parametrize("who", ["memory", "prediction"])
+def test_the_fit_tells_the_memory_from_the_prediction(who: str) -> None:
+    """All given wrongly; one of the two knows the true class."""
+    knows = (0.9 * F.one_hot(torch.tensor(1), C) + 0.1 / C).double()
+    torch.manual_seed(0)
+    made = MSLC(C, D).double()
+    seen = alike(40, 1, *((UNIFORM, knows) if who == "memory" else (knows, UNIFORM)))
+    for _ in range(12):
+        made.observe(seen)
+    a, b = fitted_coefficients(made, seen)
+    assert a < 0.2
+    assert b > 0.75 if who == "memory" else b < 0.25
+
+
 @pytest.mark.parametrize("why", ["asked for", "no witness"])
 def test_otherwise_the_nets_start_at_random_and_are_left_to_the_look_ahead(why: str) -> None:
     warm_up = simulated(witnesses=300 if why == "asked for" else 0)

@@ -245,6 +245,30 @@ def test_a_long_history_is_replayed_from_its_first_epoch_to_its_last_in_strides(
     torch.testing.assert_close(made.trusted_loss(GIVEN, TRUE, picked), made.trusted_loss(GIVEN, TRUE, memory))
 
 
+def test_eight_epochs_of_a_long_history_are_replayed() -> None:
+    """What a batch costs does not grow with the run."""
+    made = corrector()
+    memory = {key: value[:, torch.arange(17) % EPOCHS] for key, value in history(made).items()}
+    seen: list[int] = []
+    made.encoder.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].shape[1]))
+    for epochs in (1, 7, 8, 9, 17):
+        made.soft_label(torch.empty(0), GIVEN, {key: value[:, :epochs] for key, value in memory.items()})
+    assert seen == [1, 7, 8, 8, 8]
+
+
+def test_a_state_carried_from_epoch_to_epoch_is_that_of_the_replayed_history() -> None:
+    made = corrector()
+    memory, state = history(made), None
+    for number in range(EPOCHS):
+        losses, entropy = (memory[name][:, number].double() for name in ("losses", "entropy"))
+        own = F.one_hot(GIVEN, C).double()
+        features = torch.cat([losses, entropy[:, None, None].expand(-1, C, 1), own[:, :, None]], dim=2)
+        _, state = made.encoder(features.view(N * C, 1, 4), state)
+        first = {name: values[:, : number + 1] for name, values in memory.items()}
+        expected = state[0][0].view(N, C, -1)
+        torch.testing.assert_close(made.states(GIVEN, first), expected, rtol=1e-12, atol=1e-14)
+
+
 def test_a_pair_s_encoding_knows_the_features_of_that_pair_only() -> None:
     made = corrector()
     memory = history(made)
@@ -337,6 +361,11 @@ def test_beyond_twenty_classes_the_given_and_the_likeliest_have_a_history(
     torch.testing.assert_close(memory["losses"][:, -1], own.half())
 
 
+def test_candidates_are_in_the_order_of_their_classes() -> None:
+    memory, _, _ = many_classes(TMLCNet(100, D).double(), 1)
+    assert (memory["candidates"].diff(dim=1) > 0).all()
+
+
 def test_a_verified_class_that_is_no_candidate_teaches_nothing() -> None:
     made = TMLCNet(100, D).double()
     memory, given, _ = many_classes(made, 6)
@@ -350,6 +379,16 @@ def test_a_verified_class_that_is_no_candidate_teaches_nothing() -> None:
     nothing = made.trusted_loss(given, outside, memory)
     assert nothing.item() == 0
     assert all(not grad.any() for grad in torch.autograd.grad(nothing, list(made.parameters())))
+
+
+def test_a_row_without_a_label_keeps_no_share_for_it() -> None:
+    made, nobody_said = corrector(), torch.full((N,), -1)
+    memory = history(made)
+    free, labelled = (made.soft_label(torch.empty(0), given, memory) for given in (nobody_said, GIVEN))
+    made.kept_share.fill_(0.4)
+    assert torch.equal(made.soft_label(torch.empty(0), nobody_said, memory), free)
+    expected = 0.6 * labelled + 0.4 * F.one_hot(GIVEN, C)
+    torch.testing.assert_close(made.soft_label(torch.empty(0), GIVEN, memory), expected)
 
 
 def test_without_normalization_the_features_are_losses_and_entropies() -> None:

@@ -19,6 +19,7 @@ from relabel.output.calibration import (
     fit,
     joint_counts,
 )
+from relabel.output.weighing import Terms
 from relabel.transition import estimated
 
 C = 4
@@ -128,6 +129,19 @@ def test_the_cross_validation_does_not_see_the_label_it_judges() -> None:
     assert made.right.mean() < 0.15
 
 
+def test_probes_are_judged_by_nine_tenths_of_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes: list[int] = []
+    original = calibration.fit_weights
+
+    def spy(groups: list[tuple[Terms, Labels]], prior: Floats) -> Floats:
+        sizes.append(sum(len(true) for _, true in groups))
+        return original(groups, prior)
+
+    monkeypatch.setattr(calibration, "fit_weights", spy)
+    fitted(simulate(100, 0))
+    assert sizes == [100] + 10 * [90]
+
+
 @pytest.mark.parametrize("probes", [0, 1, 5, 300])
 def test_soft_labels_sum_to_one_with_any_number_of_probes_and_with_unlabelled_rows(probes: int) -> None:
     made = fitted(simulate(probes, 0))
@@ -159,6 +173,15 @@ def test_without_probes_the_given_label_is_leant_to_and_nothing_is_promised() ->
     assert soft_label.argmax(axis=1).tolist() == [0, 1]
     promise = made.promise(*best(soft_label), given, 0.5)
     assert (promise.threshold, promise.probes) == (None, 0)
+
+
+def test_without_probes_a_model_s_prediction_is_taken_at_its_word() -> None:
+    nothing, none = np.zeros((0, C)), np.zeros(0, dtype=np.int64)
+    counts = np.zeros((C, C), dtype=np.int64)
+    made = fit({"prediction": nothing}, none, none, counts, 0)
+    assert made.weights == {"prediction": 1.0, "transition": 0.25, "keep": 0.0}
+    made = fit({"early": nothing, "late": nothing, "last": nothing}, none, none, counts, 0)
+    assert list(made.weights.values()) == [1.0, 1.0, 0.0, 0.25, 0.0]
 
 
 @pytest.fixture
@@ -204,6 +227,12 @@ def test_one_right_label_broken_withholds_no_correction_with_a_margin() -> None:
     assert soft_label[0] == pytest.approx(np.array([0.5005, 0.5, 0.1, 0.1]) / 1.2005)
 
 
+@pytest.mark.parametrize("margin", [math.log(2), math.inf])
+def test_of_two_classes_alike_the_given_one_is_kept_where_corrections_need_a_margin(margin: float) -> None:
+    soft_label, given = np.full((2, 2), 0.5), np.array([0, 1])
+    assert calibration._kept(soft_label, given, margin).argmax(axis=1).tolist() == [0, 1]
+
+
 @pytest.mark.parametrize(("own", "other", "relabelled"), [(0.28, 0.6, False), (0.2, 0.68, True)])
 def test_probes_are_judged_with_the_margin_that_the_rows_have(
     own: float, other: float, relabelled: bool
@@ -230,6 +259,15 @@ def test_corrections_that_harm_the_probes_are_withheld(misled: Calibration) -> N
     assert (
         misled.cross_validated["probe_accuracy_after"] == misled.cross_validated["probe_accuracy_before"] == 1
     )
+
+
+def test_a_leaning_does_not_take_right_probes_for_proof_that_every_label_is_right(
+    misled: Calibration,
+) -> None:
+    """Six of six are right: seven in eight."""
+    assert misled.withheld
+    assert misled.confidence.mean() == pytest.approx(7 / 8, abs=1e-6)
+    assert 0 < misled.leaning < calibration._FURTHEST_LEANING
 
 
 @pytest.mark.parametrize("frequent", [0.25, 0.85])
@@ -327,6 +365,14 @@ def test_wrong_probes_raise_the_threshold_above_them() -> None:
     assert (nothing.right, nothing.probes) == (80, 200)
 
 
+def test_a_wrong_probe_as_sure_as_a_row_counts_against_it() -> None:
+    """Saturated confidences tie."""
+    confidence = np.full(100, 0.99)
+    rows = relabelled_rows(confidence)
+    assert judged(confidence, np.arange(100) >= 20).promise(*rows, 0.9).threshold is None
+    assert judged(confidence, np.arange(100) >= 5).promise(*rows, 0.9).threshold == 0.99
+
+
 @pytest.mark.parametrize("probes", [30, 150])
 def test_wrong_fixes_stay_below_what_was_asked_in_expectation(probes: int) -> None:
     """Confidences too high: of rows at u, 1 - 2.5 (1 - u) are right; the most sure of 0.9 hold only 0.875."""
@@ -412,6 +458,15 @@ def test_probes_without_a_given_label_judge_the_evidence_alone() -> None:
     before, after = (alone.cross_validated[f"probe_accuracy_{when}"] for when in ("before", "after"))
     assert made.cross_validated["probe_accuracy_before"] == before
     assert made.cross_validated["probe_accuracy_after"] == pytest.approx(after, abs=0.02)
+
+
+def test_a_row_without_a_label_has_none_to_mend() -> None:
+    """Ten labels that are right, and forty rows without one that the evidence knows."""
+    true = np.arange(50) % C
+    given = np.where(np.arange(50) < 10, true, -1)
+    made = fitted(({"late": 0.8 * np.eye(C)[true] + 0.05}, given, true))
+    assert made.right.all()
+    assert made.margin == pytest.approx(math.log(2)), "no good is shown"
 
 
 def test_without_any_given_label_no_correction_is_withheld_and_none_promised() -> None:

@@ -151,6 +151,13 @@ def test_everything_there_is_to_draw_occurs() -> None:
     assert max(rates) > 0.4
 
 
+def test_wrong_labels_and_warm_ups_keep_within_what_can_be_learned_from() -> None:
+    drawn = [draw(number, 0, [POOLS[name]]) for name in ("two classes", "large") for number in range(300)]
+    of_two = [sum(rate for _, rate in episode.noises) for episode in drawn if len(episode.classes) == 2]
+    assert 0.35 < max(of_two) <= 0.4, "of two classes half being wrong would leave nothing"
+    assert all(episode.warmup_epochs >= round(0.15 * episode.epochs) for episode in drawn)
+
+
 def test_a_class_without_any_row_is_never_drawn() -> None:
     empty = replace(POOL, true=np.where(POOL.true == 1, 2, POOL.true))
     drawn = [draw(number, 0, [empty]) for number in range(60)]

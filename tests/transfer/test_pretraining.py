@@ -31,6 +31,7 @@ from relabel.transfer.pretraining import (
     first_generation,
     learn,
     pretrain,
+    short_names,
 )
 
 CPU = Compute(torch.device("cpu"), None)
@@ -349,6 +350,19 @@ def test_the_second_generation_is_recorded_with_what_the_first_taught(
     assert (first[0], second[0], ends) == (4, 6, [2])
     torch.testing.assert_close(file.state, dict(second[1].state_dict()), rtol=0, atol=0)
     assert len(file.experience.right) == 2 * 30
+
+
+@pytest.mark.parametrize(
+    ("locations", "names"),
+    [
+        (["a/b/train", "./c.zip"], ["train", "c.zip"]),
+        (["a/b/train", "a/c/train", "a/b/train"], ["b/train", "c/train", "b/train"]),
+        (["/x/train", "y/x/train"], ["/x/train", "y/x/train"]),
+        (["user/digits"], ["digits"]),
+    ],
+)
+def test_sources_of_one_name_are_told_apart(locations: list[str], names: list[str]) -> None:
+    assert short_names(locations) == names
 
 
 def test_the_first_generation_can_be_had_alone(
