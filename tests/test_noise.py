@@ -304,6 +304,9 @@ def test_a_map_in_another_unicode_form(tmp_path: Path) -> None:
         ("map.json", '{"cat": {"dog": "bird"}}', "not an object of class names"),
         ("map.json", '["cat", "dog"]', "not an object of class names"),
         ("map.json", "7", "not an object of class names"),
+        ("map.json", "[" * 100_000, "is not JSON"),
+        ("map.json", '{"cat": ' + "9" * 5000 + "}", "is not JSON"),
+        ("map.csv", "from,to\ncat," + "x" * 200_000 + "\n", "row 2: not valid CSV"),
     ],
 )
 def test_bad_maps(tmp_path: Path, name: str, text: str, message: str) -> None:

@@ -188,30 +188,29 @@ def _label_by_members(rows: Rows, contents: Sequence[_Content], request: Request
             )
     if said is None and verified is None:
         return list(contents)
-    if said is not None and verified is None and options.label_column is None and _are_notes(contents):
+    arranged = list(map(_one_image_a_row, contents))
+    if said is not None and verified is None and options.label_column is None and _are_notes(arranged):
         rows.warnings.append(
             f"{request.location}: the .txt files beside images are taken for notes, and the class folders "
             "for labels; --label-column txt takes the texts for labels."
         )
         return list(contents)
-    arranged = list(map(_one_image_a_row, contents))
     rows.labels = _in_order(arranged, [content.said for content in arranged]) or []
     rows.verified = _in_order(arranged, [content.verified for content in arranged])
     return arranged
 
 
 def _are_notes(contents: Sequence[_Content]) -> bool:
-    """Whether texts beside images in several class folders are no labels.
+    """Whether texts beside images in several class folders of an archive are no labels.
 
     Some images have none then, or there are more texts than half the images.
     """
-    said = [entry for content in contents for entry in content.said.values()]
-    images = [name for content in contents for name in content.names]
-    folders = {parent_folder(name) for name in images}
-    if len(folders) < 2 or None in folders or any(rank != LABELS.index("txt") for rank, _ in said):
+    folders = [{parent_folder(name) for name in content.names} for content in contents]
+    ranks = {rank for content in contents for rank, _ in content.said.values()}
+    if None in set().union(*folders) or max(map(len, folders)) < 2 or ranks != {LABELS.index("txt")}:
         return False
     texts = _in_order(contents, [content.said for content in contents]) or []
-    return None in texts or len(set(texts)) > len(images) / 2
+    return None in texts or len(set(texts)) > len(texts) / 2
 
 
 def _in_order(contents: Sequence[_Content], labels: Sequence[_Said]) -> list[str | None] | None:

@@ -27,6 +27,17 @@ loading.decode = decode
 from relabel.__main__ import main
 main()
 """
+# The process gets a signal while it imports what the commands need.
+EARLY = """
+import signal, sys
+class Strikes:
+    def find_spec(self, name, *rest):
+        if name == "pyarrow":
+            signal.raise_signal(signal.SIGINT)
+sys.meta_path.insert(0, Strikes())
+from relabel.__main__ import main
+main()
+"""
 # The process gets a signal right after its main thread has locked one of the thread pool's conditions, once
 # AFTER images were begun.
 STRUCK = """
@@ -103,6 +114,12 @@ def test_ctrl_c_keeps_the_checkpoint_and_the_line_it_shows_continues_the_run(sto
     assert "Epoch 1/" not in done.err
     assert set(files()) - set(before) == {"my labels.parquet"}
     assert result("my labels.parquet") == whole()
+
+
+def test_ctrl_c_before_anything_has_begun_is_one_line(start):
+    process = start(*FIT, program=("-c", EARLY))
+    out, err = process.communicate(timeout=60)
+    assert (process.returncode, out, err) == (130, b"", b"Interrupted. Nothing was written.\n")
 
 
 def test_a_killed_run_continues_to_the_same_result(stop, run, whole, files):

@@ -11,7 +11,7 @@ FIT = ("fit", "images", "--trusted", "trusted.csv", "--image-size", "8", "--epoc
         (("fit",), "Missing argument 'SOURCE'. See relabel fit --help."),
         (("fit", "images"), "--trusted"),
         (("fitt",), "Did you mean 'fit'? See relabel --help."),
-        (("fit", "--trusted"), "'--trusted' requires an argument"),
+        (("fit", "--trusted"), "'--trusted' requires an argument. See relabel fit --help."),
         ((*FIT, "extra"), "extra"),
         ((*FIT, "--nosuch"), "--nosuch"),
         ((*FIT, "--epochs", "many"), "'--epochs': not a valid integer."),
@@ -27,7 +27,7 @@ FIT = ("fit", "images", "--trusted", "trusted.csv", "--image-size", "8", "--epoc
         ((*FIT, "--weights", "nosuch.pt"), "--weights nosuch.pt"),
         ((*FIT, "--freeze"), "--freeze needs"),
         ((*FIT, "--epochs", "1"), "--epochs 1"),
-        ((*FIT, "--warmup", "2"), "--warmup 2"),
+        ((*FIT, "--warmup", "2"), "--warmup 2: must be at least 1 and less than the number of epochs."),
         (
             ("fit", "images", "--trusted", "trusted.csv", "--image-size", "8", "--warmup", "80"),
             "--warmup 80: the run has 80 epochs in all.",
@@ -45,14 +45,31 @@ FIT = ("fit", "images", "--trusted", "trusted.csv", "--image-size", "8", "--epoc
         ((*FIT, "-o", "a" * 300), "aaa cannot be written: File name too long."),
         ((*FIT, "--save-corrector", "a" * 300), "--save-corrector: The output aaa"),
         (("pretrain", "images", "-o", "a" * 250), f"The output {'a' * 250} cannot be written: File name"),
-        ((*FIT, "-o", "trusted.csv", "--overwrite"), "--output trusted.csv is also --trusted."),
+        (
+            (*FIT, "-o", "trusted.csv", "--overwrite"),
+            "--output trusted.csv: the labels are written as Parquet.",
+        ),
+        ((*FIT, "-o", "note.txt", "--epochs", "0"), "--output note.txt: the labels are written as"),
+        (
+            ("apply", "images", "-o", "labels.JSON"),
+            "--output labels.JSON: the labels are written as Parquet.",
+        ),
+        ((*FIT, "-o", "fake.parquet", "--epochs", "0"), "--epochs 0"),
+        ((*FIT, "-o", "fake.parquet", "--corrector", "mslcc"), "--corrector mslcc"),
+        (("fit", "nosuch", *FIT[2:], "-o", "fake.parquet"), "'nosuch'"),
+        ((*FIT, "-o", "fake.parquet"), "fake.parquet exists"),
+        (
+            (*FIT, "--corrector", "none", "--save-corrector", "c.pt"),
+            "--save-corrector: with --corrector none",
+        ),
+        ((*FIT[:2], "--trusted", "nosuch.csv"), "--trusted: there is no file or folder nosuch.csv."),
         ((*FIT, "-o", "./a", "--save-corrector", "a"), "is also --output"),
         ((*FIT, "--checkpoint", "trusted.csv"), "--checkpoint trusted.csv is also --trusted."),
         ((*FIT, "--checkpoint", "nosuch/state"), "--checkpoint: The output nosuch/state has no folder"),
         ((*FIT, "--checkpoint", "note.txt"), "--checkpoint note.txt is damaged or another kind of file."),
         ((*FIT, "--checkpoint", "note.txt", "--resume"), "note.txt is damaged or another kind of file"),
         ((*FIT, "-o", "-", "--json"), "--json and -o - both want standard output."),
-        ((*FIT, "--labels", "nosuch.csv"), "nosuch.csv"),
+        ((*FIT, "--labels", "nosuch.csv"), "--labels: there is no file or folder nosuch.csv."),
         (("fit", "images", "--trusted", ""), "After --trusted there is an empty word. Write what belongs"),
         (("fit", "images", "--trusted="), "After --trusted there is an empty word."),
         ((*FIT, "--label-column", ""), "After --label-column there is an empty word."),
@@ -82,7 +99,7 @@ FIT = ("fit", "images", "--trusted", "trusted.csv", "--image-size", "8", "--epoc
         (("evaluate", "note.txt", "--truth", "trusted.csv"), "note.txt is not a Parquet file"),
         (("evaluate", "note.txt"), "--truth"),
         (("inspect", "nosuch"), "nosuch"),
-        (("inspect", "images"), "images"),
+        (("inspect", "images"), "images is a folder."),
         (("inspect", "fake.zip"), "fake.zip"),
         (("demo", "images"), "The folder images is not empty."),
         (("demo", "note.txt"), "note.txt is not a folder."),
@@ -90,7 +107,7 @@ FIT = ("fit", "images", "--trusted", "trusted.csv", "--image-size", "8", "--epoc
             ("demo", "note.txt/x"),
             "The folder note.txt/x/images could not be made: Not a directory. Name anot",
         ),
-        (("fit", "images", "--trusted", "a" * 300), f"There is no file {'a' * 300}: the name is too long."),
+        (("fit", "images", "--trusted", "a" * 300), "--trusted: there is no file or folder aaa"),
         (("apply", "images", "--corrector", "a" * 300), "aaa: the name is too long."),
         (("predict", "images", "--model", "a" * 300), "aaa: the name is too long."),
         (("inspect", "a" * 300), "aaa: the name is too long."),
@@ -103,6 +120,7 @@ FIT = ("fit", "images", "--trusted", "trusted.csv", "--image-size", "8", "--epoc
 def test_a_mistake_is_told_in_one_sentence_and_nothing_is_written(run, folder, files, tools, arguments, told):
     (folder / "note.txt").write_text("dear diary")
     (folder / "fake.zip").write_bytes(b"PK\x03\x04 and no more")
+    (folder / "fake.parquet").write_bytes(b"PAR1 and no more")
     (folder / "empty/sub").mkdir(parents=True)
     tools["draw"](folder / "lonely/red/a.png", "red")
     tools["write_csv"]("images/list.csv", [("red/red0.png", "red"), ("blue/blue0.png", "blue")])

@@ -416,3 +416,77 @@ def test_names_that_point_upwards_or_come_twice_keep_their_rows(
     source = open_source(str(path))
     assert [source.class_names[label] for label in source.given] == ["cat", "dog", "dog", "cat", "cat"]
     assert greys(source) == [0, 1, 2, 3, 4]
+
+
+@pytest.mark.parametrize("name", ["t.zip", "t.tar", "t.tgz"])
+@pytest.mark.parametrize("folders", [(".", "./cat", "./dog"), ("images", "images/cat"), ("images",), ()])
+def test_folders_above_the_class_folders_are_no_classes(
+    tmp_path: Path, picture: Picture, name: str, folders: Sequence[str]
+) -> None:
+    """As `tar -cf t.tar -C images .` packs them, or a program that leaves some of the folders out."""
+    top = "./" if "." in folders else "images/"
+    images = [(f"{top}{label}/{n}.png", picture(50 * n)) for label in ("cat", "dog") for n in range(2)]
+    source = open_source(str(pack(tmp_path / name, [(folder, None) for folder in folders] + images)))
+    assert source.class_names == ["cat", "dog"]
+    assert source.warnings == []
+
+
+@pytest.mark.parametrize(("flags", "found"), [({}, "folders"), ({"label_column": "txt"}, "texts")])
+@pytest.mark.parametrize("notes", [[b"blurry"], [b"a", b"b", b"c", b"d"]])
+def test_texts_beside_some_images_of_class_folders_are_notes(
+    tmp_path: Path, picture: Picture, flags: dict[str, str], found: str, notes: list[bytes]
+) -> None:
+    names = [f"{label}/{n}" for label in ("cat", "dog") for n in range(2)]
+    members: list[tuple[str, bytes | None]] = [(f"{name}.png", picture(9)) for name in names]
+    members += [(f"{name}.txt", note) for name, note in zip(names, notes, strict=False)]
+    path = pack(tmp_path / "t.tar", members)
+    source = open_source(str(path), options=SourceOptions(**flags), need_classes=False)
+    told = [text for text in source.warnings if "taken for notes" in text]
+    if found == "folders":
+        assert [label for _, label in labelled(source)] == ["cat", "cat", "dog", "dog"]
+        assert len(told) == 1
+    else:
+        assert [label for _, label in labelled(source) if label] == [note.decode() for note in notes]
+        assert told == []
+
+
+def test_texts_that_come_again_are_labels_even_of_images_in_folders(tmp_path: Path, picture: Picture) -> None:
+    names = [f"{folder}/{n}" for folder in ("one", "two") for n in range(4)]
+    members: list[tuple[str, bytes | None]] = [(f"{name}.png", picture(9)) for name in names]
+    members += [(f"{name}.txt", name[-1:].encode()) for name in names]
+    assert open_source(str(pack(tmp_path / "t.tar", members))).class_names == ["0", "1", "2", "3"]
+
+
+@pytest.mark.parametrize("name", ["t.zip", "t.tar", "t.tgz"])
+@pytest.mark.parametrize("folder", ["", "images/"])
+def test_classes_come_along_in_an_archive(tmp_path: Path, picture: Picture, name: str, folder: str) -> None:
+    members = [(f"{folder}{label}/0.png", picture(9)) for label in ("cat", "dog")]
+    listed = [(f"{folder}classes.txt", b"dog\ncat\nbird\n"), (f"{folder}deep/er/classes.txt", b"x\n")]
+    source = open_source(str(pack(tmp_path / name, [*listed, *members])))
+    assert source.class_names == ["dog", "cat", "bird"]
+    assert source.numbered
+    assert source.ignored_files == 0
+    (tmp_path / name).unlink()
+    strange = pack(tmp_path / name, [(f"{folder}classes.txt", b"emu\nowl\n"), *members])
+    left = open_source(str(strange))
+    assert left.class_names == ["cat", "dog"]
+    assert [f"{folder}classes.txt is left alone" in text for text in left.warnings] == [True]
+
+
+def test_a_damaged_archive_is_not_told_as_one_of_too_few_classes(tmp_path: Path, picture: Picture) -> None:
+    members = [(f"{label}/{n}.png", picture(9)) for label in ("cat", "dog") for n in range(3)]
+    path = pack(tmp_path / "t.tar", members)
+    path.write_bytes(path.read_bytes()[:1536])
+    told = refusal(path)
+    assert "has only one class, 'cat'." in told.message
+    assert "is damaged after" in told.message
+    assert told.hint == "Copy the archive again."
+
+
+def test_images_behind_a_password_are_told_as_such(tmp_path: Path, picture: Picture) -> None:
+    path = pack(tmp_path / "t.zip", [(f"{label}/0.png", picture(9)) for label in ("cat", "dog")])
+    data = bytearray(path.read_bytes())
+    for mark, flags in ((b"PK\x03\x04", 6), (b"PK\x01\x02", 8)):
+        data[data.index(mark) + flags] |= 1
+    path.write_bytes(data)
+    assert open_source(str(path)).errors == {0: "the image is encrypted"}

@@ -49,3 +49,7 @@ def test_shards_of_one_split_only() -> None:
     check_one_split([Path("d/train-1.tar"), Path("d/train-2.tar"), Path("d/extra.tar")], Path("d"))
     with pytest.raises(RelabelError, match=r"several splits: test, train\. .*'d/test\*\.parquet'"):
         check_one_split([Path("d/train-1.parquet"), Path("d/test-1.parquet")], Path("d"))
+    with pytest.raises(RelabelError, match=r"several splits: test, train\. .*'d/x/test/\*\.parquet'"):
+        check_one_split([Path("d/x/train/0.parquet"), Path("d/x/test/0.parquet")], Path("d"))
+    check_one_split([Path("test/train/0.parquet"), Path("test/train/1.parquet")], Path("test"))
+    check_one_split([Path("d/test tubes/0.parquet"), Path("d/train/0.parquet")], Path("d"))

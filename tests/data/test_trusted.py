@@ -8,9 +8,11 @@ from dataclasses import replace
 from pathlib import Path
 from unicodedata import normalize
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from PIL import Image
 
 from relabel.config import SourceOptions
 from relabel.data.sources import Source, open_source
@@ -305,3 +307,33 @@ def test_only_images_of_the_same_size_are_read_to_find_copies(
 def test_bad_folders(source: Source, tree: Tree, names: list[str], expected: str) -> None:
     with pytest.raises(RelabelError, match=expected):
         read_trusted(tree(*names, root="verified"), source)
+
+
+@pytest.mark.parametrize("suffix", [".tar", ".tar.gz"])
+def test_copies_of_images_that_an_archive_holds_larger_than_they_are_needed(
+    tmp_path: Path, picture: Picture, suffix: str
+) -> None:
+    """Those of a compressed one are kept decoded, and known by the bytes they came as."""
+    for label in ("cat", "dog"):
+        for number in range(2):
+            path = tmp_path / f"images/{label}/{number}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            noise = np.random.default_rng([number, len(label), label == "cat"]).integers(0, 256, (40, 40, 3))
+            Image.fromarray(noise.astype(np.uint8)).save(path)
+    with tarfile.open(tmp_path / f"t{suffix}", "w:gz" if suffix == ".tar.gz" else "w") as tar:
+        tar.add(tmp_path / "images", ".")
+    source = open_source(str(tmp_path / f"t{suffix}"), largest=8)
+    (tmp_path / "verified/dog").mkdir(parents=True)
+    shutil.copy(tmp_path / "images/cat/1.png", tmp_path / "verified/dog/copy.png")
+    trusted = read_trusted(tmp_path / "verified", source)
+    assert trusted.external == []
+    assert [source.file_names[row] for row in trusted.rows] == ["cat/1.png"]
+    assert trusted.labels.tolist() == [1]
+
+
+def test_rows_that_turn_out_unreadable_are_no_trusted_rows(source: Source) -> None:
+    trusted = replace(TrustedSet.empty(), rows=np.array([3, 0, 2]), labels=np.array([1, 1, 0]))
+    left = trusted.without({0: "file is empty", 1: "torn"}, source)
+    assert pairs(left) == [(3, 1), (2, 0)]
+    assert left.warnings == ["1 trusted row(s) cannot be used: 'cat/1.png' (file is empty)."]
+    assert left.without({}, source).warnings == []
