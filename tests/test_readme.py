@@ -15,6 +15,7 @@ import pytest
 from PIL import Image
 
 README = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
+PYTHON = re.findall(r"^    (import pandas\n(?:    .+\n)+)", README, flags=re.MULTILINE)
 COMMANDS = re.findall(r"^    ((?:relabel|pip|python) .+)$", README, flags=re.MULTILINE)
 
 
@@ -70,3 +71,8 @@ def test_readme_commands_work_in_order_as_typed(folder):
             script, check=False, cwd=folder, env=environment, capture_output=True, text=True
         )
         assert result.returncode == 0, f"{command}\n{result.stderr}"
+    (lines,) = PYTHON
+    script = [sys.executable, "-c", lines.replace("\n    ", "\n")]
+    result = subprocess.run(script, check=False, cwd=folder, env=environment, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    assert "noise_probability" in result.stdout
