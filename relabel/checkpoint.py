@@ -13,12 +13,22 @@ import torch
 from relabel.errors import RelabelError
 from relabel.files import atomic_path
 
-_FORMAT = 8
+_FORMAT = 9
+_SHORT = 60
+_DIGEST = "#"  # with which no JSON begins
 
 
 def fingerprint(parts: Mapping[str, Any]) -> str:
-    """A short digest of everything that must be equal for a checkpoint to be continued."""
-    return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()[:16]
+    """Everything that must be equal for a checkpoint to be continued, by names that a message can tell.
+
+    Values that are short as JSON stay as they are, of others there is a digest.
+    """
+    texts = {name: json.dumps(value, sort_keys=True, default=str) for name, value in parts.items()}
+    return json.dumps({name: _short(text) for name, text in texts.items()}, sort_keys=True)
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= _SHORT else _DIGEST + hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def save(path: Path, state: Mapping[str, Any], digest: str) -> None:
@@ -44,16 +54,31 @@ def load(path: Path, digest: str) -> dict[str, Any]:
     """
     try:
         saved = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-        belongs = saved["format"] == _FORMAT and saved["fingerprint"] == digest
+        ours, theirs = (_FORMAT, digest), (saved["format"], saved["fingerprint"])
         state: dict[str, Any] = saved["state"]
     except Exception as error:
         raise RelabelError(
             f"The checkpoint {path} is damaged or another kind of file ({type(error).__name__}).",
             "Drop --resume to start again.",
         ) from error
-    if not belongs:
+    if ours != theirs:
         raise RelabelError(
-            f"The checkpoint {path} belongs to a run with other data or other settings.",
+            f"The checkpoint {path} belongs to a run with other data or other settings"
+            f"{_differences(digest, theirs[1])}.",
             "Repeat that run's command with --resume, or drop --resume to start again.",
         )
     return state
+
+
+def _differences(ours: str, theirs: object) -> str:
+    """What differs, as the end of a sentence; nothing where that cannot be told."""
+    try:
+        here, there = json.loads(ours), json.loads(str(theirs))
+        names = [name for name in here if name in there and here[name] != there[name]]
+    except (ValueError, TypeError):
+        return ""
+    told = [
+        name if _DIGEST in (here[name][0], there[name][0]) else f"{name} {there[name]}, not {here[name]}"
+        for name in names
+    ]
+    return f": {'; '.join(told)}" if told else ""

@@ -437,14 +437,18 @@ def _train(
     settled = {"checkpoint": None, "resume": None, "precision": None, "cache": None}
     digest = checkpoint.fingerprint(
         {
-            "config": asdict(config) | settled | {"pretrained": pretrained, "weights": weights},
-            "files": _digest("\0".join(source.file_names).encode(errors="surrogateescape")),
-            "shown": shown,
-            "train": _digest(training.rows.train.numpy().tobytes()),
-            "unlabelled": _digest(training.rows.unlabelled.numpy().tobytes()),
-            "given": _digest(training.rows.given.numpy().tobytes()),
-            "split": [_digest(rows.tobytes()) for rows in vars(split).values()],
-            "compute": training.compute.describe(),
+            **asdict(config),
+            **settled,
+            "pretrained": pretrained,
+            "weights": weights,
+            "the names of the rows": _digest("\0".join(source.file_names).encode(errors="surrogateescape")),
+            f"the {source.noun}": shown,
+            "the rows that can be used": [
+                _digest(rows.numpy().tobytes()) for rows in (training.rows.train, training.rows.unlabelled)
+            ],
+            "the given labels": _digest(training.rows.given.numpy().tobytes()),
+            "the verified rows": [_digest(rows.tobytes()) for rows in vars(split).values()],
+            "device": training.compute.describe(),
             "versions": [__version__, torch.__version__],
         }
     )

@@ -35,6 +35,15 @@ def test_another_runs_state_is_refused(path):
         checkpoint.load(path, "other")
 
 
+def test_what_differs_is_told(path):
+    ours = {"epochs": 8, "seed": 0, "the images": "a" * 64, "lr": None}
+    theirs = checkpoint.fingerprint({**ours, "epochs": 6, "the images": "b" * 64, "old": 1})
+    checkpoint.save(path, STATE, theirs)
+    assert checkpoint.load(path, theirs)
+    with pytest.raises(RelabelError, match=r"other settings: epochs 6, not 8; the images\. Repeat"):
+        checkpoint.load(path, checkpoint.fingerprint(ours))
+
+
 def half(path):
     path.write_bytes(path.read_bytes()[:300])
 
@@ -77,3 +86,5 @@ def test_a_missing_file_is_no_checkpoint(tmp_path):
 def test_the_fingerprint_follows_the_content_and_not_the_order():
     assert checkpoint.fingerprint({"a": 1, "b": [2]}) == checkpoint.fingerprint({"b": [2], "a": 1})
     assert checkpoint.fingerprint({"a": 1, "b": [2]}) != checkpoint.fingerprint({"a": 1, "b": [3]})
+    assert checkpoint.fingerprint({"a": [1] * 999}) != checkpoint.fingerprint({"a": [1] * 998 + [2]})
+    assert len(checkpoint.fingerprint({"a": [1] * 999})) < 60

@@ -203,10 +203,14 @@ def interrupted(run, folder, stopped):
 
 def test_another_run_does_not_continue_the_checkpoint(run, interrupted, files, tools):
     before = files()
-    for flags in (("--seed", "1"), ("--lr", "0.01"), ("--epochs", "31")):
+    for flags, told in (
+        (("--seed", "1"), "seed 0, not 1; the verified rows"),
+        (("--lr", "0.01"), "learning_rate null, not 0.01"),
+        (("--epochs", "31"), "epochs 30, not 31"),
+    ):
         done = run(*FIT, *flags, "--resume")
         assert done.code == 2
-        assert "belongs to a run with other data or other settings" in done.err
+        assert f"belongs to a run with other data or other settings: {told}. Repeat" in done.err
     tools["write_csv"]("labels.csv", [("red/red9.png", "blue")])
     assert run(*FIT, "--labels", "labels.csv", "--resume").code == 2
     (interrupted.parent / "labels.csv").unlink()
