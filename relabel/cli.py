@@ -293,7 +293,8 @@ def fit(
             "Name a table or a folder with --trusted; relabel apply does without.",
         )
     to_stdout = output == "-"
-    _check_output(output, as_json)
+    if to_stdout:
+        _check_stdout(as_json)
     state = checkpoint or _checkpoint_path(output, arguments)
     config = FitConfig(
         source=source,
@@ -342,6 +343,7 @@ def fit(
         {**_files_of(source, reading), "--trusted": trusted, "--labels": labels, "--weights": Path(weights)},
         overwrite,
     )
+    _check_is_parquet(output)
 
     saves: dict[Path, Callable[[FitResult, Path], None]] = {}
     if save_corrector:
@@ -400,7 +402,8 @@ def apply(
     console = _console(stderr=True)
     arguments: list[str] = context.obj
     to_stdout = output == "-"
-    _check_output(output, as_json)
+    if to_stdout:
+        _check_stdout(as_json)
     state = checkpoint or _checkpoint_path(output, arguments)
     corrector = corrector or str(SHIPPED_CORRECTOR)
     local = None if corrector.startswith("hf://") else Path(corrector)
@@ -441,6 +444,7 @@ def apply(
         },
         overwrite,
     )  # fmt: skip
+    _check_is_parquet(output)
     config = replace(config, pretrained=hub.resolve(corrector, "--corrector", SHIPPED_CORRECTOR.name))
     _fit(console, arguments, config, state, checkpoint is not None, {}, output, overwrite, as_json, quiet)
 
@@ -602,7 +606,8 @@ def predict(
     """
     console = _console(stderr=True)
     arguments: list[str] = context.obj
-    _check_output(output, as_json)
+    if output == "-":
+        _check_stdout(as_json)
     config = PredictConfig(
         source=source,
         model=model,
@@ -622,6 +627,7 @@ def predict(
         {**_files_of(source, reading), "--model": model, "--labels": labels},
         overwrite,
     )
+    _check_is_parquet(output)
 
     from relabel import prediction
 
@@ -1012,14 +1018,15 @@ def _show_result(console: Console, result: Labelling, output: str, as_json: bool
         )
 
 
-def _check_output(output: str, as_json: bool) -> None:
-    """Refuse a name of something other than Parquet, and a standard output that cannot take it."""
-    if output != "-":
-        if Path(output).suffix.lower() in _NO_PARQUET:
-            raise RelabelError(
-                f"--output {output}: the labels are written as Parquet.", "End the name in .parquet."
-            )
-        return
+def _check_is_parquet(output: str) -> None:
+    """Refuse a name for the labels that is one of something else."""
+    if Path(output).suffix.lower() in _NO_PARQUET:
+        raise RelabelError(
+            f"--output {output}: the labels are written as Parquet.", "End the name in .parquet."
+        )
+
+
+def _check_stdout(as_json: bool) -> None:
     if as_json:
         raise RelabelError("--json and -o - both want standard output.", "Write the labels to a file.")
     if sys.stdout.isatty():

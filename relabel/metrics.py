@@ -65,15 +65,14 @@ def evaluate(
     action: NDArray[np.str_],
     trusted: NDArray[np.bool_],
     failed: NDArray[np.bool_],
-    include_trusted: bool = False,
 ) -> Evaluation:
     """Compare given and corrected labels with the truth; all arrays are [N] and in the same row order.
 
     `given` is -1 for an unlabelled row, `truth` -1 where it is not known; a true class outside the label set
     may have any id from C on. `confidence` is the maximum of the soft label. Rows that `failed` are left out,
-    and so are `trusted` rows unless `include_trusted`: they are right by construction and would flatter.
+    and so are `trusted` rows: they are right by construction and would flatter.
     """
-    excluded = trusted & ~failed & (not include_trusted)
+    excluded = trusted & ~failed
     known = ~failed & ~excluded & (truth >= 0)
     rows = known & (given >= 0)
     unlabelled = known & (given < 0)

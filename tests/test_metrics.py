@@ -64,12 +64,6 @@ def test_evaluate_by_hand() -> None:
     assert json.loads(json.dumps(result, allow_nan=False)) == result
 
 
-def test_trusted_rows_count_only_when_asked_for() -> None:
-    result = evaluate(**columns(), include_trusted=True)
-    assert (result.rows, result.trusted_rows_excluded, result.fix_rows) == (7, 0, 3)
-    assert result.label_accuracy_after == 5 / 7
-
-
 def test_auroc_is_the_share_of_pairs_in_the_right_order() -> None:
     rng = np.random.default_rng(0)
     n = 300

@@ -295,7 +295,7 @@ def largest_confusions(
 
 
 def _from_json(text: bytes | None) -> dict[str, Any] | None:
-    """Return the metadata, or None when it is not what `_to_json` wrote."""
+    """Return the metadata, or None when it is not what `metadata_json` made."""
     try:
         metadata = json.loads(text or b"null")
     except ValueError:

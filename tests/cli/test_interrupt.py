@@ -24,8 +24,8 @@ def decode(*arguments):
     time.sleep(0.5)
     return plain(*arguments)
 loading.decode = decode
-from relabel.__main__ import main
-main()
+from relabel.__main__ import main as command
+command()
 """
 # The process gets a signal while it imports what the commands need.
 EARLY = """
@@ -35,8 +35,8 @@ class Strikes:
         if name == "pyarrow":
             signal.raise_signal(signal.SIGINT)
 sys.meta_path.insert(0, Strikes())
-from relabel.__main__ import main
-main()
+from relabel.__main__ import main as command
+command()
 """
 # The process gets a signal right after its main thread has locked one of the thread pool's conditions, once
 # AFTER images were begun.
@@ -54,8 +54,8 @@ def enter(self):
         signal.raise_signal(signal.SIGINT)
     return taken
 loading.decode, threading.Condition.__enter__ = decode, enter
-from relabel.__main__ import main
-main()
+from relabel.__main__ import main as command
+command()
 """
 
 

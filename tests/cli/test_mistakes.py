@@ -45,11 +45,8 @@ FIT = ("fit", "images", "--trusted", "trusted.csv", "--image-size", "8", "--epoc
         ((*FIT, "-o", "a" * 300), "aaa cannot be written: File name too long."),
         ((*FIT, "--save-corrector", "a" * 300), "--save-corrector: The output aaa"),
         (("pretrain", "images", "-o", "a" * 250), f"The output {'a' * 250} cannot be written: File name"),
-        (
-            (*FIT, "-o", "trusted.csv", "--overwrite"),
-            "--output trusted.csv: the labels are written as Parquet.",
-        ),
-        ((*FIT, "-o", "note.txt", "--epochs", "0"), "--output note.txt: the labels are written as"),
+        ((*FIT, "-o", "trusted.csv", "--overwrite"), "--output trusted.csv is also --trusted."),
+        ((*FIT, "-o", "labels.csv"), "--output labels.csv: the labels are written as Parquet."),
         (
             ("apply", "images", "-o", "labels.JSON"),
             "--output labels.JSON: the labels are written as Parquet.",

@@ -20,8 +20,8 @@ def decode(*arguments):
     print("decoding", file=sys.stderr, flush=True)
     time.sleep(0.5)
 loading.decode = decode
-from relabel.__main__ import main
-main()
+from relabel.__main__ import main as command
+command()
 """
 
 

@@ -36,8 +36,8 @@ def record(episode, *rest):
         time.sleep(30)
     return plain(episode, *rest)
 pretraining.record = record
-from relabel.__main__ import main
-main()
+from relabel.__main__ import main as command
+command()
 """
 
 

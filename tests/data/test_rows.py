@@ -75,7 +75,9 @@ def test_other_classes_follow_those_whose_order_is_fixed() -> None:
 
 
 def test_numbers_are_ids_only_where_they_are_asked_for() -> None:
-    assert class_ids(["1", "b"], numbered=True) == {"0": 0, "1": 0, "b": 1}
+    assert class_ids(["1", "b"], numbered=True) == {
+        "0": 0, "0.0": 0, "1": 0, "1.0": 1, "b": 1,
+    }  # fmt: skip
     assert class_ids(["1", "b"], numbered=False) == {"1": 0, "b": 1}
 
 

@@ -1,3 +1,4 @@
+import hashlib
 import io
 from pathlib import Path
 
@@ -7,7 +8,7 @@ from PIL import Image
 
 from relabel.data.images import decode
 from relabel.data.references import Embedded, Slices
-from relabel.data.spool import Spool
+from relabel.data.spool import Spool, original
 from relabel.errors import ImageError
 
 
@@ -23,7 +24,10 @@ def test_large_images_are_kept_decoded_and_small_ones_as_they_are() -> None:
     with Spool(16) as spool:
         places = [spool.add(images[0]), *spool.add_all(images[1:])]
         kept = Slices(spool.mapped(), *zip(*places, strict=True), "spool")
-    assert places[1][1] < 3 * 16**2 + 20
+    assert places[1][1] < 3 * 16**2 + 20 + 100  # which tell what it was made from
+    data = images[1].fetch()
+    assert original(kept[1].open("rb").read()) == (len(data), hashlib.sha256(data).hexdigest())
+    assert original(kept[0].open("rb").read()) is original(b"") is None
     assert kept[0].open("rb").read() == images[0].fetch()
     for row, image in enumerate(images):
         assert (decode(kept[row], 16) == decode(image, 16)).all()
