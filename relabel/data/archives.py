@@ -75,7 +75,7 @@ class _Content:
             self.folders.add(name)
         elif PurePosixPath(last).suffix.lower() in IMAGE_SUFFIXES:
             return True
-        elif last not in (*METADATA_NAMES, CLASSES_FILE):
+        elif last not in METADATA_NAMES and not _is_classes(name):
             self.others += 1
         return False
 
