@@ -241,6 +241,7 @@ def test_other_weights_of_the_same_name_do_not_continue_a_checkpoint(digits, tmp
         torch.save(backbones.build("cnn8", 10, 16).state_dict(), path)
 
     write(weights, 3)
+    moved.write_bytes(weights.read_bytes())
     config = FitConfig(
         source=str(digits.images), trusted=digits.trusted, corrector="none", weights=str(weights),
         backbone="cnn8", image_size=16, freeze=True, epochs=2, checkpoint=tmp_path / "run.checkpoint",
@@ -249,7 +250,6 @@ def test_other_weights_of_the_same_name_do_not_continue_a_checkpoint(digits, tmp
     write(weights, 4)
     with pytest.raises(RelabelError, match="other data or other settings"):
         pipeline.fit(replace(config, resume=True))
-    write(moved, 3)
     pipeline.fit(replace(config, weights=str(moved), resume=True))
 
 

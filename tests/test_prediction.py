@@ -68,6 +68,9 @@ def predictions(training: pipeline.Training, model: Model) -> np.ndarray:
     return torch.cat([torch.softmax(logits, 1) for _, logits, _ in found]).numpy()
 
 
+FROZEN = {"freeze": True, "weights": "cnn8.pt", "backbone": "cnn8", "augment": None}
+
+
 @pytest.mark.parametrize(
     "options",
     [
@@ -76,10 +79,16 @@ def predictions(training: pipeline.Training, model: Model) -> np.ndarray:
         {"corrector": "mlc"},
         {"corrector": "metalabelnet"},
         {"corrector": "tmlc"},
-        {"freeze": True, "weights": "cnn8.pt", "backbone": "cnn8"},
-        {"freeze": True, "weights": "cnn8.pt", "backbone": "cnn8", "corrector": "metalabelnet"},
+        {"freeze": True, "weights": "cnn8.pt", "backbone": "cnn8", "augment": None},
+        {
+            "freeze": True,
+            "weights": "cnn8.pt",
+            "backbone": "cnn8",
+            "augment": None,
+            "corrector": "metalabelnet",
+        },
     ],
-    ids=lambda options: " ".join(map(str, options.values())) or "mslc",
+    ids=lambda options: " ".join(map(str, filter(None, options.values()))) or "mslc",
 )
 def test_a_saved_model_gives_the_finished_backbone_s_predictions_through_its_calibration(
     folder, tmp_path, monkeypatch, options
