@@ -1,6 +1,7 @@
 """Files that are either there in full or not there at all."""
 
 import errno
+import hashlib
 import math
 import mmap
 import os
@@ -21,6 +22,12 @@ from relabel.errors import RelabelError, RunError
 
 METADATA_KEY = b"relabel"
 """Where the schema of a Parquet file that we write has JSON data on it."""
+
+
+def digest(content: bytes | NDArray[Any]) -> str:
+    """The SHA-256 of bytes, or of an array's values, as text."""
+    data = content if isinstance(content, bytes) else np.ascontiguousarray(content).data
+    return hashlib.sha256(data).hexdigest()
 
 
 def check_output(path: Path, overwrite: bool) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
@@ -36,6 +35,7 @@ from relabel.data.trusted import TrustedSet, trusted_of
 from relabel.data.vectors import standardisation
 from relabel.device import Compute, resolve
 from relabel.errors import RelabelError
+from relabel.files import digest
 from relabel.ledger import Distributions, blocks
 from relabel.metrics import noise_matrix
 from relabel.model import EVIDENCE, Model
@@ -430,38 +430,38 @@ def _train(
 ) -> None:
     """Run the epochs, with a checkpoint after each when the config names one; shown: the inputs' digest."""
     # What is in a file of weights or of a corrector counts, not where it lies.
-    pretrained = config.pretrained and _digest(config.pretrained.read_bytes())
+    pretrained = config.pretrained and digest(config.pretrained.read_bytes())
     weights = config.weights
     if weights not in ("none", "imagenet"):
-        weights = _digest(Path(weights).read_bytes())
+        weights = digest(Path(weights).read_bytes())
     settled = {"checkpoint": None, "resume": None, "precision": None, "cache": None}
-    digest = checkpoint.fingerprint(
+    belongs = checkpoint.fingerprint(
         {
             **asdict(config),
             **settled,
             "pretrained": pretrained,
             "weights": weights,
-            "the names of the rows": _digest("\0".join(source.file_names).encode(errors="surrogateescape")),
+            "the names of the rows": digest("\0".join(source.file_names).encode(errors="surrogateescape")),
             f"the {source.noun}": shown,
             "the rows that can be used": [
-                _digest(rows.numpy().tobytes()) for rows in (training.rows.train, training.rows.unlabelled)
+                digest(rows.numpy()) for rows in (training.rows.train, training.rows.unlabelled)
             ],
-            "the given labels": _digest(training.rows.given.numpy().tobytes()),
-            "the verified rows": [_digest(rows.tobytes()) for rows in vars(split).values()],
+            "the given labels": digest(training.rows.given.numpy()),
+            "the verified rows": [digest(rows) for rows in vars(split).values()],
             "device": training.compute.describe(),
             "versions": [__version__, torch.__version__],
         }
     )
     if config.checkpoint and config.resume:
         if config.checkpoint.exists():
-            training.load_state_dict(checkpoint.load(config.checkpoint, digest))
+            training.load_state_dict(checkpoint.load(config.checkpoint, belongs))
             watcher.say(f"Resuming after epoch {training.epoch} from {config.checkpoint}.")
         else:
             watcher.say(f"No checkpoint at {config.checkpoint} yet; starting with the first epoch.")
 
     def on_epoch(report: EpochReport) -> None:
         if config.checkpoint:
-            checkpoint.save(config.checkpoint, training.state_dict(), digest)
+            checkpoint.save(config.checkpoint, training.state_dict(), belongs)
         meta = "" if report.meta_loss is None else f", trusted loss {report.meta_loss:.3f}"
         watcher.say(
             f"Epoch {report.epoch + 1}/{report.epochs} ({report.phase}): loss {report.loss:.3f}{meta}"
@@ -470,10 +470,6 @@ def _train(
     watcher.stage("Training", training.steps_before(training.schedule.epochs))
     watcher.advance(training.steps_before(training.epoch))
     training.run(on_epoch, watcher.advance)
-
-
-def _digest(content: bytes) -> str:
-    return hashlib.sha256(content).hexdigest()
 
 
 def _labelled(

@@ -7,7 +7,6 @@ computed once) stay float32. All answer the same two questions, so training neve
 
 from __future__ import annotations
 
-import hashlib
 import os
 import zlib
 from abc import ABC, abstractmethod
@@ -16,7 +15,6 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from itertools import islice
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -27,7 +25,7 @@ from relabel.data.images import decode
 from relabel.data.references import References
 from relabel.device import upload
 from relabel.errors import ImageError, RunError
-from relabel.files import release, scratch_array
+from relabel.files import digest, release, scratch_array
 from relabel.interrupts import in_threads
 from relabel.progress import Watcher
 
@@ -133,7 +131,7 @@ class ImageInputs(_SquareImages):
             checksums[row] = zlib.crc32(pixels.data)
             if row % _RELEASED == 0:
                 release(self._array)
-        return _digest(checksums)
+        return digest(checksums)
 
 
 class EncodedInputs(_SquareImages):
@@ -176,7 +174,7 @@ class EncodedInputs(_SquareImages):
 
     def digest(self) -> str:
         """The same as that of `ImageInputs`."""
-        return _digest(self._checksums)
+        return digest(self._checksums)
 
     def _decoded(self, row: int) -> NDArray[np.uint8]:
         reference = self._references[row]
@@ -205,7 +203,7 @@ class VectorInputs(Inputs):
 
     def digest(self) -> str:
         """Of all values."""
-        return _digest(self.vectors.numpy())
+        return digest(self.vectors.numpy())
 
 
 def open_images(
@@ -234,10 +232,6 @@ def open_images(
 
     errors = _decode_each(references, size, skip, watcher.advance, note)
     return EncodedInputs(references, size, augmentation, skip | set(errors), checksums), errors
-
-
-def _digest(values: NDArray[Any]) -> str:
-    return hashlib.sha256(np.ascontiguousarray(values).data).hexdigest()
 
 
 def decode_all(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import tempfile
 from collections.abc import Iterable
@@ -15,6 +14,7 @@ from numpy.typing import NDArray
 from relabel.data.images import decode
 from relabel.data.references import Embedded, Reference
 from relabel.errors import ImageError, RunError
+from relabel.files import digest
 from relabel.interrupts import in_threads
 
 _MARK = b"relabel: made from "
@@ -25,8 +25,8 @@ def original(data: bytes) -> tuple[int, str] | None:
     _, mark, told = data[-100:].rpartition(_MARK)
     if not mark:
         return None
-    size, digest = told.split()
-    return int(size), digest.decode()
+    size, sha256 = told.split()
+    return int(size), sha256.decode()
 
 
 class Spool:
@@ -75,7 +75,7 @@ class Spool:
         header = f"P6 {self._largest} {self._largest} 255\n".encode()  # PPM: no loss, no time to decode
         pixels = decode(Embedded(reference.name, lambda: data, Path()), self._largest).tobytes()
         # Behind the pixels, where nothing reads on: a copy of the file must be known for one.
-        return b"".join([header, pixels, _MARK, f"{len(data)} {hashlib.sha256(data).hexdigest()}".encode()])
+        return b"".join([header, pixels, _MARK, f"{len(data)} {digest(data)}".encode()])
 
     def _keep(self, data: bytes) -> tuple[int, int]:
         try:

@@ -5,7 +5,6 @@ Everything wrong with it is reported by row number here, before any training sta
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -19,6 +18,7 @@ from relabel.data.sources import FileIndex, Source, naming_hint, open_source
 from relabel.data.spool import original
 from relabel.data.tables import first_few
 from relabel.errors import RelabelError
+from relabel.files import digest
 
 
 @dataclass
@@ -250,7 +250,7 @@ def _content(reference: Reference, sizes: Collection[int]) -> tuple[int, str] | 
         return None
     if (made_from := original(data)) is not None:
         return made_from if made_from[0] in sizes else None
-    return (len(data), hashlib.sha256(data).hexdigest()) if len(data) in sizes else None
+    return (len(data), digest(data)) if len(data) in sizes else None
 
 
 def _column_entries(verified: Sequence[str | None]) -> _Entries:

@@ -7,7 +7,6 @@ corrected.
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -19,7 +18,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from relabel import __version__, checkpoint
+from relabel import __version__, checkpoint, files
 from relabel.config import SourceOptions
 from relabel.correctors import create
 from relabel.correctors.base import Memory
@@ -287,7 +286,7 @@ def _record_all(
             "pools": [
                 [
                     pool.name,
-                    hashlib.sha256(np.ascontiguousarray(pool.images).data).hexdigest(),
+                    files.digest(pool.images),
                     pool.true.tolist(),
                 ]
                 for pool in pools
