@@ -284,6 +284,11 @@ def test_read_mapping(tmp_path: Path, name: str, text: str) -> None:
     assert read_mapping(tmp_path / name, CLASSES) == MAPPING
 
 
+def test_a_map_with_semicolons_and_white_space(tmp_path: Path) -> None:
+    (tmp_path / "map.csv").write_text("from ; to\n cafe; bar \n")
+    assert read_mapping(tmp_path / "map.csv", ["bar", "cafe"]) == {1: 0}
+
+
 def test_a_map_in_another_unicode_form(tmp_path: Path) -> None:
     (tmp_path / "map.csv").write_text("from,to\ncafe\u0301,bar\n", "utf-8")
     assert read_mapping(tmp_path / "map.csv", ["bar", "caf\u00e9"]) == {1: 0}

@@ -324,7 +324,7 @@ def _scan(root: Path) -> _Scan:
                 if not is_junk(name):
                     subfolders.append(path)
                 continue
-            if not entry.is_file() and not entry.is_symlink():
+            if not entry.is_file() and os.path.exists(entry.path):
                 continue  # reading a pipe would wait for ever
             junk = is_junk(name)
             leaf_is_empty = leaf_is_empty and junk

@@ -1,3 +1,4 @@
+import os
 import re
 import subprocess
 import sys
@@ -433,3 +434,15 @@ def test_a_row_of_files_takes_little_more_memory_than_its_name() -> None:
     tracemalloc.stop()
     assert taken / 5000 < 150, "bytes; a path of its own would be 300 more"
     assert rows.references[4321] == Path("root/class1/4321.png")
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no named pipes")
+def test_what_is_no_file_is_none_of_the_images(tree: Tree) -> None:
+    """Whoever opened a pipe would wait for its other end."""
+    root = tree("cat/1.png", "dog/1.png")
+    os.mkfifo(root / "cat/pipe.png")
+    (root / "dog/link.png").symlink_to(root / "cat/pipe.png")
+    (root / "dog/gone.png").symlink_to(root / "nowhere.png")
+    source = open_source(str(root))
+    assert source.file_names == ["cat/1.png", "dog/1.png", "dog/gone.png"]
+    assert source.errors == {2: "file not found"}
