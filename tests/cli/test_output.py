@@ -40,7 +40,7 @@ def test_an_existing_output_is_refused_before_any_work_and_replaced_with_overwri
 
 
 def test_the_same_seed_gives_the_same_bytes_but_for_the_command(fit, monkeypatch):
-    monkeypatch.setattr("relabel.cli.shlex.join", lambda _: "relabel fit")
+    monkeypatch.setattr("shlex.join", lambda _: "relabel fit")
     assert {fit("-q", "-o", name).code for name in ("a", "b")} == {0}
     assert Path("a").read_bytes() == Path("b").read_bytes()
     assert fit("-q", "-o", "c", "--seed", "1").code == 0
