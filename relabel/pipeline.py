@@ -74,6 +74,7 @@ EPOCH_LIMITS = (20, 80)
 # right, and the calibration error was .045, .023, .057 and .125.
 TRANSFERRED_SAMPLES_SEEN = 1_000_000
 TRANSFERRED_EPOCH_LIMITS = (20, 40)
+_MOST_ASKED = 20_000  # rows, for the margin of corrections
 
 
 @dataclass(frozen=True)
@@ -487,7 +488,9 @@ def _labelled(
     evidence: Mapping[str, Distributions] = training.evidence()
     lent: Calibration | None = None
     if pretrained is not None:
-        lent = _borrowed(pretrained.experience, evidence, _usable_labels(source, errors), held_out)
+        lent = _borrowed(
+            pretrained.experience, evidence, _usable_labels(source, errors), held_out, config.seed
+        )
         evidence = {name: evidence[name] for name in pretrained.experience.evidence}
     labelled = source.given[split.probe] >= 0
     probes = split.probe[labelled]
@@ -528,6 +531,7 @@ def _borrowed(
     evidence: Mapping[str, Distributions],
     given: NDArray[np.int64],
     held_out: NDArray[np.bool_],
+    seed: int,
 ) -> Calibration:
     """The calibration of a source that nobody has verified a row of; given: [N], −1 where it is of no use."""
     seen = np.where(held_out, UNLABELLED, given)
@@ -542,7 +546,11 @@ def _borrowed(
     soft_label = SoftLabels(weighed, seen, lent, TrustedSet.empty())
     parts = blocks(*soft_label.shape)
     joint = sum(calibration.joint_counts(soft_label[rows], seen[rows]) for rows in parts)
-    return borrowed.matched(lent, np.asarray(joint))
+    lent = borrowed.matched(lent, np.asarray(joint))
+    # A share of all rows, which a part of them tells as well.
+    trained = np.random.default_rng(seed).permutation(np.flatnonzero(seen >= 0))
+    asked = trained[next(blocks(_MOST_ASKED, soft_label.shape[1]))]
+    return borrowed.guarded(lent, lent.soft_labels(_of_rows(weighed, asked), seen[asked]), seen[asked])
 
 
 def _told_by_anchors(

@@ -72,13 +72,14 @@ def show_result(console: Console, summary: Mapping[str, Any], output: str) -> No
             )
         )
     if calibration["margin"]:
-        lines.append(
-            (
-                "Corrections",
-                f"only where they are {math.exp(calibration['margin']):.2g} times as likely as the given "
-                "label, for the verified rows do not show that they do good",
-            )
+        reason = (
+            "the verified rows do not show that they do good"
+            if calibration["probes"]
+            else "few of the labels in doubt have a likelier one"
         )
+        odds = math.exp(calibration["margin"])
+        times = f"{odds:.2g}" if odds < 9.5 else f"{odds:.0f}"
+        lines.append(("Corrections", f"only where {times} times as likely as the given label, for {reason}"))
     lines.append(("Promise", summary["promise"]))
     _show(console, "What was found", lines)
     console.print(f"Wrote {_printable(output)}", markup=False, highlight=False, soft_wrap=True)

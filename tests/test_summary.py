@@ -81,11 +81,21 @@ def test_verified_rows_are_counted_apart():
     assert "1,200 / 400 / 41 (verified rows not counted)" in text
 
 
-@pytest.mark.parametrize(("margin", "told"), [(math.log(2), True), (0.0, False), (None, False)])
-def test_corrections_that_need_a_margin_say_so(margin, told):
-    calibration = {**FIT["calibration"], "margin": margin, "withheld": margin is None}
-    text = shown(80, False, {**FIT, "calibration": calibration})
-    assert ("2 times as likely as the given label" in text) is told
+@pytest.mark.parametrize(
+    ("margin", "probes", "told"),
+    [
+        (math.log(2), 75, "2 times as likely as the given label, for the verified rows do not show"),
+        (math.log(3.375), 0, "3.4 times as likely as the given label, for few of the labels in doubt"),
+        (math.log(216), 0, "216 times as likely"),
+        (0.0, 75, None),
+        (None, 75, None),
+    ],
+)
+def test_corrections_that_need_a_margin_say_so_and_why(margin, probes, told):
+    calibration = {**FIT["calibration"], "margin": margin, "probes": probes, "withheld": margin is None}
+    text = shown(200, False, {**FIT, "calibration": calibration})
+    assert "times as likely" in text if told else "times as likely" not in text
+    assert told is None or f"only where {told}" in text
 
 
 def test_what_mlc_learned_is_shown_beside_what_was_found():

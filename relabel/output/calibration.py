@@ -271,6 +271,8 @@ def fit(
     was_right, is_right = given == true, validated.argmax(axis=1) == true
     broken, mended = was_right & ~is_right, labelled & ~was_right & is_right
     margin, leaning = _margin(int(broken.sum()), int(mended.sum())), 0.0
+    if borrowed is not None and 0 < margin < math.inf:
+        margin = max(margin, borrowed.margin)
     if margin == math.inf:
         leaning = _leaning(validated[labelled], given[labelled], (was_right.sum() + 1) / (labelled.sum() + 2))
     if margin:

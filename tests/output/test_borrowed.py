@@ -6,14 +6,12 @@ from dataclasses import asdict, replace
 
 import numpy as np
 import pytest
-import torch
 from numpy.typing import NDArray
 
 from relabel.metrics import expected_calibration_error
-from relabel.output.anchors import count, posterior
-from relabel.output.borrowed import Solved, held_out, labelled, learn, matched, transferred
+from relabel.output.anchors import posterior
+from relabel.output.borrowed import Solved, guarded, held_out, labelled, learn, matched, transferred
 from relabel.output.calibration import Calibration, Experience, actions, best, fit, joint_counts
-from relabel.transition import estimated
 
 C = 4
 SIGNAL = 1.8
@@ -150,10 +148,6 @@ def test_sharpness_and_shift_are_where_the_posterior_has_its_maximum(classes: in
 
     scores = np.log(evidence["late"].clip(1e-4))
     predicted = scores.argmax(axis=1)
-    surest = count(torch.from_numpy(softmax(scores)), given)
-    pseudo_rows = 3 * max(10, classes)
-    difference = log_odds(estimated(surest)) - log_odds(transition)
-    expected = difference * surest.sum() / (surest.sum() + pseudo_rows)
 
     def loss(sharpness: float, shift: float) -> float:
         odds = said / (1 - said) * math.exp(shift)
@@ -161,7 +155,7 @@ def test_sharpness_and_shift_are_where_the_posterior_has_its_maximum(classes: in
         np.fill_diagonal(noise, 1 / (1 + odds))
         agreeing = (softmax(sharpness * scores) * noise[:, predicted].T).sum(axis=1)
         likelihood = np.log(np.where(predicted == given, agreeing, 1 - agreeing)).sum()
-        prior = math.log(sharpness) ** 2 / 2 + ((shift - expected) / 0.5) ** 2 / 2
+        prior = math.log(sharpness) ** 2 / 2 + 2 * math.log(1 + ((shift - 0.3) / 0.3) ** 2 / 3)
         return float(prior - min(1.0, 100 / len(given)) * likelihood)
 
     sharpness, shift = made.weights["late"], log_odds(made.transition) - log_odds(transition)
@@ -176,11 +170,19 @@ def test_sharpness_and_shift_are_where_the_posterior_has_its_maximum(classes: in
     assert loss(sharpness, shift) <= min(far)
 
 
-def test_nothing_moves_where_the_labels_agree_as_often_as_said() -> None:
+def as_anchors_tell(data: Solved) -> Floats:
+    """Its noise matrix where the network has begun to learn labels by heart: log odds of noise .3 too low."""
+    odds = math.exp(log_odds(data.transition) - 0.3)
+    return solved(10, 0, len(data.transition), noise_rate=odds / (1 + odds)).transition
+
+
+def test_nothing_but_the_level_moves_where_the_labels_agree_as_often_as_expected() -> None:
     data = solved(4_000, 0)
-    made = transferred(weighing(late=1.0, transition=0.5, keep=0.25), *data.labels)
+    evidence, given, _ = data.labels
+    made = transferred(weighing(late=1.0, transition=0.5, keep=0.25), evidence, given, as_anchors_tell(data))
     assert made.weights["late"] == pytest.approx(1, abs=0.15)
-    assert np.abs(made.transition - data.transition).max() < 0.05
+    assert np.abs(made.transition - data.transition).max() < 0.03
+    assert np.abs(made.transition - as_anchors_tell(data)).max() > 0.05
 
 
 @pytest.mark.parametrize("said", [0.1, 0.5])
@@ -205,7 +207,9 @@ def test_no_number_of_held_out_labels_counts_as_more_than_a_hundred() -> None:
     """The prior holds back as much with 4,000 of them as with 400."""
     few, many = solved(4_000, 1, sharpness=0.2), solved(40_000, 1, sharpness=0.2)
     lent = weighing(late=1.0, transition=0.5, keep=0.25)
-    one, other = (transferred(lent, *data.labels).weights["late"] for data in (few, many))
+    one, other = (
+        transferred(lent, *data.labels[:2], as_anchors_tell(data)).weights["late"] for data in (few, many)
+    )
     assert one == pytest.approx(other, rel=0.25)
     assert other < 4.6, "of 5"
 
@@ -301,7 +305,7 @@ def test_a_borrowed_calibration_serves_a_data_set_nobody_verified(
     data = solved(8_000, 53, classes, sharpness)
     soft_label = labelled(experience, data)
     assert accuracy(soft_label.argmax(axis=1), data.true) > accuracy(data.given, data.true) + 0.08
-    assert error(soft_label, data) < (0.05 if sharpness == 0.5 else 0.08)
+    assert error(soft_label, data) < (0.06 if sharpness == 0.5 else 0.08)
     as_others = matched_to(without_labels(experience.weights, data.transition), data)
     assert sharpness == 0.5 or error(by_all(as_others, data), data) > 0.1
     made = transferred(experience, *data.labels)
@@ -341,6 +345,49 @@ def test_what_did_more_harm_than_good_is_withheld_from_other_data_too() -> None:
     assert not learn([solved(300, seed) for seed in range(4)], 0).withheld
     with pytest.raises(ValueError, match="not the values of an experience"):
         Experience.restored({**vars(harmful), "withheld": 1})
+
+
+@pytest.mark.parametrize(
+    ("changed", "odds"), [(0, 216), (2, 216), (9, 8), (12, 3.375), (17, 1.186), (18, 1), (30, 1)]
+)
+def test_corrections_need_a_margin_where_few_of_the_wrong_labels_have_a_better_one(
+    changed: int, odds: float
+) -> None:
+    """Of 100 rows, of whose labels 30 are wrong by the soft labels' own account."""
+    given = np.arange(100) % C
+    own = np.full(100, 0.7 if changed == 0 else (70 - 0.3 * changed) / (100 - changed))
+    own[:changed] = 0.3
+    soft_label = np.zeros((100, C))
+    soft_label[np.arange(100), given] = own
+    soft_label[np.arange(100), (given + 1) % C] = 1 - own
+    lent = without_labels({"late": 1.0, "transition": 1.0, "keep": 0.0}, solved(10, 0).transition)
+    made = guarded(lent, soft_label, given)
+    assert math.exp(made.margin) == pytest.approx(odds, rel=1e-3)
+    assert made.weights == lent.weights
+    assert made.transition is lent.transition
+
+
+def test_no_margin_is_made_of_nothing_and_what_is_withheld_stays_so() -> None:
+    lent = without_labels({"late": 1.0, "transition": 1.0, "keep": 0.0}, solved(10, 0).transition)
+    given = np.arange(C)
+    assert guarded(lent, np.eye(C), given) is lent, "no label is in doubt"
+    assert guarded(lent, np.zeros((0, C)), given[:0]) is lent
+    withheld = replace(lent, margin=math.inf)
+    assert guarded(withheld, np.full((C, C), 1 / C) + 1e-3 * np.eye(C), given) is withheld
+
+
+def test_a_data_set_is_labelled_with_its_margin() -> None:
+    """Of a network that knows nothing of two thirds of the images, and hesitates."""
+    lent, data = weighing(late=1.0, transition=1.0, keep=0.0), solved(1_500, 4, sharpness=0.5)
+    unknown = np.arange(1_500)[:, None] % 3 > 0
+    data = replace(data, evidence={"late": np.where(unknown, 1 / C, data.evidence["late"])})
+    seen = data[np.flatnonzero(~data.held_out)]
+    made = matched_to(transferred(lent, *data.labels), seen)
+    kept = guarded(made, by_all(made, seen), seen.given)
+    assert 0 < kept.margin < math.inf
+    expected = kept.soft_labels(data.evidence, data.given, data.held_out)
+    np.testing.assert_allclose(labelled(lent, data), expected, atol=1e-9)
+    assert np.abs(expected - made.soft_labels(data.evidence, data.given, data.held_out)).max() > 1e-3
 
 
 def test_the_soft_labels_of_each_given_label_come_near_to_its_anchors_posterior(

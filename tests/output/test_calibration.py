@@ -527,6 +527,21 @@ def test_a_transition_that_is_known_takes_the_place_of_the_verified_pairs(probes
         assert made.weights != fitted((evidence, given, true)).weights
 
 
+@pytest.mark.parametrize(
+    ("lent", "made"), [(0.0, math.log(2)), (math.log(8), math.log(8)), (math.inf, math.inf)]
+)
+def test_where_probes_show_nothing_corrections_need_no_less_than_the_borrowed_margin(
+    lent: float, made: float
+) -> None:
+    """And where these show good, none, whatever was borrowed."""
+    evidence, given, true = simulate(400, 0)
+    borrowed = replace(fitted(simulate(0, 0)), transition=KNOWN, borrowed=True, margin=lent)
+    pairs = np.zeros((C, C), dtype=np.int64)
+    few = {name: values[:1] for name, values in evidence.items()}
+    assert fit(few, true[:1], true[:1], pairs, 0, borrowed).margin == pytest.approx(made)
+    assert fit(evidence, given, true, pairs, 0, borrowed).margin == 0
+
+
 def test_the_noise_matrix_is_that_of_the_verified_pairs_and_of_where_wrong_labels_go() -> None:
     evidence, given, true = simulate(60, 3)
     pairs = noise_matrix(given, true, C)
