@@ -530,6 +530,28 @@ def test_what_apply_writes_is_what_its_parts_say(digits, corrector_file):
     np.testing.assert_allclose(result.soft_label[:], expected, atol=1e-3)
 
 
+def test_rows_that_training_saw_tell_the_margin_of_apply(digits, corrector_file, monkeypatch):
+    asked = []
+
+    def guarded(fitted, soft_label, given):
+        asked.append((fitted, soft_label, given))
+        return replace(fitted, margin=math.log(5))
+
+    monkeypatch.setattr(pipeline.borrowed, "guarded", guarded)
+    monkeypatch.setattr(pipeline, "_MOST_ASKED", 400)
+    result, _ = apply(digits, corrector_file, epochs=3)
+    [(fitted, soft_label, given)] = asked
+    assert fitted.factors is not None
+    assert soft_label.shape == (400, 10)
+    held_out = borrowed.held_out(result.source.given, 0)
+    seen = np.random.default_rng(0).permutation(np.flatnonzero(~held_out))[:400]
+    np.testing.assert_array_equal(given, result.source.given[seen])
+    expected = calibration._kept(soft_label, given, math.log(5))
+    np.testing.assert_allclose(result.soft_label[:][seen], expected, atol=1e-6)
+    assert result.metadata["calibration"]["margin"] == math.log(5)
+    assert (soft_label.argmax(axis=1) != given).sum() > (expected.argmax(axis=1) != given).sum() > 0
+
+
 def test_a_corrector_that_means_nothing_here_is_refused_before_any_image_is_read(
     digits, tmp_path, monkeypatch
 ):
