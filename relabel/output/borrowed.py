@@ -178,8 +178,10 @@ def guarded(fitted: Calibration, soft_label: NDArray[np.floating], given: Labels
     """
     rows = np.arange(len(given))
     told = float((1 - soft_label[rows, given]).sum())
-    share = float((soft_label.argmax(axis=1) != given).sum()) / max(told, 1e-12)
-    if fitted.withheld or share >= _CORRECTED or told == 0:
+    if fitted.withheld or told == 0:
+        return fitted
+    share = float((soft_label.argmax(axis=1) != given).sum()) / told
+    if share >= _CORRECTED:
         return fitted
     return replace(fitted, margin=_STEEPNESS * math.log(_CORRECTED / max(share, _LEAST_CORRECTED)))
 
