@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import sys
 from collections.abc import Mapping, Sequence
@@ -10,7 +9,7 @@ from pathlib import Path
 
 from relabel.config import SourceOptions
 from relabel.errors import RelabelError
-from relabel.files import check_name, check_output
+from relabel.files import check_name, check_output, digest
 
 _NO_PARQUET = (".csv", ".tsv", ".json", ".jsonl", ".txt", ".xlsx", ".pt", ".zip", ".tar")
 
@@ -19,7 +18,7 @@ def checkpoint_path(output: str, arguments: Sequence[str]) -> Path:
     """Beside the output; for standard output here, under a name that two runs at a time do not share."""
     if output == "-":
         words = "\0".join(word for word in arguments if word not in ("--resume", "--overwrite"))
-        return Path(f".relabel-{hashlib.sha256(words.encode(errors='replace')).hexdigest()[:8]}.checkpoint")
+        return Path(f".relabel-{digest(words.encode(errors='replace'))[:8]}.checkpoint")
     return hidden_beside(Path(output), "checkpoint")
 
 
