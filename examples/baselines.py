@@ -28,7 +28,7 @@ import copy
 import json
 import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from importlib import import_module
 from pathlib import Path
@@ -40,11 +40,11 @@ from numpy.typing import NDArray
 from sklearn.model_selection import StratifiedKFold
 from torch import Tensor
 
-from relabel import backbones, pipeline
+from relabel import pipeline
 from relabel.backbones import Backbone
-from relabel.config import DEFAULT_AUGMENTATION, FitConfig
+from relabel.config import DEFAULT_AUGMENTATION, FitConfig, SourceOptions
 from relabel.correctors.plain import Plain
-from relabel.data.loading import AUGMENTATIONS, ImageInputs, decode_all
+from relabel.data.loading import AUGMENTATIONS, ImageInputs, Inputs, VectorInputs, decode_all
 from relabel.data.sources import Source, open_source
 from relabel.data.trusted import TrustedSet, read_trusted
 from relabel.device import Compute, resolve
@@ -60,12 +60,15 @@ SMALL_BATCH = 64  # what `fit` takes for small data
 
 @dataclass(frozen=True)
 class Task:
-    """One data set with noisy labels, decoded, and how a network is trained on it."""
+    """One data set with noisy labels, decoded, and how a network is trained on it.
+
+    config: with the image size that is left open on the command line, if rows are images.
+    """
 
     config: FitConfig
     source: Source
     trusted: TrustedSet
-    inputs: ImageInputs
+    inputs: Inputs
     compute: Compute
 
     @property
@@ -83,8 +86,7 @@ class Task:
     def network(self) -> Backbone:
         """A fresh backbone; the same one for the same seed."""
         torch.manual_seed(self.config.seed)
-        name = self.config.backbone or "cnn8"
-        return backbones.build(name, len(self.source.class_names), self.inputs.size)
+        return pipeline.build_backbone(self.source, self.config)[0]
 
     def training(
         self, network: Backbone, rows: NDArray[np.int64], labels: NDArray[np.int64], schedule: Schedule
@@ -242,20 +244,32 @@ def soft_labels(probability: NDArray[np.float64], corrected: NDArray[np.int64]) 
 
 def read_task(config: FitConfig) -> Task:
     """Open and decode SOURCE as `fit` does. Raises RelabelError where a row has no label or no image."""
-    source = open_source(config.source, config.labels)
+    source = open_source(config.source, config.labels, config.reading)
     trusted = read_trusted(config.trusted, source) if config.trusted else TrustedSet.empty()
-    size = config.image_size or pipeline.default_image_size(source, config)
-    inputs = _decoded(source, size, config.augment or DEFAULT_AUGMENTATION)
+    if source.vectors is None:
+        config = replace(config, image_size=config.image_size or pipeline.default_image_size(source, config))
+    inputs = _inputs(source, config, config.augment or DEFAULT_AUGMENTATION)
     if (source.given < 0).any() or trusted.external:
         raise RelabelError("The baselines need a label in every row, and verified rows of SOURCE.")
     return Task(config, source, trusted, inputs, resolve(config.device, config.amp))
 
 
-def _decoded(source: Source, size: int, augmentation: str) -> ImageInputs:
-    images, unreadable = decode_all(source.references, size, set(source.errors), lambda count: None)
-    for row, reason in {**source.errors, **unreadable}.items():
-        raise RelabelError(f"{source.file_names[row]}: {reason}.", "The baselines need every image.")
+def _inputs(source: Source, config: FitConfig, augmentation: str) -> Inputs:
+    """What the network is shown: vectors, or images of `config.image_size`."""
+    if source.vectors is not None:
+        _refuse_broken(source, source.errors)
+        return VectorInputs(torch.from_numpy(source.vectors))
+    assert config.image_size is not None
+    images, unreadable = decode_all(
+        source.references, config.image_size, set(source.errors), lambda count: None
+    )
+    _refuse_broken(source, {**source.errors, **unreadable})
     return ImageInputs(images, augmentation)
+
+
+def _refuse_broken(source: Source, errors: Mapping[int, str]) -> None:
+    for row, reason in errors.items():
+        raise RelabelError(f"{source.file_names[row]}: {reason}.", "The baselines need every row.")
 
 
 def write_outcome(task: Task, outcome: Outcome, method: str, output: Path) -> None:
@@ -280,8 +294,7 @@ def write_outcome(task: Task, outcome: Outcome, method: str, output: Path) -> No
         class_names=task.source.class_names,
         metadata={
             "corrector": method,
-            "backbone": task.config.backbone or "cnn8",
-            "image_size": task.inputs.size,
+            **pipeline.build_backbone(task.source, task.config)[1],
             "epochs": task.schedule.epochs,
             "seed": task.config.seed,
             "trusted_rows": len(trusted.rows),
@@ -289,10 +302,10 @@ def write_outcome(task: Task, outcome: Outcome, method: str, output: Path) -> No
     )
 
 
-def write_test(task: Task, networks: Iterable[Training], folder: str, output: Path) -> None:
-    """A labels file of images nobody has labelled: the mean of the networks' distributions."""
-    source = open_source(folder, need_classes=False)
-    inputs = _decoded(source, task.inputs.size, "none")
+def write_test(task: Task, networks: Iterable[Training], location: str, output: Path) -> None:
+    """A labels file of rows nobody has labelled: the mean of the networks' distributions."""
+    source = open_source(location, options=task.config.reading, need_classes=False)
+    inputs = _inputs(source, task.config, "none")
     rows = np.arange(len(source))
     found = []
     for network in networks:
@@ -322,11 +335,12 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--trusted", type=Path, required=True)
     parser.add_argument("--labels", type=Path)
     parser.add_argument("--output", "-o", type=Path, required=True)
-    parser.add_argument("--test", metavar="FOLDER", help="images to label with the finished network")
+    parser.add_argument("--test", metavar="SOURCE", help="rows to label with the finished network")
     parser.add_argument("--test-output", type=Path, help="where to, as another labels file")
+    parser.add_argument("--features")
     parser.add_argument("--backbone")
     parser.add_argument("--image-size", type=int)
-    parser.add_argument("--augment", choices=AUGMENTATIONS, default="flip")
+    parser.add_argument("--augment", choices=AUGMENTATIONS)
     parser.add_argument("--epochs", type=int)
     parser.add_argument("--batch-size", type=int)
     parser.add_argument("--lr", type=float)
@@ -346,6 +360,7 @@ def main() -> None:
         source=arguments.source,
         trusted=arguments.trusted,
         labels=arguments.labels,
+        reading=SourceOptions(features=arguments.features),
         corrector="none",
         backbone=arguments.backbone,
         image_size=arguments.image_size,

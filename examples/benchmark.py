@@ -13,11 +13,12 @@ corrector, run by `relabel fit` as a user would type it; `apply`, which is `rela
 verified row, with the corrector that comes with relabel or that of `--pretrained`; or one of four baselines
 that do without relabel (`baselines.py`). All have the same backbone, image size, augmentation and schedule;
 METHOD@EPOCHS, such as `cleanlab@20`, has a budget of its own. `trusted-only` never sees a given label, so
-that one setting's run stands for all with its seed. Verified rows are drawn at random for each
-seed, given to every method but `apply` and left out of every figure. The options listed below go to every
-method; options that are not this script's go to `relabel` alone. `--rows N` takes the first N rows of the
-data. `--jobs N` keeps N runs going side by side, each with its share of the cores: small images leave most
-of a GPU idle. Seconds then tell little.
+that one setting's run stands for all with its seed. Verified rows are drawn at random for each seed, given
+to every method but `apply` and left out of every figure. The options listed below go to every method;
+options that are not this script's go to `relabel` alone. `--rows N` takes the first N rows of the data.
+`--features COLUMN` takes vectors in place of images, such as `embed.py` makes of the same files: in DATA,
+which is then a Parquet for trashnet too, and in `--test`. `--jobs N` keeps N runs going side by side, each
+with its share of the cores: small images leave most of a GPU idle. Seconds then tell little.
 
 Finished runs are kept in `--output` at once, and a run that is there already is not repeated: a long table
 can be made in several goes. The tables show every run of that file made under the same conditions, also of
@@ -96,7 +97,10 @@ TRUSTED = {"cifar10n": 1000, "trashnet": 300}
 CIFAR10_MAP = {"truck": "automobile", "bird": "airplane", "deer": "horse", "cat": "dog"}
 
 # Beside --epochs: what `fit` and `baselines.py` both understand.
-SHARED_FLAGS = ("--backbone", "--image-size", "--augment", "--batch-size", "--lr", "--device", "--amp")
+SHARED_FLAGS = (
+    "--features", "--backbone", "--image-size", "--augment", "--batch-size", "--lr", "--device", "--amp",
+)  # fmt: skip
+READING_FLAGS = ("--features",)  # those that every command with a SOURCE takes
 
 
 @dataclass(frozen=True)
@@ -233,10 +237,7 @@ def parse() -> tuple[argparse.Namespace, argparse.ArgumentParser]:
         parser.error(f"{arguments.benchmark} needs the path of its data")
     if arguments.benchmark == "input":
         return arguments, parser
-    if arguments.benchmark == "trashnet" and (arguments.rows or arguments.test):
-        parser.error("trashnet is sorted by class and has no test images: no --rows, no --test")
-    if arguments.test and not arguments.test.exists():
-        parser.error(f"--test {arguments.test}: no such file")
+    _check_data(arguments, parser)
     arguments.settings = arguments.settings or SETTINGS[arguments.benchmark]
     for setting in arguments.settings:
         if not _is_setting(setting) or (setting == "human" and arguments.benchmark != "cifar10n"):
@@ -255,6 +256,19 @@ def parse() -> tuple[argparse.Namespace, argparse.ArgumentParser]:
     )
     arguments.fit_options = shlex.join([*shlex.split(arguments.shared), *fit_options])
     return arguments, parser
+
+
+def _check_data(arguments: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
+    """Refuse files that are not there, or of another kind than the benchmark takes."""
+    if arguments.benchmark == "trashnet" and (arguments.rows or arguments.test):
+        parser.error("trashnet is sorted by class and has no test images: no --rows, no --test")
+    if arguments.test and not arguments.test.exists():
+        parser.error(f"--test {arguments.test}: no such file")
+    if arguments.data.is_dir() != (arguments.benchmark == "trashnet" and not arguments.features):
+        parser.error(f"{arguments.data}: a Parquet file is expected, and of trashnet's images their folder")
+    for path in filter(None, (arguments.data, arguments.test) if arguments.features else ()):
+        if arguments.features not in pq.read_schema(path).names:
+            parser.error(f"--features {arguments.features}: {path} has no such column")
 
 
 def _methods(arguments: argparse.Namespace, parser: argparse.ArgumentParser) -> list[tuple[str, int | None]]:
@@ -318,7 +332,7 @@ def options_of(method: str, arguments: argparse.Namespace) -> str:
 
 def count_rows(arguments: argparse.Namespace) -> int:
     """Rows of the data that take part."""
-    if arguments.benchmark == "trashnet":
+    if arguments.data.is_dir():
         return sum(path.is_file() for path in arguments.data.glob("*/*"))
     rows: int = pq.read_metadata(arguments.data).num_rows
     return min(rows, arguments.rows or rows)
@@ -393,24 +407,40 @@ def run_one(run: Run, data: Data, folder: Path) -> tuple[Run, dict[str, float | 
 
 
 def prepare(arguments: argparse.Namespace, folder: Path) -> Data:
-    """Put the images on disk as files, their bytes unchanged; once for all runs."""
+    """Put the images on disk as files, their bytes unchanged, or the vectors alone; once for all runs."""
     if arguments.benchmark == "trashnet":
         return Data(arguments.data)
-    images, rows = folder / "images", count_rows(arguments)
-    names = write_images(arguments.data, rows, images)
+    rows, human = count_rows(arguments), folder / "human.csv"
     given = class_labels(arguments.data, "label", rows)
     true = class_labels(arguments.data, "clean_label", rows)
-    source, human = images / "true.csv", folder / "human.csv"
-    write_csv(source, ("file_name", "label"), zip(names, true, strict=True))
+    if arguments.features:
+        source = folder / "true.parquet"
+        names = write_vectors(arguments.data, arguments.features, source, true)
+    else:
+        source = folder / "images" / "true.csv"
+        names = write_images(arguments.data, rows, source.parent)
+        write_csv(source, ("file_name", "label"), zip(names, true, strict=True))
     write_csv(human, ("file_name", "label", "clean_label"), zip(names, given, true, strict=True))
     if not arguments.test:
         return Data(source, human)
-    # No table beside the test images: `predict` must not see a label.
-    test, test_truth = folder / "test", folder / "test.csv"
-    names = write_images(arguments.test, None, test)
+    # No label beside the test rows: `predict` must not see one.
+    test, test_truth = folder / ("test.parquet" if arguments.features else "test"), folder / "test.csv"
     labels = class_labels(arguments.test, "label", None)
+    if arguments.features:
+        names = write_vectors(arguments.test, arguments.features, test, [None] * len(labels))
+    else:
+        names = write_images(arguments.test, None, test)
     write_csv(test_truth, ("file_name", "label"), zip(names, labels, strict=True))
     return Data(source, human, test, test_truth)
+
+
+def write_vectors(data: Path, column: str, output: Path, labels: Sequence[str | None]) -> list[str]:
+    """Write the first vectors of a Parquet, one a label, with these labels; returns their names."""
+    names = [f"{row:06d}" for row in range(len(labels))]
+    vectors = pq.read_table(data, columns=[column]).slice(0, len(labels))
+    table = {"file_name": names, "label": pa.array(labels, pa.string()), column: vectors[column]}
+    pq.write_table(pa.table(table), output)
+    return names
 
 
 def write_images(data: Path, rows: int | None, folder: Path) -> list[str]:
@@ -459,7 +489,7 @@ def noisy_labels(run: Run, data: Data, folder: Path) -> Path:
             mapping = own / "map.json"
             mapping.write_text(json.dumps(CIFAR10_MAP))
             options += ["--map", str(mapping)]
-        relabel("corrupt", data.source, *options, "-o", path)
+        relabel("corrupt", data.source, *options, "-o", path, *_only(READING_FLAGS, run.flags))
     return path
 
 
@@ -505,7 +535,8 @@ def measure(run: Run, data: Data, labels: Path, trusted: Path, folder: Path) -> 
         finished = timed("-m", "relabel", "fit", *files, "--corrector", run.method, "-q", *run.flags, *save)
         more, seconds = {}, finished.seconds
         if data.test:
-            relabel("predict", data.test, "--model", model, "-o", predicted, "-q", *_where(run.flags))
+            where = _only((*READING_FLAGS, "--device", "--amp"), run.flags)
+            relabel("predict", data.test, "--model", model, "-o", predicted, "-q", *where)
     truth = unverified(labels, trusted, folder) if run.method == "apply" else labels
     evaluation = evaluate(output, truth)
     wrong = round(evaluation["noise_rate"] * evaluation["rows"])
@@ -523,10 +554,10 @@ def measure(run: Run, data: Data, labels: Path, trusted: Path, folder: Path) -> 
     }
 
 
-def _where(flags: Sequence[str]) -> list[str]:
-    """Those flags of a run that say where to compute and in which number format."""
+def _only(wanted: Sequence[str], flags: Sequence[str]) -> list[str]:
+    """The `wanted` ones among the flags of a run, with their values."""
     pairs = itertools.pairwise(flags)
-    return [word for flag, value in pairs if flag in ("--device", "--amp") for word in (flag, value)]
+    return [word for flag, value in pairs if flag in wanted for word in (flag, value)]
 
 
 def evaluate(labels: Path, truth: Path) -> dict[str, Any]:

@@ -135,7 +135,7 @@ def fit(config: FitConfig, watcher: Watcher | None = None) -> FitResult:
     config = _with_corrector(config, source, trusted, watcher)
 
     # Built before the images are decoded: a wrong --backbone or --weights is told at once.
-    backbone, built = _backbone(source, config)
+    backbone, built = build_backbone(source, config)
     sizes = len(source.class_names), backbone.head.in_features
     if pretrained is not None:
         corrector = pretrained.transferred(*sizes)
@@ -230,7 +230,7 @@ def _refuse_idle(config: FitConfig, corrector: Corrector) -> None:
         raise RelabelError(f"{idle[0]} has no meaning for --corrector {name}.", "Leave it out.")
 
 
-def _backbone(source: Source, config: FitConfig) -> tuple[Backbone, dict[str, Any]]:
+def build_backbone(source: Source, config: FitConfig) -> tuple[Backbone, dict[str, Any]]:
     """The backbone that the flags ask for, and what the metadata says of it."""
     if source.vectors is not None:
         mean, scale = standardisation(source.vectors, usable_rows(source, source.errors))

@@ -122,8 +122,8 @@ def benchmark(tmp_path):
     write_stripes(tmp_path / "stripes.parquet", 320, 0.3, seed=0)
     write_stripes(tmp_path / "test.parquet", 40, 0, seed=1)
 
-    def go(*flags):
-        command = [sys.executable, EXAMPLES / "benchmark.py", "cifar10n", "stripes.parquet", *flags]
+    def go(*flags, data="stripes.parquet"):
+        command = [sys.executable, EXAMPLES / "benchmark.py", "cifar10n", data, *flags]
         return subprocess.run(command, check=False, cwd=tmp_path, capture_output=True, text=True)
 
     return go
@@ -184,6 +184,27 @@ def test_the_benchmark_runs_every_method_once_and_shows_the_tables(benchmark, tm
     other = benchmark(*flags, "--settings", "symmetric-0.2", "--methods", "trusted-only")
     assert (other.returncode, other.stderr, other.stdout) == (0, "", done.stdout)
     assert (tmp_path / "benchmark.parquet").stat().st_mtime_ns == before
+
+
+@pytest.mark.slow
+def test_the_benchmark_takes_vectors(benchmark, tmp_path):
+    rng = np.random.default_rng(0)
+    for name, rows, wrong in (("vectors", 300, 0.3), ("vectors of test", 60, 0)):
+        kinds = rng.integers(3, size=rows)
+        given = np.where(rng.random(rows) < wrong, (kinds + 1) % 3, kinds)
+        values = np.eye(3)[kinds] * 3 + rng.normal(size=(rows, 3))
+        columns = {"label": given, "clean_label": kinds, "v": list(values)}
+        pq.write_table(pa.table(columns), tmp_path / f"{name}.parquet")
+    flags = ("--features", "v", "--test", "vectors of test.parquet", "--trusted", "60", "--seeds", "0")
+    flags += ("--rows", "280", "--settings", "human", "symmetric-0.2", "--epochs", "4", "--device", "cpu")
+    methods = ("none", "apply", "plain", "trusted-only")
+    done = benchmark(*flags, "--methods", *methods, data="vectors.parquet")
+    assert done.returncode == 0, done.stderr
+    runs = pd.read_parquet(tmp_path / "benchmark.parquet")
+    assert set(runs.options) == {"--features v --device cpu"}
+    assert (runs.judged_rows == 220).all()
+    assert (runs[runs.method != "apply"].test_accuracy > 0.5).all()
+    assert runs[runs.setting == "human"].noise_rate.between(0.2, 0.4).all()
 
 
 def is_group_alive(leader):
@@ -259,6 +280,7 @@ def test_runs_accumulate_and_the_tables_show_those_of_one_kind(example, benchmar
         (("--methods", "apply", "--pretrained", "nosuch.pt"), "--pretrained nosuch.pt: no such file"),
         (("--markdown", "nowhere/table.md"), "nowhere/table.md has no folder"),
         (("--jobs", "0"), "--jobs 0: needs at least one"),
+        (("--features", "nosuch"), "--features nosuch: stripes.parquet has no such column"),
     ],
 )
 def test_the_benchmark_refuses_a_mistake_before_any_run(benchmark, tmp_path, flags, told):
