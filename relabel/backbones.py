@@ -151,12 +151,19 @@ def untracked(backbone: nn.Module) -> Iterator[None]:
 
 
 def evaluate(
-    backbone: Backbone, inputs: Inputs, compute: Compute, rows: Tensor | None = None, batch_size: int = 64
+    backbone: Backbone,
+    inputs: Inputs,
+    compute: Compute,
+    rows: Tensor | None = None,
+    batch_size: int | None = None,
 ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
     """(index [B], logits [B, C], features [B, D]) of `rows`, by default all, batch by batch.
 
-    In evaluation mode, in which it leaves the backbone, and without augmentation.
+    In evaluation mode, in which it leaves the backbone, and without augmentation. batch_size: 64 by default,
+    on a CPU 16: what exceeds 32 MB the C library takes from the system anew for every layer of every batch,
+    which made resnet50 at 224 px 1.3 and mobilenet_v3_small 1.7 times as slow in batches of 64.
     """
+    batch_size = batch_size or (16 if compute.device.type == "cpu" else 64)
     rows = torch.arange(len(inputs)) if rows is None else rows
     backbone = backbone.to(compute.device).to(memory_format=compute.memory_format).eval()
     for start in range(0, len(rows), batch_size):

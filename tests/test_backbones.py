@@ -260,13 +260,18 @@ def test_a_head_on_standardised_features_becomes_one_on_plain_features(offset: f
     torch.testing.assert_close(folded.head(features), head((features - mean) * scale), rtol=1e-3, atol=1e-3)
 
 
-@pytest.mark.parametrize("rows", [1, 5])
-def test_evaluation_goes_through_every_row_once_in_order_without_a_trace(rows: int) -> None:
+@pytest.mark.parametrize(
+    ("rows", "batch_size", "sizes"), [(1, 2, [1]), (5, 2, [2, 2, 1]), (20, None, [16, 4])]
+)
+def test_evaluation_goes_through_every_row_once_in_order_without_a_trace(
+    rows: int, batch_size: int | None, sizes: list[int]
+) -> None:
     backbone = build("cnn8", 3, 8)
     before = {key: value.clone() for key, value in backbone.state_dict().items()}
     pixels = np.random.default_rng(0).integers(0, 256, (rows, 8, 8, 3), dtype=np.uint8)
     inputs, compute = ImageInputs(pixels, "flip"), resolve("cpu", "off")
-    batches = list(backbones.evaluate(backbone, inputs, compute, batch_size=2))
+    batches = list(backbones.evaluate(backbone, inputs, compute, batch_size=batch_size))
+    assert [len(index) for index, _, _ in batches] == sizes
     every = torch.arange(rows)
     assert torch.equal(torch.cat([index for index, _, _ in batches]), every)
     logits, features = backbone.eval()(inputs.batch(every, compute.device, None))
