@@ -21,7 +21,8 @@ SPREAD = re.compile(r"\d+\.\d+ ± \d+\.\d+")
 def stand_ins(tmp_path_factory):
     """The data that the commands name, as far as showing tables needs them: as many rows or files."""
     folder = tmp_path_factory.mktemp("data")
-    pq.write_table(pa.table({"row": range(25_000)}), folder / "cifar10n_worse_25k.parquet")
+    for name, rows in (("cifar10n_worse_25k", 25_000), ("cifar10n_vectors", 25_000), ("trashnet", 2_527)):
+        pq.write_table(pa.table({"embedding": range(rows)}), folder / f"{name}.parquet")
     (folder / "trashnet" / "glass").mkdir(parents=True)
     for number in range(2_527):
         (folder / "trashnet" / "glass" / f"{number}.jpg").touch()

@@ -155,8 +155,9 @@ def test_sharpness_and_shift_are_where_the_posterior_has_its_maximum(classes: in
         np.fill_diagonal(noise, 1 / (1 + odds))
         agreeing = (softmax(sharpness * scores) * noise[:, predicted].T).sum(axis=1)
         likelihood = np.log(np.where(predicted == given, agreeing, 1 - agreeing)).sum()
-        prior = math.log(sharpness) ** 2 / 2 + 2 * math.log(1 + ((shift - 0.3) / 0.3) ** 2 / 3)
-        return float(prior - min(1.0, 100 / len(given)) * likelihood)
+        far = (shift - 0.3) / 0.2
+        prior = math.log(sharpness) ** 2 / 2 + (math.log(1 + far**2) if far > 0 else far**2 / 2)
+        return float(prior - min(1.0, 200 / len(given)) * likelihood)
 
     sharpness, shift = made.weights["late"], log_odds(made.transition) - log_odds(transition)
     around = [
@@ -185,13 +186,14 @@ def test_nothing_but_the_level_moves_where_the_labels_agree_as_often_as_expected
     assert np.abs(made.transition - as_anchors_tell(data)).max() > 0.05
 
 
-@pytest.mark.parametrize("said", [0.1, 0.5])
-def test_held_out_labels_move_a_noise_level_that_the_anchors_have_wrong(said: float) -> None:
+@pytest.mark.parametrize(("said", "left"), [(0.02, 0.3), (0.1, 0.5), (0.5, 0.8)])
+def test_held_out_labels_move_a_noise_level_that_the_anchors_have_wrong(said: float, left: float) -> None:
+    """The more easily where labels learned by heart have made it too low."""
     data = solved(4_000, 0)
     wrong = solved(4_000, 0, noise_rate=said).transition
     made = transferred(weighing(late=1.0, transition=1.0, keep=0.0), data.labels[0], data.labels[1], wrong)
     level = 1 - np.diag(made.transition).mean()
-    assert abs(level - 0.3) < abs(said - 0.3) / 2
+    assert abs(level - 0.3) < left * abs(said - 0.3)
     assert made.transition.sum(axis=1) == pytest.approx(1)
     off_diagonal = made.transition[~np.eye(C, dtype=bool)]
     assert off_diagonal == pytest.approx(level / (C - 1)), "where wrong labels go stays"
