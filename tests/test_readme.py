@@ -22,7 +22,7 @@ COMMANDS = re.findall(r"^    ((?:relabel|pip|python) .+)$", README, flags=re.MUL
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     """A folder with README's names: `images/`, `more_images/` (the same), `new_images/`, `trusted.csv`, and
-    `vectors.parquet` with a vector for each image.
+    `vectors.parquet` and `image_vectors.parquet` with a vector for each image.
     """
     folder = tmp_path_factory.mktemp("readme")
     rng = np.random.default_rng(0)
@@ -46,7 +46,8 @@ def folder(tmp_path_factory):
         "label": [name.split("/")[0] for name in names],
         "embedding": list(vectors),
     }
-    pq.write_table(pa.table(columns), folder / "vectors.parquet")
+    for name in ("vectors", "image_vectors"):
+        pq.write_table(pa.table(columns), folder / f"{name}.parquet")
     shutil.copytree(folder / "images", folder / "more_images")
     return folder
 
