@@ -98,11 +98,10 @@ def table_of(source: Source, location: str, vectors: Tensor, broken: set[int]) -
     mask = pa.array([row in broken for row in range(len(source))])
     flat = pa.array(vectors.numpy().ravel(), pa.float32())
     embedding = pa.FixedSizeListArray.from_arrays(flat, DIMENSION, mask=mask)
-    if source.kind == "table":
-        images = pq.read_table(location)
-        features = Features.from_arrow_schema(images.schema)
+    if source.kind == "table" and Path(location).is_file():  # not shards
+        features = Features.from_arrow_schema(pq.read_schema(location))
         kept: dict[str, Any] = {name: kind for name, kind in features.items() if name != "image"}
-        table = images.select(list(kept)).append_column("embedding", embedding)
+        table = pq.read_table(location, columns=list(kept)).append_column("embedding", embedding)
         schema = Features({**kept, "embedding": List(Value("float32"), length=DIMENSION)}).arrow_schema
         return table.replace_schema_metadata(schema.metadata)
     labels = [source.class_names[label] if label >= 0 else None for label in source.given]
