@@ -3,8 +3,6 @@
     pip install -e '.[benchmark]'
     python examples/benchmark.py cifar10n cifar10n_worse_25k.parquet --test cifar10_test_5k.parquet
     python examples/benchmark.py trashnet PATH/TO/trashnet --precision 0.9
-    python examples/benchmark.py speed
-    python examples/benchmark.py input PATH/TO/trashnet
 
 A *setting* is where the labels come from: `human` (the file's `label`; the truth is its `clean_label`), or
 noise that `relabel corrupt` puts on the true labels, written NOISE-RATE: `symmetric-0.4`,
@@ -27,14 +25,6 @@ Seconds are those of labelling, test images not included, and peak memory that o
 Test accuracy is that of the model which `fit --save-model` keeps, by `predict` on images without a label;
 with `none` and `tmlc` a quarter of the verified rows is then kept for the model, which costs their labels a
 little. That of the outside baselines is of the network as its last step left it.
-
-`speed` times an epoch of the meta phase against bare training loops and against `none`, in the same process
-and in turns, on random images (2,560 of them, or `--rows`).
-
-`input` counts the images a second that reach the training from a folder of class folders, with relabel and
-with torchvision's ImageFolder and a DataLoader, in turns and on two cores: in the first epoch, which opens
-the folder, whose files the system is asked to forget before, and in the second. Both resize the shorter
-side to `--image-size` (64), crop the centre, shift by up to an eighth, mirror and normalise.
 """
 
 from __future__ import annotations
@@ -66,7 +56,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from relabel import interrupts
-from relabel.config import SHIPPED_CORRECTOR
 from relabel.errors import RelabelError
 from relabel.files import atomic_path, check_output
 from relabel.interrupts import Stopped
@@ -74,12 +63,6 @@ from relabel.noise import NOISE_MODELS
 
 if TYPE_CHECKING:
     from multiprocessing.pool import IMapIterator, Pool
-
-    from torch import Tensor
-
-    from relabel.device import Compute
-
-    Epoch = Callable[[], Iterator[Tensor]]
 
 Item = TypeVar("Item")
 
@@ -180,13 +163,6 @@ class FailedError(Exception):
 def main() -> None:
     """Run what is missing and show the tables."""
     arguments, parser = parse()
-    if arguments.benchmark == "speed":
-        print(speed(arguments.rows or 2560, arguments.device or "auto"))
-        return
-    if arguments.benchmark == "input":
-        keep_to_two_cores()
-        print(input_rates(arguments.data, int(arguments.image_size or 64), int(arguments.batch_size or 256)))
-        return
     plan = [run for run in planned(arguments) if not is_done(run, arguments)]
     if any(run.method == "cleanlab" for run in plan) and importlib.util.find_spec("cleanlab") is None:
         parser.error("cleanlab is not installed: pip install -e '.[benchmark]', or name other --methods")
@@ -210,8 +186,8 @@ def parse() -> tuple[argparse.Namespace, argparse.ArgumentParser]:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
-    parser.add_argument("benchmark", choices=["trashnet", "cifar10n", "speed", "input"])
-    parser.add_argument("data", nargs="?", type=Path)
+    parser.add_argument("benchmark", choices=["trashnet", "cifar10n"])
+    parser.add_argument("data", type=Path)
     parser.add_argument(
         "--settings", nargs="+", help="default: all six for cifar10n, symmetric-0.3 for trashnet"
     )
@@ -231,12 +207,8 @@ def parse() -> tuple[argparse.Namespace, argparse.ArgumentParser]:
     for flag in SHARED_FLAGS:
         shared.add_argument(flag)
     arguments, fit_options = parser.parse_known_args()
-    if arguments.benchmark == "speed":
-        return arguments, parser
-    if arguments.data is None or not arguments.data.exists():
+    if not arguments.data.exists():
         parser.error(f"{arguments.benchmark} needs the path of its data")
-    if arguments.benchmark == "input":
-        return arguments, parser
     _check_data(arguments, parser)
     arguments.settings = arguments.settings or SETTINGS[arguments.benchmark]
     for setting in arguments.settings:
@@ -736,230 +708,6 @@ def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     """A Markdown table."""
     lines = [header, ["---"] * len(header), *rows]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
-
-
-def speed(images: int, device: str, batch_size: int = 256, rounds: int = 5) -> str:
-    """Seconds per epoch of cnn8 on 32 px images: ours in the meta phase and bare loops, in turns.
-
-    The bare loops take no augmentation. TMLC-Net has a history of ten epochs and more, of which it replays
-    eight. "auto" is bf16 where the hardware has it.
-    """
-    from relabel import device as devices
-
-    rng = np.random.default_rng(0)
-    pixels = rng.integers(0, 256, (images, 32, 32, 3), dtype=np.uint8)
-    labels = rng.integers(0, 10, images)
-    auto, full = devices.resolve(device), devices.resolve(device, "off")
-    half = devices.resolve(device, "bf16")
-    loops = {
-        "bare, float32": bare_epoch(pixels, labels, full, batch_size),
-        "bare, bf16 channels-last": bare_epoch(pixels, labels, half, batch_size),
-    }
-    for compute, suffix in ((auto, ""), (full, ", float32")):
-        for name in METHODS[:6] if compute is auto else ("none", "mslc"):
-            loops[name + suffix] = our_epoch(name, "last-layer", pixels, labels, compute, batch_size)
-        loops[f"mslc, exact{suffix}"] = our_epoch("mslc", "exact", pixels, labels, compute, batch_size)
-    seconds: dict[str, list[float]] = {name: [] for name in loops}
-    for turn in range(rounds + 1):
-        for name, loop in loops.items():
-            begin = time.perf_counter()
-            loop()
-            if turn:  # the first turn warms up, and begins the meta phase
-                seconds[name].append(time.perf_counter() - begin)
-    rows = []
-    for name, times in seconds.items():
-        none = seconds["none, float32" if name.endswith("float32") else "none"]
-        bare = seconds["bare, bf16 channels-last"]
-        rows.append([name, f"{statistics.median(times):.2f}", _ratio(times, none), _ratio(times, bare)])
-    header = ["epoch", "seconds (median)", "ratio to `none` in that format", "ratio to bare bf16"]
-    return (
-        f"cnn8, {images:,} images of 32 px, batches of {batch_size}, {auto.describe()} where nothing else is "
-        f"said; ratios turn by turn: median (min to max) of {rounds}.\n\n{table(header, rows)}"
-    )
-
-
-def _ratio(times: Sequence[float], reference: Sequence[float]) -> str:
-    ratios = sorted(ours / theirs for ours, theirs in zip(times, reference, strict=True))
-    return f"{statistics.median(ratios):.2f} ({ratios[0]:.2f} to {ratios[-1]:.2f})"
-
-
-def our_epoch(
-    name: str,
-    meta_gradient: str,
-    pixels: np.ndarray[Any, np.dtype[np.uint8]],
-    labels: np.ndarray[Any, np.dtype[np.int64]],
-    compute: Compute,
-    batch_size: int,
-) -> Callable[[], object]:
-    """An epoch of `relabel`'s training with a corrector that has begun its meta phase."""
-    import torch
-
-    from relabel import backbones, correctors
-    from relabel.correctors.base import Verified
-    from relabel.correctors.files import read_corrector
-    from relabel.data.loading import ImageInputs
-    from relabel.training import Rows, Schedule, Training
-
-    backbone = backbones.build("cnn8", 10, 32)
-    if name == "apply":
-        corrector = read_corrector(SHIPPED_CORRECTOR).transferred(10, backbone.head.in_features)
-    else:
-        corrector = correctors.create(name, 10, backbone.head.in_features)
-    warmup = 10 if corrector.transfers else 1  # a history of the length that a real run has
-    schedule = Schedule(
-        epochs=1000, warmup_epochs=warmup, batch_size=batch_size, learning_rate=0.1,
-        weight_decay=5e-4, meta_learning_rate=1e-3, meta_batch_size=64, meta_gradient=meta_gradient,
-    )  # fmt: skip
-    given, order = torch.from_numpy(labels), torch.arange(len(labels))
-    meta, witness = (
-        Verified(order[part], given[part], given[part]) for part in (slice(500), slice(500, 670))
-    )
-    rows = Rows(order, given, meta=meta, witness=witness)
-    training = Training(backbone, corrector, ImageInputs(pixels, "flip"), rows, schedule, compute, seed=0)
-    for _ in range(warmup):
-        training.run_epoch()
-    return training.run_epoch
-
-
-def bare_epoch(
-    pixels: np.ndarray[Any, np.dtype[np.uint8]],
-    labels: np.ndarray[Any, np.dtype[np.int64]],
-    compute: Compute,
-    batch_size: int,
-) -> Callable[[], object]:
-    """An epoch of a training loop with nothing in it that training can do without."""
-    import torch
-
-    from relabel import backbones
-
-    model = backbones.build("cnn8", 10, 32).to(compute.device)
-    data = torch.from_numpy(pixels).to(compute.device).permute(0, 3, 1, 2)
-    data = data.float().div(255).sub(0.5).div(0.25).contiguous()
-    given = torch.from_numpy(labels).to(compute.device)
-    if compute.autocast_dtype is not None:
-        model = model.to(memory_format=torch.channels_last)
-        data = data.contiguous(memory_format=torch.channels_last)
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, nesterov=True, weight_decay=5e-4)
-
-    def epoch() -> float:
-        model.train()
-        for index in torch.randperm(len(data)).tensor_split(max(1, len(data) // batch_size)):
-            with compute.autocast():
-                logits, _ = model(data[index])
-            loss = torch.nn.functional.cross_entropy(logits, given[index])
-            optimizer.zero_grad()
-            loss.backward()  # type: ignore[no-untyped-call]
-            optimizer.step()
-        return loss.item()  # waits for an accelerator to finish
-
-    return epoch
-
-
-def keep_to_two_cores() -> None:
-    """As many as the DataLoader has workers; the workers inherit it."""
-    import torch
-
-    if hasattr(os, "sched_setaffinity"):
-        os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:2])
-    torch.set_num_threads(2)
-
-
-def input_rates(folder: Path, size: int, batch_size: int, turns: int = 5) -> str:
-    """Images a second through each of `ways`, and how many times those of the DataLoader with workers."""
-    rates: dict[str, tuple[list[float], list[float]]] = {}
-    for _ in range(turns):
-        for name, opened in ways(folder, size, batch_size).items():
-            forget_files(folder)
-            begin = time.perf_counter()
-            epoch = opened()
-            for epochs in rates.setdefault(name, ([], [])):
-                images = sum(len(batch) for batch in epoch())
-                epochs.append(images / (time.perf_counter() - begin))
-                begin = time.perf_counter()
-            del epoch  # ends the workers
-    reference = rates["DataLoader, 2 workers"]
-    rows = [
-        [name, *(cell for rate, other in zip(both, reference, strict=True) for cell in _rate(rate, other))]
-        for name, both in rates.items()
-    ]
-    header = ["input path", "first epoch, images/s", "ratio", "later epoch, images/s", "ratio"]
-    return (
-        f"{images:,} images at {size} px, batches of {batch_size}, two cores; times the rate of the "
-        f"DataLoader with 2 workers, turn by turn: median (min to max) of {turns}.\n\n{table(header, rows)}"
-    )
-
-
-def _rate(rates: Sequence[float], reference: Sequence[float]) -> tuple[str, str]:
-    return f"{statistics.median(rates):,.0f}", _ratio(rates, reference)
-
-
-def ways(folder: Path, size: int, batch_size: int) -> dict[str, Callable[[], Epoch]]:
-    """By name, what opens a folder and gives its epochs: batches float32 [B, 3, size, size]."""
-    return {
-        "relabel": partial(our_batches, folder, size, batch_size, cache=True),
-        "relabel --no-cache": partial(our_batches, folder, size, batch_size, cache=False),
-        "DataLoader, 2 workers": partial(loader_batches, folder, size, batch_size, workers=2),
-        "DataLoader, no worker": partial(loader_batches, folder, size, batch_size, workers=0),
-    }
-
-
-def our_batches(folder: Path, size: int, batch_size: int, *, cache: bool) -> Epoch:
-    """What `fit` shows its backbone; `cache=False` is `--no-cache`."""
-    import torch
-
-    from relabel.data.loading import open_images
-    from relabel.data.sources import open_source
-    from relabel.progress import Silent
-
-    source = open_source(str(folder))
-    inputs, _ = open_images(source.references, size, "flip", set(), Silent(), cache=cache, remedies="")
-    generator = torch.Generator().manual_seed(0)
-
-    def epoch() -> Iterator[Tensor]:
-        for index in torch.split(torch.randperm(len(inputs), generator=generator), batch_size):
-            yield inputs.batch(index, torch.device("cpu"), generator)
-
-    return epoch
-
-
-def loader_batches(folder: Path, size: int, batch_size: int, workers: int) -> Epoch:
-    """The same from torchvision's ImageFolder."""
-    from torch.utils.data import DataLoader
-    from torchvision import datasets, transforms
-
-    shown = transforms.Compose(
-        [
-            transforms.Resize(size),
-            transforms.CenterCrop(size),
-            transforms.Pad(size // 8, padding_mode="reflect"),
-            transforms.RandomCrop(size),
-            transforms.RandomHorizontalFlip(),
-            transforms.ToTensor(),
-            transforms.Normalize((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
-        ]
-    )
-    loader = DataLoader(
-        datasets.ImageFolder(folder, shown),
-        batch_size,
-        shuffle=True,
-        num_workers=workers,
-        persistent_workers=workers > 0,
-    )
-
-    def epoch() -> Iterator[Tensor]:
-        for images, _ in loader:
-            yield images
-
-    return epoch
-
-
-def forget_files(folder: Path) -> None:
-    """Ask the system, where it can be asked, to read the files from the disk when they are opened again."""
-    if not hasattr(os, "posix_fadvise"):
-        return
-    for path in filter(Path.is_file, folder.rglob("*")):
-        with path.open("rb") as file:
-            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
 
 if __name__ == "__main__":

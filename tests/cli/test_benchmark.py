@@ -290,46 +290,6 @@ def test_the_benchmark_refuses_a_mistake_before_any_run(benchmark, tmp_path, fla
     assert not (tmp_path / "benchmark.parquet").exists()
 
 
-@pytest.fixture
-def plain_images(tmp_path):
-    """Images of one colour each, which no crop, shift or mirror changes."""
-    for row, grey in enumerate(range(0, 250, 25)):
-        path = tmp_path / f"images/class{row % 2}/{row}.png"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        Image.new("RGB", (20 + row, 16), (grey, 255 - grey, 50)).save(path)
-    return tmp_path / "images"
-
-
-def test_both_input_paths_do_the_same_work(example, plain_images):
-    found = []
-    for opened in example("benchmark").ways(plain_images, 8, 4).values():
-        epoch = opened()
-        for _ in range(2):
-            images = np.concatenate([batch.numpy() for batch in epoch()])
-            assert images.shape == (10, 3, 8, 8)
-            found.append(images[np.argsort(images[:, 0, 0, 0])])
-    for images in found[1:]:
-        np.testing.assert_allclose(images, found[0], atol=1e-5)
-
-
-def test_the_input_paths_are_compared_in_a_table(example, plain_images):
-    shown = example("benchmark").input_rates(plain_images, 8, 4, turns=2)
-    assert shown.startswith("10 images at 8 px, batches of 4, two cores;")
-    header, _, *rows = [line.strip("|").split("|") for line in shown.splitlines() if line.startswith("|")]
-    assert [row[0].strip() for row in rows] == [
-        "relabel", "relabel --no-cache", "DataLoader, 2 workers", "DataLoader, no worker",
-    ]  # fmt: skip
-    assert all(len(row) == len(header) for row in rows)
-    assert all(float(row[place].replace(",", "")) > 0 for row in rows for place in (1, 3))
-    assert [cell.strip() for cell in rows[2][2::2]] == ["1.00 (1.00 to 1.00)"] * 2
-    done = subprocess.run(
-        [sys.executable, EXAMPLES / "benchmark.py", "input", plain_images / "nosuch"],
-        check=False, capture_output=True, text=True,
-    )  # fmt: skip
-    assert (done.returncode, done.stdout) == (2, "")
-    assert "input needs the path of its data" in done.stderr
-
-
 def test_a_baseline_puts_the_corrected_label_on_top(example):
     probability = np.array([[0.5, 0.3, 0.2], [0.4, 0.4, 0.2], [0.1, 0.2, 0.7]])
     corrected = np.array([2, 1, 2])
