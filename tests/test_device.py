@@ -1,3 +1,8 @@
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -68,3 +73,25 @@ def test_what_is_in_host_memory_already_is_not_copied() -> None:
     values = torch.arange(3)
     assert device.upload(values, torch.device("cpu")) is values
     assert device.upload(values, torch.device("meta")).device.type == "meta"
+
+
+HUGE_PAGES = Path("/sys/kernel/mm/transparent_hugepage/enabled")
+
+
+@pytest.mark.skipif(
+    not HUGE_PAGES.is_file() or "[madvise]" not in HUGE_PAGES.read_text(),
+    reason="pages of 2 MB are not granted on request here",
+)
+def test_large_blocks_are_asked_for_in_large_pages_unless_the_user_objects() -> None:
+    program = (
+        "import resource, relabel.pipeline, torch\n"
+        "before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt\n"
+        "torch.ones(2**26)\n"
+        "print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)"
+    )
+    inherited = {name: value for name, value in os.environ.items() if name != "THP_MEM_ALLOC_ENABLE"}
+    faults = [
+        int(subprocess.check_output([sys.executable, "-c", program], env=inherited | chosen, timeout=120))
+        for chosen in ({}, {"THP_MEM_ALLOC_ENABLE": "0"})
+    ]
+    assert 4 * faults[0] < faults[1]
