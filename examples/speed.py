@@ -17,6 +17,7 @@ from __future__ import annotations
 import argparse
 import os
 import statistics
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
@@ -38,6 +39,7 @@ from relabel.correctors.files import read_corrector
 from relabel.data.loading import ImageInputs, open_images
 from relabel.data.sources import open_source
 from relabel.device import Compute
+from relabel.errors import RelabelError
 from relabel.progress import Silent
 from relabel.training import Rows, Schedule, Training
 
@@ -54,7 +56,7 @@ def main() -> None:
     commands = parser.add_subparsers(dest="command", required=True)
     of_training = commands.add_parser("training", allow_abbrev=False)
     of_training.add_argument("--rows", type=int, default=2560, help="images, default: %(default)s")
-    of_training.add_argument("--device", default="auto")
+    of_training.add_argument("--device", choices=["auto", "cpu", "cuda", "mps"], default="auto")
     of_input = commands.add_parser("input", allow_abbrev=False)
     of_input.add_argument("folder", type=Path)
     of_input.add_argument("--image-size", type=int, default=64, help="default: %(default)s")
@@ -271,4 +273,8 @@ def forget_files(folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except RelabelError as error:
+        print(f"Error: {error}", file=sys.stderr)
+        sys.exit(2)

@@ -71,6 +71,7 @@ def test_epochs_of_the_correctors_are_compared_in_a_table(example, monkeypatch):
     [
         (("input", "nosuch"), "nosuch: not a folder"),
         (("training", "--rows", "500"), "--rows 500: the first 670 are the verified ones"),
+        (("input", "."), "Error: There is no image in "),
         ((), "required: command"),
     ],
 )
