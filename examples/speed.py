@@ -140,10 +140,10 @@ def our_epoch(
         Verified(order[part], given[part], given[part]) for part in (slice(META), slice(META, VERIFIED))
     )
     rows = Rows(order, given, meta=meta, witness=witness)
-    training = Training(backbone, corrector, ImageInputs(pixels, "flip"), rows, schedule, compute, seed=0)
+    ours = Training(backbone, corrector, ImageInputs(pixels, "flip"), rows, schedule, compute, seed=0)
     for _ in range(warmup):
-        training.run_epoch()
-    return training.run_epoch
+        ours.run_epoch()
+    return ours.run_epoch
 
 
 def bare_epoch(
