@@ -40,17 +40,17 @@ from numpy.typing import NDArray
 from sklearn.model_selection import StratifiedKFold
 from torch import Tensor
 
-from relabel import pipeline
 from relabel.backbones import Backbone
 from relabel.config import DEFAULT_AUGMENTATION, FitConfig, SourceOptions
 from relabel.correctors.plain import Plain
-from relabel.data.loading import AUGMENTATIONS, ImageInputs, Inputs, VectorInputs, decode_all
+from relabel.data.batches import AUGMENTATIONS, ImageInputs, Inputs, VectorInputs, decode_all
 from relabel.data.sources import Source, open_source
 from relabel.data.trusted import TrustedSet, read_trusted
 from relabel.device import Compute, resolve
 from relabel.errors import RelabelError
-from relabel.output.parquet import write_labels
-from relabel.training import Rows, Schedule, Training
+from relabel.labels.parquet import write_labels
+from relabel.training.loop import Rows, Schedule, Training
+from relabel.verbs import fit
 
 FOLDS = 3
 FINE_TUNE_RATES = (3e-4, 1e-3, 3e-3, 1e-2)
@@ -74,7 +74,7 @@ class Task:
     @property
     def schedule(self) -> Schedule:
         """`fit`'s for this source, whatever part of it a baseline trains on."""
-        return pipeline.schedule_for(self.config, len(self.source))
+        return fit.schedule_for(self.config, len(self.source))
 
     @property
     def verified(self) -> NDArray[np.int64]:
@@ -86,7 +86,7 @@ class Task:
     def network(self) -> Backbone:
         """A fresh backbone; the same one for the same seed."""
         torch.manual_seed(self.config.seed)
-        return pipeline.build_backbone(self.source, self.config)[0]
+        return fit.build_backbone(self.source, self.config)[0]
 
     def training(
         self, network: Backbone, rows: NDArray[np.int64], labels: NDArray[np.int64], schedule: Schedule
@@ -186,7 +186,7 @@ def trusted_only(task: Task) -> Outcome:
     batch_size = min(full.batch_size, SMALL_BATCH)
     epochs = max(2, steps // -(-len(task.trusted.rows) // batch_size))
     config = replace(task.config, batch_size=batch_size, epochs=epochs)
-    schedule = replace(pipeline.schedule_for(config, len(task.trusted.rows)), weight_decay=full.weight_decay)
+    schedule = replace(fit.schedule_for(config, len(task.trusted.rows)), weight_decay=full.weight_decay)
     training = task.train(task.trusted.rows, task.verified, schedule)
     probability = predict(training, np.arange(len(task.source)))
     return Outcome(probability, probability.argmax(axis=1), [training])
@@ -247,7 +247,7 @@ def read_task(config: FitConfig) -> Task:
     source = open_source(config.source, config.labels, config.reading)
     trusted = read_trusted(config.trusted, source) if config.trusted else TrustedSet.empty()
     if source.vectors is None:
-        config = replace(config, image_size=config.image_size or pipeline.default_image_size(source, config))
+        config = replace(config, image_size=config.image_size or fit.default_image_size(source, config))
     inputs = _inputs(source, config, config.augment or DEFAULT_AUGMENTATION)
     if (source.given < 0).any() or trusted.external:
         raise RelabelError("The baselines need a label in every row, and verified rows of SOURCE.")
@@ -294,7 +294,7 @@ def write_outcome(task: Task, outcome: Outcome, method: str, output: Path) -> No
         class_names=task.source.class_names,
         metadata={
             "corrector": method,
-            **pipeline.build_backbone(task.source, task.config)[1],
+            **fit.build_backbone(task.source, task.config)[1],
             "epochs": task.schedule.epochs,
             "seed": task.config.seed,
             "trusted_rows": len(trusted.rows),

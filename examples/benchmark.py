@@ -59,7 +59,7 @@ from relabel import interrupts
 from relabel.errors import RelabelError
 from relabel.files import atomic_path, check_output
 from relabel.interrupts import Stopped
-from relabel.noise import NOISE_MODELS
+from relabel.simulate.noise import NOISE_MODELS
 
 if TYPE_CHECKING:
     from multiprocessing.pool import IMapIterator, Pool

@@ -27,7 +27,7 @@ from rich.console import Console
 from torch import Tensor, nn
 
 from relabel.backbones import Backbone, frozen_features
-from relabel.data.loading import open_images
+from relabel.data.batches import open_images
 from relabel.data.sources import Source, open_source
 from relabel.device import resolve
 from relabel.errors import RelabelError

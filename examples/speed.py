@@ -31,17 +31,18 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 from torchvision import datasets, transforms
 
-from relabel import backbones, correctors
+from relabel import backbones
 from relabel import device as devices
 from relabel.config import SHIPPED_CORRECTOR
+from relabel.correctors import registry
 from relabel.correctors.base import Verified
-from relabel.correctors.files import read_corrector
-from relabel.data.loading import ImageInputs, open_images
+from relabel.data.batches import ImageInputs, open_images
 from relabel.data.sources import open_source
 from relabel.device import Compute
 from relabel.errors import RelabelError
 from relabel.progress import Silent
-from relabel.training import Rows, Schedule, Training
+from relabel.saved.corrector_file import read_corrector
+from relabel.training.loop import Rows, Schedule, Training
 
 Epoch = Callable[[], Iterator[Tensor]]
 
@@ -129,7 +130,7 @@ def our_epoch(
     if name == "apply":
         corrector = read_corrector(SHIPPED_CORRECTOR).transferred(10, backbone.head.in_features)
     else:
-        corrector = correctors.create(name, 10, backbone.head.in_features)
+        corrector = registry.create(name, 10, backbone.head.in_features)
     warmup = 10 if corrector.transfers else 1  # a history of the length that a real run has
     schedule = Schedule(
         epochs=1000, warmup_epochs=warmup, batch_size=batch_size, learning_rate=0.1,

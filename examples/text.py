@@ -34,7 +34,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from relabel import noise
+from relabel.simulate import noise
 
 LIBRARY = Path(sysconfig.get_paths()["stdlib"])
 PACKAGES = (

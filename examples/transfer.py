@@ -40,15 +40,13 @@ from baselines import without_issues
 from numpy.typing import NDArray
 from torch import Tensor
 
+from relabel.calibration import calibrate, transfer
+from relabel.calibration.calibrate import Experience
 from relabel.correctors.tmlc_net import TMLCNet
 from relabel.errors import RelabelError
 from relabel.metrics import noise_matrix
-from relabel.output import borrowed, calibration
-from relabel.output.calibration import Experience
-from relabel.progress import Silent
-from relabel.training import Training
-from relabel.transfer.episodes import Episode, Pool, Recording, stage, training_of
-from relabel.transfer.pretraining import (
+from relabel.pretraining.episodes import Episode, Pool, Recording, stage, training_of
+from relabel.pretraining.meta_train import (
     Dynamics,
     PretrainConfig,
     experienced,
@@ -56,6 +54,8 @@ from relabel.transfer.pretraining import (
     learn,
     solved,
 )
+from relabel.progress import Silent
+from relabel.training.loop import Training
 
 VARIANTS = {
     "TMLC-Net": {},
@@ -125,7 +125,7 @@ def main() -> None:
     }
     lines = {name: [accuracy(run, labels(run)) for run in tried] for name, labels in baselines.items()}
     for name in arguments.by:
-        print(f"\n{transfer(GROUPINGS[name], taught, tried, taught_by, lines)}", flush=True)
+        print(f"\n{transfer_table(GROUPINGS[name], taught, tried, taught_by, lines)}", flush=True)
 
     lessons = [recording for _, recording in taught]
     variants = {
@@ -157,10 +157,10 @@ class Teacher:
 
     def calibrated(self, run: Run) -> Tensor:
         """The labels [n] of a run's rows as `relabel apply` corrects them."""
-        return torch.from_numpy(borrowed.labelled(self.experience, solved(run[1])).argmax(axis=1))
+        return torch.from_numpy(transfer.labelled(self.experience, solved(run[1])).argmax(axis=1))
 
 
-def transfer(
+def transfer_table(
     group_of: Callable[[Run], str],
     taught: Sequence[Run],
     tried: Sequence[Run],
@@ -247,7 +247,7 @@ def own_rows_calibrated(run: Run) -> Tensor:
     given, true = end.given[rows], end.true[rows]
     of_rows = {name: values[rows] for name, values in end.evidence.items()}
     counts = noise_matrix(given, true, run[1].probability.shape[2])
-    fitted = calibration.fit(of_rows, given, true, counts, seed=0)
+    fitted = calibrate.fit(of_rows, given, true, counts, seed=0)
     labels = torch.from_numpy(fitted.soft_labels(end.evidence, end.given).argmax(axis=1))
     return labels.index_fill(0, rows, -1)
 

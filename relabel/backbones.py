@@ -19,10 +19,10 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from relabel.data.loading import ImageInputs, Inputs, VectorInputs
+from relabel.data.batches import ImageInputs, Inputs, VectorInputs
 from relabel.device import Compute
 from relabel.errors import RelabelError
-from relabel.ledger import per_sample
+from relabel.sample_memory import per_sample
 
 SMALL_IMAGE = 64  # up to this size a stem that divides the resolution by four would leave nothing to see
 

@@ -10,7 +10,7 @@ from torchvision import models
 
 from relabel import backbones
 from relabel.backbones import Backbone, build
-from relabel.data.loading import ImageInputs
+from relabel.data.batches import ImageInputs
 from relabel.device import resolve
 from relabel.errors import RelabelError
 

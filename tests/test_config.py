@@ -2,11 +2,11 @@ from pathlib import Path
 
 import pytest
 
-from relabel import correctors
 from relabel.config import DEFAULT_CORRECTOR, PRESETS, RECIPES, FitConfig, PredictConfig, SourceOptions
-from relabel.correctors import REGISTRY
+from relabel.correctors import registry
+from relabel.correctors.registry import REGISTRY
 from relabel.errors import RelabelError
-from relabel.pipeline import schedule_for
+from relabel.verbs.fit import schedule_for
 
 
 def config(**values) -> FitConfig:
@@ -86,7 +86,7 @@ def test_the_default_corrector_is_registered():
 
 @pytest.mark.parametrize("recipe", [*RECIPES.values(), *PRESETS.values()], ids=[*RECIPES, *PRESETS])
 def test_a_recipe_can_be_followed(recipe):
-    correctors.check(recipe.corrector, recipe.options)
+    registry.check(recipe.corrector, recipe.options)
     assert 0 < recipe.warmup < 1
     assert recipe.meta_every >= 1
     assert recipe.meta_batch_size >= 1

@@ -84,7 +84,7 @@ HUGE_PAGES = Path("/sys/kernel/mm/transparent_hugepage/enabled")
 )
 def test_large_blocks_are_asked_for_in_large_pages_unless_the_user_objects() -> None:
     program = (
-        "import resource, relabel.pipeline, torch\n"
+        "import resource, relabel.verbs.fit, torch\n"
         "before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt\n"
         "torch.ones(2**26)\n"
         "print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)"

@@ -4,12 +4,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from relabel.metrics import (
-    evaluate,
-    expected_calibration_error,
-    noise_matrix,
-    wilson_interval,
-)
+from relabel.metrics import evaluate, expected_calibration_error, noise_matrix, wilson_interval
 
 
 def columns(**changes: Any) -> dict[str, Any]:

@@ -62,7 +62,7 @@ def check_source(source: str) -> None:
 
 def files_of(source: str, reading: SourceOptions, name: str = "SOURCE") -> dict[str, Path]:
     """The files and folders of SOURCE, which no output may replace, by what a message calls them."""
-    from relabel.data.rows import CLASSES_FILE
+    from relabel.data.draft_source import CLASSES_FILE
     from relabel.data.shards import expand
 
     files = {f"{name}'s classes": Path(source).parent / CLASSES_FILE}
@@ -111,7 +111,7 @@ def check_outputs(
 
 def _check_replaced(flag: str, path: Path, folders: Mapping[str, Path]) -> None:
     """Refuse to replace an image, or what else an input that is a folder is made of."""
-    from relabel.data.images import IMAGE_SUFFIXES
+    from relabel.data.decode import IMAGE_SUFFIXES
     from relabel.data.sources import is_part
 
     if {path.suffix.lower(), path.resolve().suffix.lower()} & IMAGE_SUFFIXES:

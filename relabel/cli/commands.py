@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 
-from relabel import __version__, correctors, demo, hub, noise, summary
+from relabel import __version__, hub
+from relabel.cli import tables
 from relabel.cli.checks import (
     check_is_parquet,
     check_outputs,
@@ -79,15 +80,17 @@ from relabel.config import (
     PredictConfig,
     SourceOptions,
 )
-from relabel.correctors import REGISTRY
+from relabel.correctors import registry
+from relabel.correctors.registry import REGISTRY
 from relabel.errors import DivergedError, RelabelError, RunError
 from relabel.files import make_folder
 from relabel.interrupts import Stopped
 from relabel.progress import Terminal
+from relabel.simulate import demo, noise
 
 if TYPE_CHECKING:
-    from relabel.output.labelling import Labelling
-    from relabel.pipeline import FitResult
+    from relabel.labels.assemble import Labelling
+    from relabel.verbs.fit import FitResult
 
 app = typer.Typer(
     help="Repair image data sets whose labels are partly wrong, guided by a few hundred verified rows.",
@@ -207,7 +210,7 @@ def fit(
         checkpoint=state,
         resume=resume,
     )
-    correctors.check(config.recipe.corrector, config.options)
+    registry.check(config.recipe.corrector, config.options)
     if save_corrector and config.recipe.corrector == "none":
         raise RelabelError(
             "--save-corrector: with --corrector none there is nothing to save.", "Leave it out."
@@ -354,8 +357,8 @@ def _fit(
     try:
         with Terminal(console, quiet) as watcher:
             watcher.stage("Starting", None)  # torch takes seconds to import
-            from relabel import pipeline
-            from relabel.checkpoint import is_checkpoint
+            from relabel.training.checkpoint import is_checkpoint
+            from relabel.verbs import fit
 
             if state.exists() and not config.resume:
                 if named and not is_checkpoint(state):
@@ -364,7 +367,7 @@ def _fit(
                         "Name another file, or remove this one.",
                     )
                 watcher.warn(f"Starting afresh replaces the checkpoint {state}; --resume would continue it.")
-            result = pipeline.fit(config, watcher)
+            result = fit.fit(config, watcher)
         for path, save in saves.items():
             save(result, path)
         _write_labels(output, result, arguments, overwrite)
@@ -429,7 +432,7 @@ def pretrain(
     for source in sources:
         check_source(source)
 
-    from relabel.transfer.pretraining import PretrainConfig, pretrain
+    from relabel.pretraining.meta_train import PretrainConfig, pretrain
 
     config = PretrainConfig(
         sources=tuple(sources),
@@ -510,11 +513,11 @@ def predict(
     )
     check_is_parquet(output)
 
-    from relabel import prediction
+    from relabel.verbs import predict
 
     try:
         with Terminal(console, quiet) as watcher:
-            result = prediction.predict(config, watcher)
+            result = predict.predict(config, watcher)
         _write_labels(output, result, arguments, overwrite)
     except BrokenPipeError:
         abandon_stdout()
@@ -541,14 +544,14 @@ def evaluate(
 
     Verified rows are left out of every figure: they are right by construction.
     """
-    from relabel.output.evaluation import evaluate_file
+    from relabel.labels.evaluate import evaluate_file
 
     with Terminal(make_console(stderr=True), quiet=False) as watcher:
         evaluation = evaluate_file(labels_source(labels_file), truth, label_column, watcher)
     if as_json:
         print_json(evaluation.to_dict())
     else:
-        show_table(summary.show_evaluation, evaluation)
+        show_table(tables.show_evaluation, evaluation)
 
 
 @app.command(short_help="Make a benchmark: put wrong labels on clean data.")
@@ -592,14 +595,13 @@ def corrupt(
     trains a small network and flips what is nearest to its decision boundary; instance-dependent flips by
     the pixels of the image, or the values of the vector.
     """
-    from relabel import corruption
-    from relabel.output import noisy_labels
+    from relabel.simulate import corrupt, noisy_labels_file
 
     if output != "-":
         read = {**files_of(source, reading), "--labels": labels, "--map": mapping}
         check_outputs({"--output": Path(output)}, read, overwrite)
-        noisy_labels.check_suffix(Path(output))
-    config = corruption.CorruptConfig(
+        noisy_labels_file.check_suffix(Path(output))
+    config = corrupt.CorruptConfig(
         source=source,
         noise=noise_name,
         rate=rate,
@@ -611,16 +613,16 @@ def corrupt(
         device=device.value,
     )
     with Terminal(make_console(stderr=True), quiet) as watcher:
-        result = corruption.corrupt(config, watcher)
+        result = corrupt.corrupt(config, watcher)
     clean, corrupted = result.source.given, result.corrupted
     columns = (result.source.file_names, corrupted.labels, clean, result.source.class_names)
     if output == "-":
         with guarded_stdout() as stream:
-            stream.write(noisy_labels.to_csv(*columns).encode())
+            stream.write(noisy_labels_file.to_csv(*columns).encode())
     else:
         arguments: list[str] = context.obj
         metadata = {**result.metadata, "command": shlex.join(["relabel", *arguments])}
-        noisy_labels.write(Path(output), *columns, metadata)
+        noisy_labels_file.write(Path(output), *columns, metadata)
     if not quiet:
         typer.echo(
             f"{int(corrupted.wrong.sum()):,} of {int((clean >= 0).sum()):,} labels are now wrong: "
@@ -652,30 +654,30 @@ def inspect(
 def _inspect(path: Path, as_json: bool) -> None:
     if path.is_dir():
         raise RelabelError(f"{path} is a folder.", "Name a file that relabel wrote.")
-    from relabel.output import noisy_labels
-    from relabel.output.parquet import read_labels
+    from relabel.labels.parquet import read_labels
+    from relabel.simulate import noisy_labels_file
 
     if starts_with(path, b"PK"):
-        from relabel.model import describe_file
+        from relabel.saved.model_file import describe_file
 
         described = describe_file(path)
         if as_json:
             print_json(described)
         else:
-            show_table(summary.show_trained, described)
+            show_table(tables.show_trained, described)
         return
-    if noisy_labels.is_noisy_labels(path):
-        noisy = noisy_labels.read(path)
+    if noisy_labels_file.is_noisy_labels(path):
+        noisy = noisy_labels_file.read(path)
         if as_json:
             print_json(noisy.to_dict())
         else:
-            show_table(summary.show_noisy_labels, noisy.lines())
+            show_table(tables.show_noisy_labels, noisy.lines())
         return
     labels_file = read_labels(path)
     if as_json:
         print_json({"rows": labels_file.table.num_rows, **labels_file.metadata})
     else:
-        show_table(summary.show_labels_file, labels_file)
+        show_table(tables.show_labels_file, labels_file)
 
 
 @app.command(name="demo", short_help="See it work on real images with 30 % wrong labels.")
@@ -691,13 +693,13 @@ def demo_command(
     typer.echo(data.describe(), err=True)
     typer.echo(f"\n$ relabel {shlex.join(arguments)}\n", err=True)
     invoke(app, arguments)
-    from relabel.output.evaluation import evaluate_file
+    from relabel.labels.evaluate import evaluate_file
 
     evaluation = evaluate_file(data.output, data.truth)
     typer.echo(
         f"\n$ relabel evaluate {shlex.join([str(data.output), '--truth', str(data.truth)])}\n", err=True
     )
-    show_table(summary.show_evaluation, evaluation)
+    show_table(tables.show_evaluation, evaluation)
 
 
 @app.callback(invoke_without_command=True)
@@ -725,7 +727,7 @@ def _how_to_resume(checkpoint: Path, arguments: list[str], replace: bool) -> str
 
 
 def _write_labels(output: str, result: Labelling, arguments: Sequence[str], overwrite: bool) -> None:
-    from relabel.output.parquet import write_labels
+    from relabel.labels.parquet import write_labels
 
     with guarded_stdout() if output == "-" else nullcontext(Path(output)) as destination:
         write_labels(
@@ -747,6 +749,6 @@ def _show_result(console: Console, result: Labelling, output: str, as_json: bool
     if as_json:
         print_json({**result.summary, "output": output})
     elif not quiet:
-        summary.show_result(
+        tables.show_result(
             console, result.summary, "the labels to standard output" if output == "-" else output
         )

@@ -13,7 +13,7 @@ from typing import Annotated, Any, get_type_hints
 import typer
 
 from relabel.config import BATCH_SIZE, LARGE_BATCH_SIZE, LARGE_BATCHES_FROM, SourceOptions
-from relabel.correctors import REGISTRY
+from relabel.correctors.registry import REGISTRY
 
 OPTIONS_TOLD = ", ".join(
     f"{name}={'|'.join(values)} ({corrector})"

@@ -23,10 +23,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from relabel.ledger import Distributions, PerSample
+from relabel.label_noise import anchor_points
+from relabel.label_noise.transition_matrix import Floats, estimated
 from relabel.metrics import noise_matrix
-from relabel.output import anchors
-from relabel.transition import Floats, estimated
+from relabel.sample_memory import Distributions, PerSample
 
 Memory = dict[str, Tensor]
 """A batch's rows [B, ...] of what is remembered, by name."""
@@ -85,7 +85,7 @@ class WarmUp:
         """p(given | true) [C, C] by the meta rows and the anchors among the others; None if there is none."""
         meta, others = self.meta, self.given.clone()
         others[meta.rows[meta.rows < len(others)]] = -1
-        told = anchors.count(self.mean_probability, others.numpy())
+        told = anchor_points.count(self.mean_probability, others.numpy())
         counts = noise_matrix(meta.given.numpy(), meta.true.numpy(), self.mean_probability.shape[1])
         if not (told.any() or counts.any()):
             return None

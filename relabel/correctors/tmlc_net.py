@@ -50,8 +50,8 @@ from torch import Tensor, nn
 from relabel.config import SHIPPED_CORRECTOR
 from relabel.correctors.base import Corrector, Epoch, Memory, MetaRows, Store, WarmUp
 from relabel.device import upload
-from relabel.ledger import Distributions, History, blocks, class_type, per_sample
-from relabel.transition import Floats
+from relabel.label_noise.transition_matrix import Floats
+from relabel.sample_memory import Distributions, History, blocks, class_type, per_sample
 
 _FLOOR = 1e-4  # of p: what bf16 logits resolve
 _SMOOTHING = 0.1  # ε of eq. 10
@@ -126,7 +126,7 @@ class TMLCNet(Corrector):
     @cached_property
     def _pretrained(self) -> list[Tensor]:
         """The parameters of the corrector that comes with relabel."""
-        from relabel.correctors.files import read_corrector  # which makes correctors
+        from relabel.saved.corrector_file import read_corrector  # which makes correctors
 
         like = next(self.parameters())
         with torch.random.fork_rng([]):  # a corrector is made at random first

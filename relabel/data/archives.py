@@ -21,12 +21,12 @@ from pathlib import Path, PurePosixPath
 from typing import IO, Literal
 
 from relabel.config import SourceOptions
-from relabel.data.images import IMAGE_SUFFIXES
-from relabel.data.listings import NOT_FOUND, Listing, file_key, unlisted_warnings
-from relabel.data.references import Embedded, Joined, Reference, Slices
-from relabel.data.rows import CLASSES_FILE, METADATA_NAMES, Request, Rows, parent_folder
+from relabel.data.decode import IMAGE_SUFFIXES
+from relabel.data.draft_source import CLASSES_FILE, METADATA_NAMES, Request, Rows, parent_folder
+from relabel.data.image_refs import Embedded, Joined, Reference, Slices
+from relabel.data.image_spool import Spool
+from relabel.data.manifests import NOT_FOUND, Listing, file_key, unlisted_warnings
 from relabel.data.shards import is_junk, suffix_of
-from relabel.data.spool import Spool
 from relabel.data.tables import brief, cell_text, label_of, printable
 from relabel.errors import ImageError, RelabelError
 

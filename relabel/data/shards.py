@@ -8,7 +8,7 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from relabel.data.rows import natural_key
+from relabel.data.draft_source import natural_key
 from relabel.errors import RelabelError
 
 TAR_SUFFIXES = frozenset({".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz"})

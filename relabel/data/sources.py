@@ -18,11 +18,9 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from relabel.config import SourceOptions
-from relabel.data import archives, embedded, hf
-from relabel.data.images import IMAGE_SUFFIXES
-from relabel.data.listings import Listing, file_key, listed_twice, locate, root_prefixes, unlisted_warnings
-from relabel.data.references import Files, References
-from relabel.data.rows import (
+from relabel.data import archives, hub_datasets, parquet_images
+from relabel.data.decode import IMAGE_SUFFIXES
+from relabel.data.draft_source import (
     CLASSES_FILE,
     METADATA_NAMES,
     Request,
@@ -33,6 +31,8 @@ from relabel.data.rows import (
     read_classes_file,
     suggestion,
 )
+from relabel.data.image_refs import Files, References
+from relabel.data.manifests import Listing, file_key, listed_twice, locate, root_prefixes, unlisted_warnings
 from relabel.data.shards import ARCHIVE_SUFFIXES, SHARD_SUFFIXES, check_one_split, expand, is_junk, suffix_of
 from relabel.data.tables import (
     NAME_COLUMNS,
@@ -237,13 +237,17 @@ def _open(request: Request) -> Rows:
         check_there(location)
         return _from_vectors(request, request.options.features)
     if os.path.isdir(location):
-        return hf.open_saved(request) if hf.is_saved(Path(location)) else _from_folder(request)
+        return (
+            hub_datasets.open_saved(request)
+            if hub_datasets.is_saved(Path(location))
+            else _from_folder(request)
+        )
     if os.path.isfile(location):
         return _from_file(request)
     if shards := expand(location):
         return _from_shards(shards, request)
     check_there(location)
-    return hf.open_hub(request)
+    return hub_datasets.open_hub(request)
 
 
 def _fix_classes(rows: Rows, location: str, given: str | None) -> None:
@@ -377,7 +381,7 @@ def _from_file(request: Request) -> Rows:
     if suffix not in TABLE_SUFFIXES:
         raise RelabelError(f"{path} is not a kind of file that can be a SOURCE.", _FORMS)
     if suffix == ".parquet" and _holds_images(path, request.options):
-        return embedded.open_tables([path], request)
+        return parquet_images.open_tables([path], request)
     rows = _Files(path.parent, "manifest")
     roots = root_prefixes(rows.root)
     listing = Listing(roots, request, lambda name: os.path.isfile(rows.root / name))
@@ -394,7 +398,7 @@ def _from_vectors(request: Request, features: str) -> Rows:
             "Write the vectors to one, one a row.",
         )
     rows = Rows(paths[0].parent, "vectors")
-    embedded.read_labels(paths, rows, request)
+    parquet_images.read_labels(paths, rows, request)
     options = request.options
     labels = [column for column in (options.label_column, options.trusted_column) if column]
     table = read_vectors(paths, features, labels)
@@ -444,7 +448,7 @@ def is_part(folder: Path, file: Path) -> bool:
         if name == CLASSES_FILE or path.name in METADATA_NAMES:
             return True
         if not is_result(path) and (
-            hf.is_saved(folder) or (suffix_of(name) in SHARD_SUFFIXES and not _scan(folder).images)
+            hub_datasets.is_saved(folder) or (suffix_of(name) in SHARD_SUFFIXES and not _scan(folder).images)
         ):
             return True
     return False
@@ -462,7 +466,7 @@ def _from_shards(paths: Sequence[Path], request: Request) -> Rows:
         raise RelabelError(
             f"{request.location} takes in both Parquet files and archives.", "Name one kind of shard."
         )
-    return embedded.open_tables(paths, request) if tables else archives.open_archives(paths, request)
+    return parquet_images.open_tables(paths, request) if tables else archives.open_archives(paths, request)
 
 
 def _add_listed(rows: _Files, listing: Listing) -> None:
@@ -473,7 +477,9 @@ def _add_listed(rows: _Files, listing: Listing) -> None:
 
 def _check_verified(rows: Rows, options: SourceOptions) -> None:
     """Refuse a `--trusted-column` that the given labels come from: it would verify every one of them."""
-    named = {options.label_column} if options.label_column else {embedded.LABEL_COLUMN, *archives.LABELS}
+    named = (
+        {options.label_column} if options.label_column else {parquet_images.LABEL_COLUMN, *archives.LABELS}
+    )
     if options.trusted_column in named and rows.verified == rows.labels:
         raise RelabelError(
             f"--trusted-column {options.trusted_column} is where the given labels come from, so every one "
@@ -569,7 +575,9 @@ def _no_image(location: str, rows: Rows) -> RelabelError:
         )
     if rows.kind not in ("folder", "archive"):
         return RelabelError(f"{location} has no rows.", "List one image a row.")
-    if rows.kind == "folder" and (saved := [path for path in Path(location).iterdir() if hf.is_saved(path)]):
+    if rows.kind == "folder" and (
+        saved := [path for path in Path(location).iterdir() if hub_datasets.is_saved(path)]
+    ):
         names = sorted((path.name for path in saved), key=natural_key)
         return RelabelError(f"{location} holds the saved data sets {first_few(names)}.", "Name one of them.")
     beside = f", only {rows.ignored} other file(s)" if rows.ignored else ""
@@ -585,13 +593,13 @@ def _holds_images(path: Path, options: SourceOptions) -> bool:
         schema = pq.read_schema(path)
     except (OSError, pa.ArrowException):
         return False  # read_table() says what is wrong
-    if embedded.image_column(schema, str(path), options.image_column) is not None:
+    if parquet_images.image_column(schema, str(path), options.image_column) is not None:
         return True
-    if options.image_column is None and embedded.vector_column(schema) is not None:
+    if options.image_column is None and parquet_images.vector_column(schema) is not None:
         if not set(NAME_COLUMNS) & set(schema.names):
-            embedded.refuse_vectors(schema, str(path))
+            parquet_images.refuse_vectors(schema, str(path))
         elif not _lists_files(path):
-            embedded.refuse_vectors(
+            parquet_images.refuse_vectors(
                 schema, str(path), f"A list of images needs files that exist, relative to {path.parent}."
             )
     return False

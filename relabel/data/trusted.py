@@ -12,10 +12,10 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from relabel.data.references import Reference, known_size
-from relabel.data.rows import METADATA_NAMES, class_ids, suggestion
+from relabel.data.draft_source import METADATA_NAMES, class_ids, suggestion
+from relabel.data.image_refs import Reference, known_size
+from relabel.data.image_spool import original
 from relabel.data.sources import FileIndex, Source, naming_hint, open_source
-from relabel.data.spool import original
 from relabel.data.tables import first_few
 from relabel.errors import RelabelError
 from relabel.files import digest

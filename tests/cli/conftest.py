@@ -136,7 +136,7 @@ def stopped(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[], Done]], D
     """Run a command that is stopped after its first epoch, without the cost of a process."""
 
     def go(command: Callable[[], Done]) -> Done:
-        from relabel import checkpoint
+        from relabel.training import checkpoint
 
         plain = checkpoint.save
 
@@ -145,7 +145,7 @@ def stopped(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[], Done]], D
             raise Stopped(signal.SIGINT)
 
         with monkeypatch.context() as patch:
-            patch.setattr("relabel.checkpoint.save", save_and_stop)
+            patch.setattr("relabel.training.checkpoint.save", save_and_stop)
             return command()
 
     return go

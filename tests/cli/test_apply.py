@@ -172,20 +172,20 @@ def test_a_mistake_is_told_in_one_sentence_and_nothing_is_written(run, made, fil
 @pytest.fixture(scope="module")
 def written(tmp_path_factory):
     """A transferable corrector, one that is not and a model, as files would hold them."""
-    from relabel import correctors
-    from relabel.correctors.files import CorrectorFile
+    from relabel.calibration import calibrate
+    from relabel.correctors import registry
     from relabel.files import save_tensors
-    from relabel.output import calibration
+    from relabel.saved.corrector_file import CorrectorFile
 
     written = tmp_path_factory.mktemp("correctors")
     nobody = torch.zeros(0, dtype=torch.int64).numpy()
-    nothing = calibration.fit(
+    nothing = calibrate.fit(
         {"late": torch.zeros(0, 2).numpy(), "last": torch.zeros(0, 2).numpy()},
         nobody, nobody, torch.zeros(2, 2, dtype=torch.int64).numpy(), 0,
     ).experience  # fmt: skip
     for name in ("tmlc", "mslc"):
         torch.manual_seed(0)
-        made = correctors.create(name, 2, 256)
+        made = registry.create(name, 2, 256)
         CorrectorFile.of(made, name, 2, 256, {}, {}, nothing).save(written / f"{name}.pt")
     save_tensors(written / "model.pt", "model", 1, {})
     return written

@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from relabel.noise import FROM_IMAGES, NOISE_MODELS
+from relabel.simulate.noise import FROM_IMAGES, NOISE_MODELS
 
 EXTRA = {
     "asymmetric": ("--map", "map.csv"),

@@ -61,7 +61,7 @@ def test_apply_gives_the_same_without_a_cache(run, broken):
 
 
 def test_a_disk_too_small_is_told_before_anything_is_decoded(fit, run, full, files, monkeypatch):
-    monkeypatch.setattr("relabel.data.loading.decode", None)
+    monkeypatch.setattr("relabel.data.batches.decode", None)
     before = files()
     done = fit()
     assert done.code == 1
@@ -81,16 +81,16 @@ def test_without_a_cache_a_disk_too_small_is_enough(fit, run, full):
 
 
 def test_an_image_that_goes_while_it_is_needed_ends_the_run_in_one_sentence(fit, folder, files, monkeypatch):
-    from relabel import pipeline
+    from relabel.verbs import fit
 
-    plain = pipeline.open_images
+    plain = fit.open_images
 
     def and_remove_one(*arguments, **options):
         opened = plain(*arguments, **options)
         (folder / "images/red/red9.png").unlink(missing_ok=True)
         return opened
 
-    monkeypatch.setattr(pipeline, "open_images", and_remove_one)
+    monkeypatch.setattr(fit, "open_images", and_remove_one)
     done = fit("-q", "--no-cache")
     assert done.code == 1
     assert done.err == (

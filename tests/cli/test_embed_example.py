@@ -12,7 +12,7 @@ from datasets import load_dataset
 from sklearn.datasets import load_sample_image
 from torch import nn
 
-from relabel.data.loading import ImageInputs
+from relabel.data.batches import ImageInputs
 from relabel.errors import RelabelError
 
 

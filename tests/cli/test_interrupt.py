@@ -185,7 +185,7 @@ def test_ctrl_c_in_the_demo_shows_the_line_of_its_fit(run, folder, monkeypatch):
         config.checkpoint.touch()
         raise Stopped(signal.SIGINT)
 
-    monkeypatch.setattr("relabel.pipeline.fit", stopped)
+    monkeypatch.setattr("relabel.verbs.fit.fit", stopped)
     done = run("demo", "d")
     assert done.code == 130
     assert last_line(done.err).endswith(

@@ -30,7 +30,7 @@ def test_an_existing_output_is_refused_before_any_work_and_replaced_with_overwri
     assert fit("-q").code == 0
     before = files()
     with monkeypatch.context() as patch:
-        patch.setattr("relabel.pipeline.fit", lambda *_: pytest.fail("trained"))
+        patch.setattr("relabel.verbs.fit.fit", lambda *_: pytest.fail("trained"))
         done = fit("-q")
     assert done.code == 2
     assert "labels.parquet exists" in done.err

@@ -263,7 +263,7 @@ def test_a_disk_that_refuses_leaves_nothing(predict, model, files, monkeypatch):
 
 def test_every_corrector_and_a_frozen_backbone_save_a_model(fit, run, model):
     from relabel import backbones
-    from relabel.correctors import REGISTRY
+    from relabel.correctors.registry import REGISTRY
 
     torch.manual_seed(0)
     torch.save(backbones.build("cnn8", 2, 8).state_dict(), "weights.pt")

@@ -11,11 +11,11 @@ import time
 import pytest
 import torch
 
-from relabel import checkpoint
-from relabel.correctors.files import read_corrector
 from relabel.errors import RunError
 from relabel.interrupts import Stopped
-from relabel.transfer import episodes, pretraining
+from relabel.pretraining import episodes, meta_train
+from relabel.saved.corrector_file import read_corrector
+from relabel.training import checkpoint
 
 TINY = ("--episodes", "3", "--steps", "3", "--device", "cpu")
 PRETRAIN = ("pretrain", "images", "second", "-o", "tmlc.pt", *TINY)
@@ -25,17 +25,17 @@ KEPT = ".tmlc.pt.recordings"
 SLOW = """
 import sys, time
 from relabel import cli
-from relabel.transfer import episodes, pretraining
+from relabel.pretraining import episodes, meta_train
 episodes._EPOCHS = (2, 3)
 episodes._BACKBONES = {"cnn8": 1.0}
 episodes._JUDGE_SAMPLES = 100
-plain = pretraining.record
+plain = meta_train.record
 def record(episode, *rest):
     if episode.number == 2:
         print("third", file=sys.stderr, flush=True)
         time.sleep(30)
     return plain(episode, *rest)
-pretraining.record = record
+meta_train.record = record
 from relabel.__main__ import main as command
 command()
 """
@@ -59,13 +59,13 @@ def quick(folder, tools, monkeypatch):
 def recorded(monkeypatch):
     """The numbers of the episodes that are recorded."""
     recorded = []
-    plain = pretraining.record
+    plain = meta_train.record
 
     def record(episode, *rest):
         recorded.append(episode.number)
         return plain(episode, *rest)
 
-    monkeypatch.setattr(pretraining, "record", record)
+    monkeypatch.setattr(meta_train, "record", record)
     return recorded
 
 
@@ -145,7 +145,7 @@ def test_ctrl_c_before_anything_is_recorded_leaves_nothing(run, quick, files, mo
     def stopped(*_):
         raise Stopped(signal.SIGINT)
 
-    monkeypatch.setattr(pretraining, "record", stopped)
+    monkeypatch.setattr(meta_train, "record", stopped)
     before = files()
     done = run(*PRETRAIN)
     assert done.code == 130
@@ -163,7 +163,7 @@ def test_a_disk_that_is_full_keeps_what_was_recorded_and_says_how_to_go_on(run, 
             path.unlink()
             raise RunError(f"{path} could not be written: No space left.", "Free some space.")
 
-    monkeypatch.setattr("relabel.transfer.pretraining.checkpoint.save", save)
+    monkeypatch.setattr("relabel.pretraining.meta_train.checkpoint.save", save)
     done = run(*PRETRAIN, "-q")
     assert done.code == 1
     assert (

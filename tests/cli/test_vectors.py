@@ -134,7 +134,7 @@ def test_a_corrector_moves_to_other_vectors(fit_vectors, run, vectors):
 
 
 def test_an_interrupted_run_continues_to_the_same_result(fit_vectors, monkeypatch):
-    from relabel import checkpoint
+    from relabel.training import checkpoint
 
     assert fit_vectors("-o", "whole.parquet").code == 0
     save = checkpoint.save
@@ -155,7 +155,7 @@ def test_a_checkpoint_of_other_vectors_is_not_continued(fit_vectors, monkeypatch
         raise Stopped(signal.SIGINT)
 
     with monkeypatch.context() as patch:
-        patch.setattr("relabel.pipeline._labelled", stopping)
+        patch.setattr("relabel.verbs.fit._labelled", stopping)
         assert fit_vectors().code == 130
     write_vectors("vectors.parquet", dimension=5)
     done = fit_vectors("--resume")
@@ -293,7 +293,7 @@ def test_a_real_process_leaves_with_the_exit_code_and_answers_without_torch(star
 
 
 def test_a_corrector_learns_on_vectors_and_is_applied_to_others(run, vectors, monkeypatch):
-    from relabel.transfer import episodes
+    from relabel.pretraining import episodes
 
     monkeypatch.setattr(episodes, "_EPOCHS", (2, 3))
     monkeypatch.setattr(episodes, "_JUDGE_SAMPLES", 100)

@@ -16,10 +16,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from relabel import hypergradient
 from relabel.backbones import Backbone
-from relabel.correctors import REGISTRY, create
 from relabel.correctors.base import Corrector, Epoch, Memory, MetaRows, Verified, WarmUp
+from relabel.correctors.registry import REGISTRY, create
+from relabel.training import hypergradient
 
 N, E, C, D = 12, 2, 4, 5
 """Rows of the source, trusted rows outside of it, classes, penultimate features."""

@@ -7,9 +7,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from relabel import hypergradient
 from relabel.correctors.base import Epoch, Verified, WarmUp
 from relabel.correctors.meta_label_net import MetaLabelNet
+from relabel.training import hypergradient
 
 N, C, D = 30, 4, 5
 GENERATOR = torch.Generator().manual_seed(2)

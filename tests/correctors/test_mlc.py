@@ -8,8 +8,8 @@ from torch import Tensor, nn
 
 from relabel.correctors.base import Verified, WarmUp
 from relabel.correctors.mlc import MLC, projected
+from relabel.label_noise.transition_matrix import estimated
 from relabel.metrics import noise_matrix
-from relabel.transition import estimated
 
 B, C, D = 9, 4, 3
 GENERATOR = torch.Generator().manual_seed(2)

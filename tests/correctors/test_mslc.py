@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from relabel.correctors.base import Epoch, Memory, Verified, WarmUp, nobody
 from relabel.correctors.mslc import MSLC
-from relabel.ledger import Ledger
+from relabel.sample_memory import Ledger
 
 B, C, D = 6, 4, 3
 GENERATOR = torch.Generator().manual_seed(2)

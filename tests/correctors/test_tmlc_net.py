@@ -11,9 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from relabel.config import SHIPPED_CORRECTOR
-from relabel.correctors import check
 from relabel.correctors.base import Epoch, Memory, Store, Verified, WarmUp, nobody
-from relabel.correctors.files import read_corrector
+from relabel.correctors.registry import check
 from relabel.correctors.tmlc_net import (
     CANDIDATES,
     TMLCNet,
@@ -23,6 +22,7 @@ from relabel.correctors.tmlc_net import (
     normalized_features,
 )
 from relabel.errors import RelabelError
+from relabel.saved.corrector_file import read_corrector
 
 N, C, D, EPOCHS = 40, 5, 3, 4
 GENERATOR = torch.Generator().manual_seed(2)

@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from relabel.data.loading import decode_all
+from relabel.data.batches import decode_all
 from relabel.data.sources import Source
 
 Tree = Callable[..., Path]

@@ -1,0 +1,1 @@
+"""From what training saw to probabilities one can act on: numpy only."""

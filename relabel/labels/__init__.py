@@ -1,0 +1,1 @@
+"""The labels that every verb returns, their file and their evaluation."""

@@ -1,1 +1,0 @@
-"""What a user gets back: calibrated labels in one Parquet file."""

@@ -1,0 +1,1 @@
+"""Corrector files and model files."""

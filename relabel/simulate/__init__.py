@@ -1,0 +1,1 @@
+"""Synthetic label noise and the data set of the demo."""

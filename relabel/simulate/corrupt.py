@@ -1,0 +1,219 @@
+"""The story of `relabel corrupt`: open the clean data, show a noise model what it asks for, describe it all.
+
+Most noise models need nothing but labels. torch is imported where images are decoded or a network learns, so
+that those commands answer at once.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from relabel import __version__
+from relabel.config import WEIGHT_DECAY, SourceOptions
+from relabel.data.decode import probe_sizes
+from relabel.data.sources import Source, open_source, too_few_classes
+from relabel.data.vectors import standardisation
+from relabel.errors import RelabelError
+from relabel.labels.parquet import matrix_metadata
+from relabel.metrics import noise_matrix
+from relabel.progress import Watcher
+from relabel.simulate import noise
+from relabel.simulate.noisy_labels_file import shares
+
+IMAGE_SIZE = 32  # at most: the size of CIFAR, which both models that look at images were made for
+SAMPLES_SEEN = 100_000  # the network's epochs are as many as make this many, within limits
+EPOCH_LIMITS = (10, 20)
+
+
+@dataclass(frozen=True)
+class CorruptConfig:
+    """`relabel corrupt`: one field a flag."""
+
+    source: str
+    noise: str
+    rate: float
+    mapping: Path | None = None
+    labels: Path | None = None
+    reading: SourceOptions = field(default_factory=SourceOptions)
+    seed: int = 0
+    epochs: int | None = None
+    device: str = "auto"
+
+    def __post_init__(self) -> None:
+        """Refuse values no run can have; the message names the flag."""
+        if self.epochs is not None and self.noise != "feature-dependent":
+            raise RelabelError(f"--noise {self.noise} trains no network.", "Leave out --epochs.")
+        if self.epochs is not None and self.epochs < 1:
+            raise RelabelError(f"--epochs {self.epochs}: must be at least 1.")
+
+
+@dataclass(frozen=True)
+class Corruption:
+    """The clean data, its noisy labels, and in `metadata` (JSON data) what made them."""
+
+    source: Source
+    corrupted: noise.CorruptedLabels
+    metadata: dict[str, Any]
+
+
+def corrupt(config: CorruptConfig, watcher: Watcher) -> Corruption:
+    """Make a share of the labels of SOURCE wrong.
+
+    Raises RelabelError for anything wrong with flags or input, before any image is decoded.
+    """
+    source = open_source(config.source, config.labels, config.reading, largest=IMAGE_SIZE, watcher=watcher)
+    for warning in source.warnings:
+        watcher.warn(warning)
+    names = source.class_names
+    mapping = None
+    if config.mapping:
+        superclass = config.noise == "superclass"
+        mapping = (noise.read_superclasses if superclass else noise.read_mapping)(config.mapping, names)
+        if superclass and (alone := [name for row, name in enumerate(names) if row not in mapping]):
+            watcher.warn(f"Alone in their superclass, so their labels stay clean: {', '.join(alone)}.")
+    corrupted = noise.corrupt(
+        source.given,
+        names,
+        noise=config.noise,
+        rate=config.rate,
+        seed=config.seed,
+        mapping=mapping,
+        images=SourceValues(source, config, watcher),
+    )
+    versions = {"relabel": __version__, "numpy": np.__version__}
+    if config.noise == "feature-dependent":
+        versions["torch"] = version("torch")
+    matrix = shares(noise_matrix(corrupted.labels, source.given, len(names)))
+    metadata: dict[str, Any] = {
+        "noise": config.noise,
+        "rate": config.rate,
+        "actual_rate": corrupted.actual_rate,
+        "seed": config.seed,
+        **matrix_metadata("noise_matrix", matrix, names),
+        "versions": versions,
+    }
+    if config.reading.features is not None:
+        metadata["features"] = config.reading.features
+    if mapping:
+        metadata["map"] = {names[true]: names[given] for true, given in mapping.items()}
+    return Corruption(source, corrupted, metadata)
+
+
+class SourceValues:
+    """`noise.Images` of a source: decodes, and trains a network, only when a noise model asks."""
+
+    def __init__(self, source: Source, config: CorruptConfig, watcher: Watcher) -> None:
+        self._source = source
+        self._config = config
+        self._watcher = watcher
+
+    def values(self) -> tuple[noise.RowIndex, NDArray[np.uint8] | NDArray[np.float32]]:
+        """Images of at most 32 px, or standardised vectors."""
+        source = self._source
+        values: NDArray[np.uint8] | NDArray[np.float32]
+        if source.vectors is None:
+            values, errors = self._decoded()
+        else:
+            mean, scale = standardisation(
+                source.vectors, ~np.isin(np.arange(len(source)), list(source.errors))
+            )
+            values, errors = (source.vectors - mean) * scale, source.errors
+        labelled = np.flatnonzero(source.given >= 0)
+        failed = np.isin(labelled, list(errors))
+        rows, kept = labelled[~failed], labelled[failed]
+        if len(rows) == 0:
+            raise RelabelError(
+                f"None of the labelled {source.noun} of {source.location} can be read ({errors[kept[0]]}).",
+                "Check that the files were written and copied completely.",
+            )
+        if len(kept):
+            self._watcher.warn(
+                f"{len(kept):,} of {len(source):,} {source.noun} cannot be used and keep their label; "
+                f"first {source.file_names[kept[0]]!r}: {errors[kept[0]]}."
+            )
+        return rows, values
+
+    def logits(self) -> tuple[noise.RowIndex, NDArray[np.float32]]:
+        """Logits, without augmentation, of a cnn8 or mlp trained on the labels by plain cross-entropy."""
+        source, config, watcher = self._source, self._config, self._watcher
+        rows, values = self.values()
+        if len(np.unique(source.given[rows])) < 2:
+            raise too_few_classes(source)
+
+        import torch
+
+        from relabel import backbones
+        from relabel.correctors import registry
+        from relabel.device import resolve
+        from relabel.training.loop import (
+            EpochReport,
+            Rows,
+            Schedule,
+            Training,
+            default_batch_size,
+            default_learning_rate,
+        )
+
+        compute = resolve(config.device)
+        # Drawn, because torch takes no seed beyond 64 bits.
+        seed = int(np.random.default_rng(config.seed).integers(2**62))
+        low, high = EPOCH_LIMITS
+        epochs = config.epochs or min(high, max(low, math.ceil(SAMPLES_SEEN / len(rows))))
+        batch_size = default_batch_size(len(rows))
+        schedule = Schedule(
+            epochs=epochs,
+            warmup_epochs=0,
+            batch_size=batch_size,
+            learning_rate=default_learning_rate(batch_size),
+            weight_decay=WEIGHT_DECAY,
+            meta_learning_rate=0.0,
+            meta_batch_size=1,
+        )
+
+        def on_epoch(report: EpochReport) -> None:
+            watcher.say(f"Epoch {report.epoch + 1}/{report.epochs}: loss {report.loss:.3f}")
+
+        devices = [compute.device] if compute.device.type == "cuda" else []
+        with torch.random.fork_rng(devices):  # the caller's random numbers stay as they were
+            torch.manual_seed(seed)
+            # A mirror would make other characters of digits and letters.
+            backbone, inputs = backbones.for_values(values, len(source.class_names), augment="shift")
+            training = Training(
+                backbone,
+                registry.create("none", len(source.class_names), backbone.head.in_features),
+                inputs,
+                Rows(torch.from_numpy(rows), torch.from_numpy(source.given)),
+                schedule,
+                compute,
+                seed,
+            )
+            extent = f"{values.shape[1]} " + ("px: cnn8" if source.vectors is None else "dimensions: mlp")
+            watcher.say(
+                f"Learning {len(rows):,} {source.noun} of {extent} on {compute.describe()}, {epochs} epochs."
+            )
+            watcher.stage("Training", training.steps_before(epochs))
+            training.run(on_epoch, watcher.advance)
+        logits = np.zeros((len(source), len(source.class_names)), dtype=np.float32)
+        for index, batch in training.predict(training.rows.train):
+            logits[index.numpy()] = batch.cpu().numpy()
+        agreed = (logits[rows].argmax(axis=1) == source.given[rows]).mean()
+        watcher.say(f"The network agrees with {agreed * 100:.1f} % of the labels.")
+        return rows, logits
+
+    def _decoded(self) -> tuple[NDArray[np.uint8], dict[int, str]]:
+        """Images [N, S, S, 3], S being the native size within 8..32, and why which rows have none."""
+        from relabel.data.batches import decode_all
+
+        source, watcher = self._source, self._watcher
+        skip = set(source.errors) | set(np.flatnonzero(source.given < 0).tolist())
+        size = max(8, min(IMAGE_SIZE, probe_sizes(source.references, skip)))
+        watcher.stage("Decoding", len(source) - len(skip))
+        images, unreadable = decode_all(source.references, size, skip, watcher.advance)
+        return images, {**source.errors, **unreadable}

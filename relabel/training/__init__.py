@@ -1,0 +1,1 @@
+"""Training of the backbone together with a corrector."""

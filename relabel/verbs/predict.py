@@ -1,0 +1,134 @@
+"""Labels for rows that were not in the fit: read the model, read the rows, predict, calibrate."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import torch
+
+from relabel.config import PredictConfig
+from relabel.data.batches import Inputs, VectorInputs, open_images
+from relabel.data.sources import UNLABELLED, Source, open_source
+from relabel.data.tables import first_few
+from relabel.data.trusted import TrustedSet
+from relabel.device import resolve
+from relabel.errors import RelabelError
+from relabel.labels.assemble import Labelling, label_rows, warn_of_errors
+from relabel.progress import Silent, Watcher
+from relabel.saved.model_file import Model, read_model
+
+
+def predict(config: PredictConfig, watcher: Watcher | None = None) -> Labelling:
+    """Label the rows of SOURCE, which may have given labels or none, with a saved model.
+
+    Raises RelabelError for anything wrong with flags, model or input, before any image is decoded.
+    """
+    watcher = watcher or Silent()
+    compute = resolve(config.device, config.amp)
+    model = read_model(config.model)
+    _check_features(model, config)
+    opened = open_source(
+        config.source,
+        config.labels,
+        config.reading,
+        need_classes=False,
+        largest=model.image_size,
+        watcher=watcher,
+    )
+    source = _in_classes_of(model, opened, config)
+    for warning in source.warnings:
+        watcher.warn(warning)
+
+    inputs, unreadable = _inputs(model, source, config, watcher)
+    errors = {**source.errors, **unreadable}
+    if len(errors) == len(source):
+        raise RelabelError(
+            f"None of the images of {source.location} can be read ({errors[0]}).",
+            "Check that the files are images and were copied completely.",
+        )
+    warn_of_errors(source, errors, watcher)
+    extent = f"{model.dimension} dimensions" if model.image_size is None else f"{model.image_size} px"
+    watcher.say(
+        f"{len(source):,} {source.noun}, {len(model.class_names)} classes, {extent}; "
+        f"{model.backbone_name} on {compute.describe()}."
+    )
+    watcher.stage("Predicting", len(source))
+    evidence = model.evidence(inputs, compute, watcher.advance)
+    run = {
+        **model.trained,
+        "corrector": model.corrector.name,
+        "options": model.corrector.options,
+        "backbone": model.backbone_name,
+        **model.size,
+        "model": {"file": str(config.model), "versions": model.trained.get("versions")},
+    }
+    return label_rows(
+        source,
+        errors,
+        evidence,
+        model.calibration,
+        TrustedSet.empty(),
+        config.precision,
+        run,
+        fitted_before=True,
+    )
+
+
+def _check_features(model: Model, config: PredictConfig) -> None:
+    """Refuse images for a model of vectors, and the other way round."""
+    if model.image_size is None and config.reading.features is None:
+        raise RelabelError(
+            f"--model {config.model} was trained on vectors and labels no images.",
+            f"Name the vectors' columns; in its fit it was --features {model.trained.get('features')}.",
+        )
+    if model.image_size is not None and config.reading.features is not None:
+        raise RelabelError(
+            f"--features {config.reading.features}: the model {config.model} was trained on images.",
+            "Leave it out, or name another --model.",
+        )
+
+
+def _inputs(
+    model: Model, source: Source, config: PredictConfig, watcher: Watcher
+) -> tuple[Inputs, dict[int, str]]:
+    """What the backbone is shown, and why which rows could not be decoded."""
+    if source.vectors is not None:
+        if source.vectors.shape[1] != model.dimension:
+            raise RelabelError(
+                f"--features {config.reading.features}: the vectors have {source.vectors.shape[1]} "
+                f"dimensions and the model {config.model} takes {model.dimension}.",
+                "Make them as those of its fit were made, or name other columns.",
+            )
+        return VectorInputs(torch.from_numpy(source.vectors)), {}
+    assert model.image_size is not None
+    return open_images(
+        source.references,
+        model.image_size,
+        "none",
+        set(source.errors),
+        watcher,
+        cache=config.cache,
+        remedies=", or add --no-cache",
+    )
+
+
+def _in_classes_of(model: Model, source: Source, config: PredictConfig) -> Source:
+    """The source with its labels as the model's class ids."""
+    position = {name: place for place, name in enumerate(model.class_names)}
+    has_label = source.given != UNLABELLED
+    used = [source.class_names[given] for given in np.unique(source.given[has_label])]
+    strangers = [repr(name) for name in used if name not in position]
+    if strangers:
+        hint = f"Its classes are {first_few([repr(name) for name in model.class_names], 10)}."
+        if source.kind == "folder":
+            hint += " Folders are read as labels; a CSV with file_name alone lists images without any."
+        raise RelabelError(
+            f"{source.location} has labels that are no class of the model {config.model}: "
+            f"{first_few(strangers)}.",
+            hint,
+        )
+    places = np.array([position.get(name, UNLABELLED) for name in source.class_names], dtype=np.int64)
+    given = np.full(len(source), UNLABELLED, dtype=np.int64)
+    given[has_label] = places[source.given[has_label]]
+    return replace(source, given=given, class_names=model.class_names)

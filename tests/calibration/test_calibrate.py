@@ -1,0 +1,574 @@
+"""Calibration on simulated rows whose true posterior is known."""
+
+import json
+import math
+from dataclasses import asdict, replace
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from relabel.calibration import calibrate
+from relabel.calibration.calibrate import (
+    Calibration,
+    Promise,
+    actions,
+    best,
+    expected_noise_matrix,
+    fit,
+    joint_counts,
+)
+from relabel.calibration.log_linear_pool import Terms
+from relabel.label_noise.transition_matrix import estimated
+from relabel.metrics import expected_calibration_error, noise_matrix
+
+C = 4
+SIGNAL = 1.8
+# Rows are true classes; the classes differ in how often and into what they are mislabelled.
+TRANSITION = np.array(
+    [[0.6, 0.3, 0.05, 0.05], [0.0, 0.9, 0.1, 0.0], [0.1, 0.1, 0.7, 0.1], [0.25, 0.0, 0.0, 0.75]]
+)
+KNOWN = TRANSITION.clip(1e-3) / TRANSITION.clip(1e-3).sum(axis=1, keepdims=True)
+
+Floats = NDArray[np.float64]
+Labels = NDArray[np.int64]
+Simulated = tuple[dict[str, Floats], Labels, Labels]
+
+
+def softmax(scores: Floats) -> Floats:
+    exponent = np.exp(scores - scores.max(axis=1, keepdims=True))
+    return exponent / exponent.sum(axis=1, keepdims=True)
+
+
+def simulate(rows: int, seed: int, sharpness: float = 1.0) -> Simulated:
+    """Evidence, given and true labels: of sharpness 1, the evidence is the exact posterior of the image."""
+    rng = np.random.default_rng(seed)
+    true = rng.integers(C, size=rows)
+    given = (rng.random((rows, 1)) > TRANSITION[true].cumsum(axis=1)).sum(axis=1).clip(max=C - 1)
+    image = rng.normal(size=(rows, C)) + SIGNAL * np.eye(C)[true]
+    return {"late": softmax(sharpness * SIGNAL * image)}, given, true
+
+
+def fitted(simulated: Simulated, seed: int = 0) -> Calibration:
+    evidence, given, true = simulated
+    return fit(evidence, given, true, noise_matrix(given, true, C), seed)
+
+
+def accuracy(labels: Labels, true: Labels) -> float:
+    return float((labels == true).mean())
+
+
+@pytest.mark.parametrize("sharpness", [0.5, 1.0, 1.5])
+def test_the_weights_undo_the_evidence_s_own_sharpness(sharpness: float) -> None:
+    weights = fitted(simulate(4000, 0, sharpness)).weights
+    assert list(weights) == ["late", "transition", "keep"]
+    assert weights["late"] == pytest.approx(1 / sharpness, rel=0.1)
+    assert weights["transition"] == pytest.approx(1, abs=0.15)  # Bayes: posterior ∝ p_c T_{c,y}
+    assert weights["keep"] == pytest.approx(0, abs=0.2)
+
+
+@pytest.mark.parametrize("sharpness", [0.5, 1.5])
+def test_noise_probabilities_are_calibrated_and_labels_improve_on_fresh_rows(sharpness: float) -> None:
+    fresh_evidence, given, true = simulate(8000, 1, sharpness)
+    made = fitted(simulate(600, 0, sharpness))
+    soft_label = made.soft_labels(fresh_evidence, given)
+    noise_probability = 1 - soft_label[np.arange(len(given)), given]
+    error = expected_calibration_error(noise_probability, given != true)
+    assert error is not None
+    assert error < 0.03
+    uncalibrated = expected_calibration_error(
+        1 - fresh_evidence["late"][np.arange(len(given)), given], given != true
+    )
+    assert uncalibrated is not None
+    assert error < uncalibrated / 2
+    corrected = accuracy(soft_label.argmax(axis=1), true)
+    assert corrected > accuracy(given, true) + 0.05
+    assert corrected > accuracy(fresh_evidence["late"].argmax(axis=1), true)
+    before, after = (made.cross_validated[f"probe_accuracy_{when}"] for when in ("before", "after"))
+    assert before == pytest.approx(accuracy(given, true), abs=0.06)
+    assert after == pytest.approx(corrected, abs=0.04)
+
+
+def test_further_evidence_starts_without_weight_and_earns_it() -> None:
+    evidence, given, true = simulate(2000, 0)
+    noise = softmax(np.random.default_rng(5).normal(size=(2000, C)))
+    evidence["corrector"] = noise
+    made = fitted((evidence, given, true))
+    assert list(made.weights) == ["late", "corrector", "transition", "keep"]
+    assert made.weights["corrector"] == pytest.approx(0, abs=0.1)
+    swapped = fitted(({"late": noise, "corrector": evidence["late"]}, given, true))
+    assert swapped.weights["corrector"] == pytest.approx(1, abs=0.1)
+
+
+def test_renaming_the_classes_renames_the_soft_labels() -> None:
+    order = np.array([2, 0, 3, 1])  # new class k is old class order[k]
+    evidence, given, true = simulate(300, 0)
+    renamed = {"late": evidence["late"][:, order]}, np.argsort(order)[given], np.argsort(order)[true]
+    one, other = fitted((evidence, given, true)), fitted(renamed)
+    assert other.transition == pytest.approx(one.transition[np.ix_(order, order)], abs=1e-12)
+    soft_label = one.soft_labels(evidence, given)
+    assert other.soft_labels(*renamed[:2]) == pytest.approx(soft_label[:, order], abs=1e-8)
+    assert other.confidence == pytest.approx(one.confidence, abs=1e-8)
+
+
+def test_a_seed_deals_the_folds_and_nothing_else() -> None:
+    simulated = simulate(300, 0)
+    one, again, other = fitted(simulated, 1), fitted(simulated, 1), fitted(simulated, 2)
+    assert one.weights == again.weights == other.weights
+    assert (one.confidence == again.confidence).all()
+    assert (one.confidence != other.confidence).any()
+
+
+def test_the_cross_validation_does_not_see_the_label_it_judges() -> None:
+    """With evidence that says nothing, a probe's own pair would otherwise give its class away."""
+    rng = np.random.default_rng(0)
+    true = np.arange(60) % 30
+    given = rng.permutation(true)
+    evidence = {"late": np.full((60, 30), 1 / 30)}
+    made = fit(evidence, given, true, noise_matrix(given, true, 30), 0)
+    assert made.right.mean() < 0.15
+
+
+def test_probes_are_judged_by_nine_tenths_of_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes: list[int] = []
+    original = calibrate.fit_weights
+
+    def spy(groups: list[tuple[Terms, Labels]], prior: Floats) -> Floats:
+        sizes.append(sum(len(true) for _, true in groups))
+        return original(groups, prior)
+
+    monkeypatch.setattr(calibrate, "fit_weights", spy)
+    fitted(simulate(100, 0))
+    assert sizes == [100] + 10 * [90]
+
+
+@pytest.mark.parametrize("probes", [0, 1, 5, 300])
+def test_soft_labels_sum_to_one_with_any_number_of_probes_and_with_unlabelled_rows(probes: int) -> None:
+    made = fitted(simulate(probes, 0))
+    evidence, given, _ = simulate(50, 1)
+    given[::5] = -1
+    evidence["late"][3] = [1, 0, 0, 0]
+    soft_label = made.soft_labels(evidence, given)
+    assert soft_label.shape == (50, C)
+    assert soft_label.min() >= 0
+    assert soft_label.sum(axis=1) == pytest.approx(1)
+    assert made.relabelled.shape == made.right.shape == made.confidence.shape == (probes,)
+
+
+def test_an_unlabelled_row_has_the_evidence_alone() -> None:
+    made = fitted(simulate(300, 0))
+    evidence, given, _ = simulate(50, 1)
+    given[:] = -1
+    expected = softmax(made.weights["late"] * np.log(evidence["late"].clip(1e-4)))
+    assert made.soft_labels(evidence, given) == pytest.approx(expected)
+
+
+def test_without_probes_the_given_label_is_leant_to_and_nothing_is_promised() -> None:
+    made = fitted(simulate(0, 0))
+    assert not made.withheld
+    assert set(made.cross_validated.values()) == {None}
+    given = np.array([0, 0])
+    undecided, decided = [0.28, 0.3, 0.21, 0.21], [0.001, 0.997, 0.001, 0.001]
+    soft_label = made.soft_labels({"late": np.array([undecided, decided])}, given)
+    assert soft_label.argmax(axis=1).tolist() == [0, 1]
+    promise = made.promise(*best(soft_label), given, 0.5)
+    assert (promise.threshold, promise.probes) == (None, 0)
+
+
+def test_without_probes_a_model_s_prediction_is_taken_at_its_word() -> None:
+    nothing, none = np.zeros((0, C)), np.zeros(0, dtype=np.int64)
+    counts = np.zeros((C, C), dtype=np.int64)
+    made = fit({"prediction": nothing}, none, none, counts, 0)
+    assert made.weights == {"prediction": 1.0, "transition": 0.25, "keep": 0.0}
+    made = fit({"early": nothing, "late": nothing, "last": nothing}, none, none, counts, 0)
+    assert list(made.weights.values()) == [1.0, 1.0, 0.0, 0.25, 0.0]
+
+
+@pytest.fixture
+def misled() -> Calibration:
+    """Six probes whose labels are right, each misled by an evidence that is sure of another class: what it is
+    worth, the other probes do not tell."""
+    given = np.zeros(6, dtype=np.int64)
+    evidence = {f"{k}": np.full((6, C), 1 / C) for k in range(6)}
+    for k in range(6):
+        evidence[f"{k}"][k] = [1e-4, 1, 1e-4, 1e-4]
+    weights = {**dict.fromkeys(evidence, 1.0), "transition": 1.0, "keep": 0.0}
+    lent = replace(fitted(simulate(0, 0)), weights=weights)
+    made = fit(evidence, given, given, noise_matrix(given, given, C), 0, lent)
+    return replace(made, weights={"late": 1.0, "transition": 0.25, "keep": 0.0})
+
+
+@pytest.mark.parametrize(
+    ("broken", "mended", "margin"),
+    [
+        (0, 0, np.log(2)), (1, 0, np.log(2)), (3, 0, np.log(2)), (4, 0, np.inf), (5, 1, np.log(2)),
+        (6, 1, np.inf), (0, 1, np.log(2)), (0, 2, 0), (1, 3, np.log(2)), (1, 4, 0), (30, 36, np.log(2)),
+    ],
+)  # fmt: skip
+def test_corrections_need_a_margin_unless_the_probes_show_good(
+    broken: int, mended: int, margin: float
+) -> None:
+    """Harm at one chance in ten: 1/8 for (3, 0), 1/16 for (4, 0). Good at one in four: 5/16 for (1, 3)."""
+    assert calibrate._margin(broken, mended) == pytest.approx(margin)
+
+
+def test_one_right_label_broken_withholds_no_correction_with_a_margin() -> None:
+    given = np.array([0])
+    made = fitted(({"late": np.array([[1e-4, 1, 1e-4, 1e-4]])}, given, given))
+    assert not made.right.any()
+    assert made.margin == pytest.approx(np.log(2))
+    assert made.to_dict()["margin"] == made.margin
+    made = replace(made, weights={"late": 1.0, "transition": 0.0, "keep": 0.0})
+    near, far, own = [0.3, 0.5, 0.1, 0.1], [0.3, 0.61, 0.05, 0.04], [0.5, 0.3, 0.1, 0.1]
+    evidence = {"late": np.array([near, far, own, near])}
+    soft_label = made.soft_labels(evidence, np.array([0, 0, 0, -1]))
+    assert soft_label.argmax(axis=1).tolist() == [0, 1, 0, 1]
+    assert soft_label[1:] == pytest.approx(evidence["late"][1:])
+    assert soft_label[0] == pytest.approx(np.array([0.5005, 0.5, 0.1, 0.1]) / 1.2005)
+
+
+@pytest.mark.parametrize("margin", [math.log(2), math.inf])
+def test_of_two_classes_alike_the_given_one_is_kept_where_corrections_need_a_margin(margin: float) -> None:
+    soft_label, given = np.full((2, 2), 0.5), np.array([0, 1])
+    assert calibrate._kept(soft_label, given, margin).argmax(axis=1).tolist() == [0, 1]
+
+
+@pytest.mark.parametrize(("own", "other", "relabelled"), [(0.28, 0.6, False), (0.2, 0.68, True)])
+def test_probes_are_judged_with_the_margin_that_the_rows_have(
+    own: float, other: float, relabelled: bool
+) -> None:
+    """Left out of the fit, odds of the evidence times 3^-0.25: a label may be any, one in two of its own."""
+    assert other / own * 3**-0.25 > 1, "which would be enough without a margin"
+    evidence, given = {"late": np.array([[own, other, 0.06, 0.06]])}, np.array([0])
+    assert fitted((evidence, given, given)).relabelled.tolist() == [relabelled]
+
+
+def test_corrections_that_harm_the_probes_are_withheld(misled: Calibration) -> None:
+    evidence, given, _ = simulate(200, 1)
+    given[:20] = -1
+    soft_label = misled.soft_labels(evidence, given)
+    assert misled.withheld
+    assert misled.to_dict()["withheld"] is True
+    assert misled.to_dict()["margin"] is None, "which JSON can write"
+    assert (soft_label.argmax(axis=1) == given)[20:].all()
+    assert (soft_label.argmax(axis=1) == evidence["late"].argmax(axis=1))[:20].all()
+    assert soft_label.sum(axis=1) == pytest.approx(1)
+    promise = misled.promise(*best(soft_label), given, 0.95)
+    assert promise.threshold is None
+    assert set(actions(*best(soft_label), given, promise)[20:]) <= {"keep", "review"}
+    assert (
+        misled.cross_validated["probe_accuracy_after"] == misled.cross_validated["probe_accuracy_before"] == 1
+    )
+
+
+def test_a_leaning_does_not_take_right_probes_for_proof_that_every_label_is_right(
+    misled: Calibration,
+) -> None:
+    """Six of six are right: seven in eight."""
+    assert misled.withheld
+    assert misled.confidence.mean() == pytest.approx(7 / 8, abs=1e-6)
+    assert 0 < misled.leaning < calibrate._FURTHEST_LEANING
+
+
+@pytest.mark.parametrize("frequent", [0.25, 0.85])
+def test_where_corrections_are_withheld_noise_probabilities_still_rank_and_their_mean_is_right(
+    frequent: float,
+) -> None:
+    """Evidence too weak to correct 4 % of wrong labels, all of them in the rare classes if there are such."""
+    rng = np.random.default_rng(3)
+    shares = np.array([frequent, *3 * [(1 - frequent) / 3]])
+    true = rng.choice(C, size=6000, p=shares)
+    wrong = rng.random(len(true)) < np.where(true > 0, 0.04 / (1 - shares[0]), 0.0)
+    given = np.where(wrong, (true + 1) % C, true)
+    image = rng.normal(size=(len(true), C)) + 1.5 * np.eye(C)[true]
+    evidence = {"late": softmax(4 * image)}
+    made = fitted(({"late": evidence["late"][:300]}, given[:300], true[:300]))
+    made = replace(made, margin=math.inf, weights={"late": 1.0, "transition": 0.0, "keep": 0.0})
+    plain = replace(made, margin=0.0).soft_labels(evidence, given)
+    right = float((given == true)[:300].mean())
+    leaning = calibrate._leaning(plain[:300], given[:300], right)
+    soft_label = replace(made, leaning=leaning).soft_labels(evidence, given)
+    assert accuracy(plain.argmax(axis=1), true) < accuracy(given, true)
+    assert (soft_label.argmax(axis=1) == given).all()
+    noise_probability = 1 - soft_label[np.arange(len(given)), given]
+    assert noise_probability[:300].mean() == pytest.approx(1 - right, abs=1e-6)
+    ranks = np.argsort(np.argsort(noise_probability)) + 1
+    area = (ranks[wrong].mean() - (wrong.sum() + 1) / 2) / (~wrong).sum()
+    assert area > 0.85
+
+
+def test_a_leaning_has_its_limits() -> None:
+    """None where the labels are doubted as much as they should be, and not without end."""
+    soft_label, given = np.array([[0.9, 0.1]]), np.array([0])
+    assert calibrate._leaning(soft_label, given, 0.8) == 0
+    assert calibrate._leaning(soft_label, given, 0.95) == pytest.approx(np.log(19 / 9))
+    assert calibrate._leaning(np.array([[1e-12, 1.0]]), given, 0.9999) == calibrate._FURTHEST_LEANING
+
+
+def test_corrections_that_help_need_no_margin() -> None:
+    assert fitted(simulate(300, 0)).margin == 0
+
+
+def judged(confidence: Floats, right: NDArray[np.bool_]) -> Calibration:
+    """A calibration with these relabelled probes."""
+    return replace(
+        fitted(simulate(0, 0)),
+        relabelled=np.ones(len(right), dtype=bool),
+        right=right,
+        confidence=confidence,
+    )
+
+
+def relabelled_rows(confidence: Floats) -> tuple[Labels, Floats, Labels]:
+    """Rows given 0 and corrected to 1 with such a confidence."""
+    given = np.zeros(len(confidence), dtype=np.int64)
+    return given + 1, confidence, given
+
+
+@pytest.mark.parametrize("precision", [0.5, 0.8, 0.9, 0.95, 0.99])
+def test_as_many_right_probes_as_needed_make_the_promise_and_one_fewer_does_not(precision: float) -> None:
+    rows = relabelled_rows(np.full(10, 0.999))
+
+    def promise(probes: int) -> Promise:
+        made = judged(np.full(probes, 0.995), np.ones(probes, dtype=bool))
+        return made.promise(*rows, precision)
+
+    needed = promise(0).needed
+    assert promise(needed - 1).threshold is None
+    assert promise(needed) == Promise(
+        precision=precision, threshold=0.999, probes=needed, right=needed, needed=needed, rows=10
+    )
+
+
+def test_probes_that_kept_their_label_or_are_unsure_promise_nothing() -> None:
+    rows = relabelled_rows(np.full(10, 0.99))
+    right = np.ones(100, dtype=bool)
+    made = judged(np.full(100, 0.99), right)
+    assert made.promise(*rows, 0.95).threshold is not None
+    assert replace(made, relabelled=~right).promise(*rows, 0.95).threshold is None
+    assert judged(np.full(100, 0.94), right).promise(*rows, 0.95).threshold is None
+
+
+def test_a_fix_is_never_less_confident_than_the_precision_asked_for() -> None:
+    made = judged(np.linspace(0.5, 1, 400), np.ones(400, dtype=bool))
+    threshold = made.promise(*relabelled_rows(np.linspace(0.5, 1, 101)), 0.9).threshold
+    assert threshold == pytest.approx(0.9)
+
+
+def test_wrong_probes_raise_the_threshold_above_them() -> None:
+    confidence = np.linspace(0.9, 1, 400)
+    threshold = judged(confidence, confidence > 0.97).promise(*relabelled_rows(confidence), 0.95).threshold
+    assert threshold is not None
+    assert 0.96 < threshold < 0.972
+    nothing = judged(confidence, confidence < 0.97).promise(*relabelled_rows(confidence), 0.95)
+    assert nothing.threshold is None
+    assert (nothing.right, nothing.probes) == (80, 200)
+
+
+def test_a_wrong_probe_as_sure_as_a_row_counts_against_it() -> None:
+    """Saturated confidences tie."""
+    confidence = np.full(100, 0.99)
+    rows = relabelled_rows(confidence)
+    assert judged(confidence, np.arange(100) >= 20).promise(*rows, 0.9).threshold is None
+    assert judged(confidence, np.arange(100) >= 5).promise(*rows, 0.9).threshold == 0.99
+
+
+@pytest.mark.parametrize("probes", [30, 150])
+def test_wrong_fixes_stay_below_what_was_asked_in_expectation(probes: int) -> None:
+    """Confidences too high: of rows at u, 1 - 2.5 (1 - u) are right; the most sure of 0.9 hold only 0.875."""
+    precision = 0.9
+    rng = np.random.default_rng(probes)
+    wrong_shares, fixes, naive = [], [], []
+    for _ in range(400):
+        confidence = rng.uniform(0.8, 1, probes + 500)
+        right = rng.random(probes + 500) < 1 - 2.5 * (1 - confidence)
+        rows = relabelled_rows(confidence[probes:])
+        promise = judged(confidence[:probes], right[:probes]).promise(*rows, precision)
+        fixed = actions(*rows, promise) == "fix"
+        wrong_shares.append(float((fixed & ~right[probes:]).sum() / max(1, fixed.sum())))
+        fixes.append(fixed.any())
+        naive.append(float(1 - right[probes:][confidence[probes:] >= precision].mean()))
+    assert np.mean(wrong_shares) <= 1 - precision + 0.004
+    assert np.mean(naive) > 1 - precision + 0.02, "confidence alone would break the promise"
+    assert np.mean(fixes) > (0.3 if probes == 30 else 0.8), "a promise never made is never broken"
+
+
+def test_fixes_keep_the_promise_on_fresh_rows() -> None:
+    evidence, given, true = simulate(8000, 1)
+    made = fitted(simulate(1000, 0))
+    soft_label = made.soft_labels(evidence, given)
+    action = actions(*best(soft_label), given, made.promise(*best(soft_label), given, 0.95))
+    fixed = action == "fix"
+    assert fixed.sum() > 200
+    assert accuracy(soft_label.argmax(axis=1)[fixed], true[fixed]) > 0.93
+
+
+def test_actions_by_hand() -> None:
+    soft_label = np.array([[0.9, 0.1, 0], [0.5, 0.3, 0.2], [0.1, 0.9, 0], [0.11, 0.89, 0], [1, 0, 0]])
+    given = np.array([0, 0, 0, 0, -1])
+    promise = Promise(precision=0.9, threshold=0.9, probes=50, right=50, needed=9, rows=5)
+    assert actions(*best(soft_label), given, promise).tolist() == [
+        "keep",
+        "review",
+        "fix",
+        "review",
+        "review",
+    ]
+    none = actions(*best(soft_label), given, replace(promise, threshold=None))
+    assert none.tolist() == ["keep", "review", "review", "review", "review"]
+
+
+def test_the_expected_noise_matrix_reads_the_soft_labels() -> None:
+    soft_label = np.array([[1.0, 0.0], [0.5, 0.5], [0.0, 1.0], [0.7, 0.3]])
+    found = expected_noise_matrix(joint_counts(soft_label, np.array([0, 1, 1, -1])))
+    assert found == pytest.approx(np.array([[1 / 1.5, 0.5 / 1.5], [0, 1]]))
+    evidence, given, _ = simulate(20_000, 0)
+    posterior = softmax(np.log(evidence["late"]) + np.log(TRANSITION[:, given].T.clip(1e-12)))
+    assert expected_noise_matrix(joint_counts(posterior, given)) == pytest.approx(TRANSITION, abs=0.02)
+    parts = joint_counts(posterior[:700], given[:700]) + joint_counts(posterior[700:], given[700:])
+    assert parts == pytest.approx(joint_counts(posterior, given))
+
+
+@pytest.mark.parametrize("probes", [0, 1, 100])
+def test_the_metadata_is_json(probes: int) -> None:
+    made = fitted(simulate(probes, 0))
+    restored = json.loads(json.dumps(made.to_dict(), allow_nan=False))
+    assert restored["probes"] == probes
+    assert restored["weights"] == pytest.approx(made.weights)
+    promise = made.promise(*simulate_corrections(made), 0.95)
+    json.dumps([promise.threshold, promise.probes, promise.right, promise.needed], allow_nan=False)
+
+
+def simulate_corrections(made: Calibration) -> tuple[Labels, Floats, Labels]:
+    evidence, given, _ = simulate(200, 1)
+    return *best(made.soft_labels(evidence, given)), given
+
+
+def test_probes_without_a_given_label_judge_the_evidence_alone() -> None:
+    """Every second probe unlabelled: the evidence's sharpness is learned from all, the rest from half."""
+    evidence, given, true = simulate(2000, 0, 0.5)
+    given[::2] = -1
+    made = fitted((evidence, given, true))
+    labelled = given >= 0
+    alone = fitted(({"late": evidence["late"][labelled]}, given[labelled], true[labelled]))
+    assert made.weights["late"] == pytest.approx(2, rel=0.1)
+    assert made.weights["transition"] == pytest.approx(alone.weights["transition"], abs=0.1)
+    assert not made.relabelled[~labelled].any()
+    assert made.right[~labelled].mean() == pytest.approx(accuracy(evidence["late"].argmax(1), true), abs=0.03)
+    before, after = (alone.cross_validated[f"probe_accuracy_{when}"] for when in ("before", "after"))
+    assert made.cross_validated["probe_accuracy_before"] == before
+    assert made.cross_validated["probe_accuracy_after"] == pytest.approx(after, abs=0.02)
+
+
+def test_a_row_without_a_label_has_none_to_mend() -> None:
+    """Ten labels that are right, and forty rows without one that the evidence knows."""
+    true = np.arange(50) % C
+    given = np.where(np.arange(50) < 10, true, -1)
+    made = fitted(({"late": 0.8 * np.eye(C)[true] + 0.05}, given, true))
+    assert made.right.all()
+    assert made.margin == pytest.approx(math.log(2)), "no good is shown"
+
+
+def test_without_any_given_label_no_correction_is_withheld_and_none_promised() -> None:
+    evidence, given, true = simulate(200, 0)
+    made = fitted((evidence, np.full_like(given, -1), true))
+    assert not made.withheld
+    assert set(made.cross_validated.values()) == {None}
+    assert made.promise(*best(made.soft_labels(evidence, given)), given, 0.5).threshold is None
+
+
+@pytest.mark.parametrize("probes", [0, 100])
+def test_a_calibration_is_restored_from_its_values(probes: int) -> None:
+    made = fitted(simulate(probes, 0))
+    again = Calibration.restored(asdict(made), ["late"], C)
+    assert again.to_dict() == made.to_dict()
+    rows = simulate(50, 1)[:2]
+    assert (again.soft_labels(*rows) == made.soft_labels(*rows)).all()
+    for evidence, classes in ((["last"], C), (["late"], C + 1)):
+        with pytest.raises(ValueError, match="not the values of a calibration"):
+            Calibration.restored(asdict(made), evidence, classes)
+
+
+def test_nothing_to_relabel_makes_no_promise() -> None:
+    made = fitted(simulate(300, 0))
+    nothing = [column[:0] for column in simulate_corrections(made)]
+    assert made.promise(*nothing, 0.95).threshold is None
+    assert actions(*nothing, made.promise(*nothing, 0.95)).size == 0
+
+
+def test_a_prior_is_where_the_weights_stand_without_probes_and_start_with_few() -> None:
+    borrowed = {"late": 5.0, "transition": 1.5, "keep": -2.0}
+    lent = replace(fitted(simulate(0, 0)), weights=borrowed, transition=KNOWN)
+
+    def weights(probes: int, lent: Calibration | None) -> dict[str, float]:
+        evidence, given, true = simulate(probes, 0)
+        return fit(evidence, given, true, noise_matrix(given, true, C), 0, lent).weights
+
+    assert weights(0, lent) == borrowed
+    few, many = weights(4, lent), weights(4000, lent)
+    assert few["late"] > 3.5
+    assert weights(4, None)["late"] < 3
+    assert many == pytest.approx(weights(4000, None), abs=0.25)
+
+
+@pytest.mark.parametrize("probes", [0, 5, 400])
+def test_a_transition_that_is_known_takes_the_place_of_the_verified_pairs(probes: int) -> None:
+    evidence, given, true = simulate(probes, 0)
+    pairs = noise_matrix(given, true, C)
+    lent = replace(fitted(simulate(0, 0)), transition=KNOWN, borrowed=True)
+    made = fit(evidence, given, true, pairs, 0, lent)
+    assert made.transition is KNOWN
+    assert not made.borrowed
+    without_pairs = fit(evidence, given, true, np.zeros_like(pairs), 0, lent)
+    assert without_pairs.weights == made.weights
+    assert (without_pairs.confidence == made.confidence).all()
+    if probes == 400:
+        assert made.weights["transition"] == pytest.approx(1, abs=0.25)
+        assert made.weights != fitted((evidence, given, true)).weights
+
+
+@pytest.mark.parametrize(
+    ("lent", "made"), [(0.0, math.log(2)), (math.log(8), math.log(8)), (math.inf, math.inf)]
+)
+def test_where_probes_show_nothing_corrections_need_no_less_than_the_borrowed_margin(
+    lent: float, made: float
+) -> None:
+    """And where these show good, none, whatever was borrowed."""
+    evidence, given, true = simulate(400, 0)
+    borrowed = replace(fitted(simulate(0, 0)), transition=KNOWN, borrowed=True, margin=lent)
+    pairs = np.zeros((C, C), dtype=np.int64)
+    few = {name: values[:1] for name, values in evidence.items()}
+    assert fit(few, true[:1], true[:1], pairs, 0, borrowed).margin == pytest.approx(made)
+    assert fit(evidence, given, true, pairs, 0, borrowed).margin == 0
+
+
+def test_the_noise_matrix_is_that_of_the_verified_pairs_and_of_where_wrong_labels_go() -> None:
+    evidence, given, true = simulate(60, 3)
+    pairs = noise_matrix(given, true, C)
+    told = fit(evidence, given, true, pairs, 0, like=KNOWN)
+    np.testing.assert_array_equal(told.transition, estimated(pairs, KNOWN))
+    alone = fit(evidence, given, true, pairs, 0)
+    np.testing.assert_array_equal(alone.transition, estimated(pairs))
+    assert np.abs(told.transition - KNOWN).max() < np.abs(alone.transition - KNOWN).max()
+
+
+def test_probes_whose_label_was_held_out_count_by_bayes() -> None:
+    """As borrowed from a calibration that holds every label of the others for right."""
+    evidence, given, true = simulate(400, 0)
+    held_out = np.arange(400) < 200
+    weights = {"late": 1.0, "transition": 0.0, "keep": 9.0}
+    lent = replace(fitted(simulate(0, 0)), transition=KNOWN, weights=weights)
+    none = {name: values[:0] for name, values in evidence.items()}
+    pairs = np.zeros((C, C), dtype=np.int64)
+    unfitted = fit(none, given[:0], true[:0], pairs, 0, lent, held_out[:0])
+    soft_label = replace(unfitted, margin=0.0).soft_labels(evidence, given, held_out)
+    bayes = evidence["late"] * KNOWN[:, given].T
+    bayes /= bayes.sum(axis=1, keepdims=True)
+    np.testing.assert_allclose(soft_label[:200], bayes[:200], atol=1e-6)
+    assert (soft_label[200:].argmax(axis=1) == given[200:]).mean() > 0.95
+    made = fit(evidence, given, true, pairs, 0, lent, held_out)
+    assert made.weights["late"] == pytest.approx(1, abs=0.4)
+    assert made.weights["keep"] < 6, "what the probes that training saw say"
+    of_held_out = {name: values[:200] for name, values in evidence.items()}
+    alone = fit(of_held_out, given[:200], true[:200], pairs, 0, lent, held_out[:200])
+    assert alone.weights["keep"] == pytest.approx(9), "nothing is said"

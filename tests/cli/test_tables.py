@@ -1,0 +1,106 @@
+import io
+import math
+
+import pytest
+from rich.cells import cell_len
+from rich.console import Console
+
+from relabel.cli import tables
+
+FIT = {
+    "rows": 1797,
+    "unusable_rows": 2,
+    "ignored_files": 3,
+    "unlabelled_rows": 4,
+    "trusted_rows": 150,
+    "trusted_outside_source": 5,
+    "relabelled_rows": 500,
+    "actions": {"keep": 1200, "fix": 400, "review": 41},
+    "estimated_noise_rate": 0.3,
+    "verified_noise_rate": 0.28,
+    "verified_noise_rate_interval": [0.21, 0.36],
+    "largest_confusions": [
+        {"true": "蒸気機関車と長い名前の付いた分類", "given": "[bold]\x1bdog", "share": 0.31},
+        {"true": "cat", "given": "cat", "share": 0.2},
+        {"true": "dog", "given": "cat", "share": 0.0},
+    ],
+    "calibration": {
+        "probe_accuracy_before": 0.7,
+        "probe_accuracy_after": 0.95,
+        "probes": 75,
+        "withheld": False,
+        "margin": 0.0,
+    },
+    "calibrated_before": False,
+    "promise": "At least 95 % of the fixes are right (with 90% confidence), judged by 75 probe rows.",
+}
+
+
+def shown(width, terminal, content=FIT):
+    stream = io.StringIO()
+    console = Console(
+        file=stream, width=width, force_terminal=terminal, color_system=None, legacy_windows=False
+    )
+    tables.show_result(console, content, "labels.parquet")
+    return stream.getvalue()
+
+
+@pytest.mark.parametrize("width", [20, 40, 80, 200])
+def test_every_width_holds_the_whole_text(width):
+    text = shown(width, terminal=True).replace("\x1b[1m", "").replace("\x1b[0m", "")
+    dense = "".join(text.split())
+    for whole in (
+        "150verified,4withoutalabel,2unusable",
+        "1,200/400/41",
+        "75proberows.",
+        "28.0%(95%interval21.0%to36.0%)",
+    ):
+        assert whole in dense
+    assert "31.0%of蒸気機関車と長い名前の付いた分類islabelled[bold]\\x1bdog" in dense
+    names = {line for line in text.splitlines() if not line.startswith(" ")}
+    assert all(cell_len(line) <= width for line in text.splitlines() if line not in names or width >= 80)
+
+
+def test_a_pipe_gets_one_line_a_value_without_padding():
+    lines = shown(40, terminal=False).splitlines()
+    assert lines[-2].startswith("Promise")
+    assert lines[-2].endswith("75 probe rows.")
+    assert all(line == line.rstrip() for line in lines)
+
+
+def test_a_class_is_no_confusion_with_itself_and_a_rounded_zero_is_none():
+    text = shown(80, terminal=False)
+    assert "of cat is labelled cat" not in text
+    assert "0.0 % of" not in text
+    assert "Largest confusions" not in shown(80, False, {**FIT, "largest_confusions": []})
+
+
+def test_verified_rows_are_counted_apart():
+    text = shown(100, terminal=False)
+    assert "1,797 (150 verified, 4 without a label, 2 unusable)" in text
+    assert "1,200 / 400 / 41 (verified rows not counted)" in text
+
+
+@pytest.mark.parametrize(
+    ("margin", "probes", "told"),
+    [
+        (math.log(2), 75, "2 times as likely as the given label, for the verified rows do not show"),
+        (math.log(3.375), 0, "3.4 times as likely as the given label, for few of the labels in doubt"),
+        (math.log(216), 0, "216 times as likely"),
+        (0.0, 75, None),
+        (None, 75, None),
+    ],
+)
+def test_corrections_that_need_a_margin_say_so_and_why(margin, probes, told):
+    calibration = {**FIT["calibration"], "margin": margin, "probes": probes, "withheld": margin is None}
+    text = shown(200, False, {**FIT, "calibration": calibration})
+    assert "times as likely" in text if told else "times as likely" not in text
+    assert told is None or f"only where {told}" in text
+
+
+def test_what_mlc_learned_is_shown_beside_what_was_found():
+    learned = [{"true": "cat", "given": "dog", "share": 0.3}, {"true": "dog", "given": "cat", "share": 0.0}]
+    text = shown(80, False, {**FIT, "learned_transitions": learned})
+    assert "Learned by MLC" in text
+    assert "30.0 % of cat is labelled dog" in text
+    assert "Learned by MLC" not in shown(80, False, {**FIT, "learned_transitions": None})

@@ -1,0 +1,451 @@
+import copy
+import weakref
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from relabel import backbones
+from relabel.backbones import Backbone
+from relabel.correctors.mslc import MSLC
+from relabel.device import Compute
+from relabel.training import hypergradient
+
+B, M, C, D = 9, 6, 4, 5
+RATE = 0.7  # far enough that a gradient taken at w instead of w' would be caught
+
+
+class FloatBackbone(Backbone):
+    """`Backbone` in float64, which its forward would leave."""
+
+    def forward(self, inputs: Tensor) -> tuple[Tensor, Tensor]:
+        features = self.body(inputs)
+        return self.head(features), features
+
+
+@dataclass
+class Problem:
+    """A noisy batch, a trusted batch and a corrector's loss with its parameters, all in float64."""
+
+    backbone: Backbone
+    images: Tensor
+    trusted_images: Tensor
+    trusted_labels: Tensor
+    loss: Callable[[Tensor], Tensor]
+    parameters: list[Tensor]
+
+    def forward(
+        self, region: Callable[[], AbstractContextManager[None]] = hypergradient.linearizable
+    ) -> tuple[Tensor, Tensor]:
+        """The noisy batch's forward, always with the same dropout."""
+        torch.manual_seed(7)
+        with region():
+            return self.backbone(self.images)
+
+    def prepare(self, form: str) -> Callable[[float], list[Tensor]]:
+        """All that the training loop does before the meta-gradient; then a function of the learning rate."""
+        logits, features = self.forward()
+        if form == "exact":
+            return lambda rate: self.exact(logits, rate)
+        with torch.no_grad(), torch.random.fork_rng([]):
+            trusted_features = self.run(self.trusted_images, {})[1]
+        return lambda rate: (
+            hypergradient.last_layer(
+                self.backbone.head,
+                features.detach(),
+                logits.detach(),
+                self.loss,
+                self.parameters,
+                trusted_features,
+                self.trusted_labels,
+                rate,
+            ).gradients
+        )
+
+    def exact(self, logits: Tensor, learning_rate: float) -> list[Tensor]:
+        return self.exact_step(logits, learning_rate).gradients
+
+    def exact_step(self, logits: Tensor, learning_rate: float) -> hypergradient.Hypergradient:
+        return hypergradient.exact(
+            self.backbone,
+            logits,
+            self.loss,
+            self.parameters,
+            self.trusted_images,
+            self.trusted_labels,
+            learning_rate,
+        )
+
+    def run(self, images: Tensor, weights: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+        buffers = {name: buffer.clone() for name, buffer in self.backbone.named_buffers()}
+        outputs: tuple[Tensor, Tensor] = functional_call(self.backbone, {**weights, **buffers}, (images,))
+        return outputs
+
+    def trusted_loss_after_a_step(self, form: str, learning_rate: float) -> Tensor:
+        """The definition: one step of plain SGD, of the whole backbone or the head, with a graph to φ."""
+        torch.manual_seed(7)
+        mean_loss = self.loss(self.run(self.images, {})[0]).mean()
+        moved = {
+            name: weight
+            for name, weight in self.backbone.named_parameters()
+            if weight.requires_grad and (form == "exact" or name.startswith("head."))
+        }
+        gradients = torch.autograd.grad(mean_loss, list(moved.values()), create_graph=True)
+        weights = {
+            name: moved[name] - learning_rate * gradient
+            for name, gradient in zip(moved, gradients, strict=True)
+        }
+        return F.cross_entropy(self.run(self.trusted_images, weights)[0], self.trusted_labels)
+
+
+def small_body(size: int = 6) -> nn.Module:
+    """Every layer that has a rule of its own, and dropout."""
+    return nn.Sequential(
+        nn.Conv2d(3, 4, 3, padding=1),
+        nn.MaxPool2d(2),
+        nn.BatchNorm2d(4),
+        nn.ReLU(inplace=True),
+        nn.Dropout(0.2),
+        nn.Flatten(),
+        nn.Linear(size * size, D),
+        nn.BatchNorm1d(D),
+        nn.Tanh(),
+    )
+
+
+def problem(name: str = "mslc", body: nn.Module | None = None, size: int = 6) -> Problem:
+    torch.manual_seed(3)
+    backbone = FloatBackbone(small_body(size) if body is None else body, nn.Linear(D, C)).double()
+    generator = torch.Generator().manual_seed(3)
+    given = torch.randint(C, (B,), generator=generator)
+    parameters: list[Tensor]
+    if name == "mslc":
+        corrector = MSLC(C, D).double()
+        memory = {"soft_label": torch.rand(B, C, generator=generator).double().softmax(dim=1)}
+        parameters = list(corrector.parameters())
+
+        def loss(logits: Tensor) -> Tensor:
+            return corrector.loss(logits, given, memory)
+    else:  # forward correction: not a cross-entropy against any soft label
+        scores = torch.randn(C, C, generator=generator).double().requires_grad_()
+        parameters = [scores]
+
+        def loss(logits: Tensor) -> Tensor:
+            seen = torch.softmax(logits, dim=1) @ torch.softmax(scores, dim=1)
+            return F.nll_loss(seen.log(), given, reduction="none")
+
+    return Problem(
+        backbone,
+        torch.randn(B, 3, size, size, generator=generator).double(),
+        torch.randn(M, 3, size, size, generator=generator).double(),
+        torch.randint(C, (M,), generator=generator),
+        loss,
+        parameters,
+    )
+
+
+def flat(tensors: list[Tensor]) -> Tensor:
+    return torch.cat([tensor.detach().double().reshape(-1) for tensor in tensors])
+
+
+def relative_error(found: Tensor, expected: Tensor) -> float:
+    assert expected.norm() > 1e-6
+    return float((found - expected).norm() / expected.norm())
+
+
+forms = pytest.mark.parametrize("form", ["last-layer", "exact"])
+problems = pytest.mark.parametrize("name", ["mslc", "forward-correction"])
+
+
+@forms
+@problems
+def test_the_gradient_equals_the_unrolled_one(name: str, form: str) -> None:
+    task = problem(name)
+    unrolled = torch.autograd.grad(task.trusted_loss_after_a_step(form, RATE), task.parameters)
+    assert relative_error(flat(task.prepare(form)(RATE)), flat(list(unrolled))) <= 1e-10
+
+
+@forms
+def test_the_gradient_of_the_mlp_equals_the_unrolled_one(form: str) -> None:
+    torch.manual_seed(5)
+    body = backbones.mlp(C, torch.randn(48), torch.rand(48), width=D).body
+    task = problem(body=nn.Sequential(nn.Flatten(), body), size=4)
+    unrolled = torch.autograd.grad(task.trusted_loss_after_a_step(form, RATE), task.parameters)
+    assert relative_error(flat(task.prepare(form)(RATE)), flat(list(unrolled))) <= 1e-10
+
+
+@forms
+@problems
+def test_the_gradient_equals_central_differences(name: str, form: str) -> None:
+    task, step = problem(name), 1e-5
+    differences, found = [], []
+    for parameter, gradient in zip(task.parameters, task.prepare(form)(RATE), strict=True):
+        values = parameter.data.view(-1)
+        for i in range(0, len(values), 1 + len(values) // 10):
+            start = values[i].item()
+            values[i] = start + step
+            above = task.trusted_loss_after_a_step(form, RATE).item()
+            values[i] = start - step
+            below = task.trusted_loss_after_a_step(form, RATE).item()
+            values[i] = start
+            differences.append((above - below) / (2 * step))
+            found.append(gradient.view(-1)[i])
+    assert relative_error(torch.stack(found), torch.tensor(differences, dtype=torch.float64)) <= 1e-6
+
+
+@forms
+@problems
+def test_no_step_no_gradient(name: str, form: str) -> None:
+    task = problem(name)
+    gradients = task.prepare(form)(0.0)
+    assert [g.shape for g in gradients] == [p.shape for p in task.parameters]
+    assert not flat(gradients).any()
+
+
+@forms
+@problems
+def test_nothing_is_changed(name: str, form: str) -> None:
+    task = problem(name)
+    optimizer = torch.optim.SGD(task.backbone.parameters(), lr=0.1, momentum=0.9)
+    F.cross_entropy(task.backbone(task.images)[0], torch.zeros(B, dtype=torch.long)).backward()
+    optimizer.step()
+
+    def everything() -> dict[str, Any]:
+        return copy.deepcopy(
+            {
+                "backbone": task.backbone.state_dict(),
+                "gradients": [p.grad for p in task.backbone.parameters()],
+                "optimizer": optimizer.state_dict(),
+                "corrector": [p.detach() for p in task.parameters],
+                "corrector gradients": [p.grad is None for p in task.parameters],
+                "random": torch.get_rng_state(),
+            }
+        )
+
+    meta_gradient = task.prepare(form)
+    before = everything()
+    meta_gradient(RATE)
+    torch.testing.assert_close(everything(), before, rtol=0, atol=0)
+
+
+@forms
+@problems
+def test_works_for_callers_without_gradients(name: str, form: str) -> None:
+    meta_gradient = problem(name).prepare(form)
+    expected = flat(meta_gradient(RATE))
+    with torch.no_grad():
+        found = meta_gradient(RATE)
+    assert torch.equal(flat(found), expected)
+    assert not any(gradient.requires_grad for gradient in found)
+
+
+@problems
+def test_the_forms_agree_when_only_the_head_moves(name: str) -> None:
+    task = problem(name)
+    task.backbone.body.requires_grad_(False)
+    exact, last_layer = (flat(task.prepare(form)(RATE)) for form in ("exact", "last-layer"))
+    assert relative_error(exact, last_layer) <= 1e-10
+
+
+def test_exact_skips_frozen_weights() -> None:
+    task = problem()
+    whole = flat(task.prepare("exact")(RATE))
+    for layer in (0, 7):
+        task.backbone.body[layer].weight.requires_grad_(False)
+    unrolled = torch.autograd.grad(task.trusted_loss_after_a_step("exact", RATE), task.parameters)
+    found = flat(task.prepare("exact")(RATE))
+    assert relative_error(found, flat(list(unrolled))) <= 1e-10
+    assert relative_error(found, whole) > 1e-3
+
+
+@problems
+def test_exact_hands_over_the_gradient_that_the_look_ahead_step_followed(name: str) -> None:
+    task = problem(name)
+    task.backbone.body[0].weight.requires_grad_(False)
+    found = task.exact_step(task.forward()[0], RATE).backbone_gradients
+    moved = {name: weight for name, weight in task.backbone.named_parameters() if weight.requires_grad}
+    expected = torch.autograd.grad(task.loss(task.forward(nullcontext)[0]).mean(), list(moved.values()))
+    assert list(found) == list(moved)
+    assert relative_error(flat(list(found.values())), flat(list(expected))) <= 1e-10
+    assert not any(gradient.requires_grad for gradient in found.values())
+
+
+def test_exact_in_evaluation_mode() -> None:
+    task = problem()
+    task.forward()
+    task.backbone.eval()
+    unrolled = torch.autograd.grad(task.trusted_loss_after_a_step("exact", RATE), task.parameters)
+    assert relative_error(flat(task.prepare("exact")(RATE)), flat(list(unrolled))) <= 1e-10
+
+
+class Formula(nn.Module):
+    def __init__(self, function: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.function = function
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        return self.function(inputs)
+
+
+def attention(x: Tensor) -> Tensor:
+    rows = x.flatten(2)
+    return F.scaled_dot_product_attention(rows, 2 * rows, rows.tanh()).view_as(x)
+
+
+def attention_spelled_out(x: Tensor) -> Tensor:
+    rows = x.flatten(2)
+    weights = torch.softmax(rows @ (2 * rows).transpose(1, 2) / rows.shape[2] ** 0.5, dim=2)
+    return (weights @ rows.tanh()).view_as(x)
+
+
+def bias_only(layer: nn.Module) -> nn.Module:
+    layer.weight.requires_grad_(False)
+    return layer
+
+
+LAYERS: dict[str, Callable[[], nn.Module]] = {
+    "convolution, strided and dilated": lambda: nn.Conv2d(4, 6, 3, stride=2, padding=2, dilation=2),
+    "convolution, depthwise": lambda: nn.Conv2d(4, 8, 3, groups=4, padding="same", bias=False),
+    "convolution, bias only": lambda: bias_only(nn.Conv2d(4, 4, 3)),
+    "BatchNorm without weights": lambda: nn.BatchNorm2d(4, affine=False),
+    "BatchNorm without running statistics": lambda: nn.BatchNorm2d(4, track_running_stats=False),
+    "BatchNorm in evaluation mode": lambda: nn.BatchNorm2d(4).eval(),
+    "BatchNorm, bias only": lambda: bias_only(nn.BatchNorm2d(4)),
+    "pooling, overlapping": lambda: nn.MaxPool2d(3, stride=2, padding=1, ceil_mode=True),
+    "pooling with indices": lambda: Formula(lambda x: F.max_pool2d(x, 2, return_indices=True)[0]),
+    "transformer's norm": lambda: nn.LayerNorm([4, 6, 6]),
+    "hard sigmoid": nn.Hardsigmoid,
+    "attention": lambda: Formula(attention),
+}
+# What autograd cannot differentiate twice, in a form that it can.
+SPELLED_OUT: dict[str, Callable[[Tensor], Tensor]] = {
+    "hard sigmoid": lambda x: F.relu6(x + 3) / 6,
+    "attention": attention_spelled_out,
+}
+
+
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("name", LAYERS)
+def test_every_layer_is_linearized_as_autograd_would(name: str, memory_format: torch.memory_format) -> None:
+    body = nn.Sequential(
+        nn.Conv2d(3, 4, 3, padding=1), LAYERS[name](), nn.Tanh(), nn.Flatten(), nn.LazyLinear(D)
+    )
+    body.double()(torch.zeros(2, 3, 6, 6, dtype=torch.float64))
+    task = problem("forward-correction", body)
+    task.backbone.to(memory_format=memory_format)
+    task.images = task.images.contiguous(memory_format=memory_format)
+
+    meta_gradient = task.prepare("exact")(RATE)
+    values, _ = task.forward()
+    step = torch.autograd.grad(values.square().sum(), [p for p in body.parameters() if p.requires_grad])
+    if name in SPELLED_OUT:
+        body[1] = Formula(SPELLED_OUT[name])
+    unrolled = torch.autograd.grad(task.trusted_loss_after_a_step("exact", RATE), task.parameters)
+    plain_values, _ = task.forward(nullcontext)
+    plain_step = torch.autograd.grad(
+        plain_values.square().sum(), [p for p in body.parameters() if p.requires_grad]
+    )
+
+    tolerance = 1e-8 if name == "hard sigmoid" else 1e-10  # torch keeps its 1/6 in float32
+    assert relative_error(flat(meta_gradient), flat(list(unrolled))) <= tolerance
+    torch.testing.assert_close(values, plain_values)
+    torch.testing.assert_close(step, plain_step)
+
+
+def test_the_costly_layers_go_by_their_own_rules() -> None:
+    def nodes(node: Any) -> list[str]:
+        return [node.name(), *(name for parent, _ in node.next_functions if parent for name in nodes(parent))]
+
+    task = problem(body=nn.Sequential(small_body(), nn.Hardsigmoid()))
+    assert nodes(task.forward()[0].grad_fn).count("_LayerBackward") == 5
+
+
+def test_exact_leaves_out_weights_that_the_forward_does_not_use() -> None:
+    task = problem()
+    expected = flat(task.prepare("exact")(RATE))
+    task.backbone.body.register_parameter("auxiliary", nn.Parameter(torch.ones(2)))
+    assert torch.equal(flat(task.prepare("exact")(RATE)), expected)
+
+
+def test_exact_does_without_the_region() -> None:
+    task = problem()
+    expected = flat(task.prepare("exact")(RATE))
+    found = task.exact(task.forward(nullcontext)[0], RATE)
+    assert relative_error(flat(found), expected) <= 1e-10
+
+
+def test_the_forward_is_kept_for_further_meta_gradients_and_the_backbone_s_step() -> None:
+    task = problem()
+    logits, _ = task.forward()
+    assert torch.equal(flat(task.exact(logits, RATE)), flat(task.exact(logits, RATE)))
+    task.loss(logits).mean().backward()
+    found = [weight.grad for weight in task.backbone.parameters()]
+    expected = torch.autograd.grad(
+        task.loss(task.forward(nullcontext)[0]).mean(), list(task.backbone.parameters())
+    )
+    torch.testing.assert_close(found, list(expected))
+
+
+@pytest.mark.parametrize("own_step", [True, False])
+def test_the_activations_are_free_after_the_backbone_s_step(own_step: bool) -> None:
+    """Whether it takes a backward pass of its own, or follows the look-ahead's gradient and lets go."""
+    task = problem()
+    activations = []
+    for layer in task.backbone.body:
+        layer.register_forward_hook(lambda _, inputs, output: activations.append(weakref.ref(output)))
+    logits = task.forward()[0]
+    found = task.exact_step(logits, RATE)
+    assert any(activation() is not None for activation in activations)
+    if own_step:
+        task.loss(logits).mean().backward()
+    else:
+        del logits
+    assert not any(activation() is not None for activation in activations)
+    assert found.backbone_gradients
+
+
+def test_exact_in_mixed_precision_stays_close() -> None:
+    """To .2 on average over networks: how one of them rounds in bf16 depends on the processor's kernels."""
+    errors = [mixed_precision_error(seed) for seed in range(3)]
+    assert sum(errors) / len(errors) <= 0.2
+
+
+def mixed_precision_error(seed: int) -> float:
+    """Of the gradient in bf16 against float32, on an untrained network."""
+    torch.manual_seed(seed)
+    backbone = backbones.build("cnn8", C, 16).to(memory_format=torch.channels_last)
+    images, trusted_images = (
+        torch.randn(n, 3, 16, 16).contiguous(memory_format=torch.channels_last) for n in (128, 64)
+    )
+    scores = torch.randn(C, C).requires_grad_()
+    given = torch.randint(C, (len(images),))
+
+    def loss(logits: Tensor) -> Tensor:
+        return F.nll_loss(
+            (torch.softmax(logits, dim=1) @ scores.softmax(dim=1)).log(), given, reduction="none"
+        )
+
+    def meta_gradient(dtype: torch.dtype | None) -> Tensor:
+        compute = Compute(torch.device("cpu"), dtype)
+        with compute.autocast(), hypergradient.linearizable():
+            logits, _ = backbone(images)
+        return flat(
+            hypergradient.exact(
+                backbone,
+                logits,
+                loss,
+                [scores],
+                trusted_images,
+                torch.arange(len(trusted_images)) % C,
+                0.1,
+                compute.autocast(),
+            ).gradients
+        )
+
+    return relative_error(meta_gradient(torch.bfloat16), meta_gradient(None))

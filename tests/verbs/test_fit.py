@@ -1,0 +1,658 @@
+"""The whole story on small real pictures, and on TrashNet where RELABEL_DATA names the folder that has it."""
+
+import csv
+import inspect
+import math
+import os
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+from PIL import Image
+
+from relabel.calibration import calibrate, transfer
+from relabel.config import FitConfig, SourceOptions
+from relabel.correctors import registry
+from relabel.data.batches import VectorInputs
+from relabel.data.sources import open_source
+from relabel.data.trusted import TrustedSet
+from relabel.device import resolve
+from relabel.errors import RelabelError
+from relabel.label_noise import anchor_points
+from relabel.label_noise.transition_matrix import estimated
+from relabel.labels.assemble import promise_sentence
+from relabel.metrics import Evaluation, evaluate
+from relabel.progress import Silent
+from relabel.saved.corrector_file import CorrectorFile, read_corrector
+from relabel.saved.model_file import EVIDENCE
+from relabel.simulate import noise
+from relabel.simulate.demo import write_dataset
+from relabel.verbs import fit
+
+NONE = np.zeros(0, dtype=np.int64)
+TRASHNET = Path(os.environ.get("RELABEL_DATA", "missing")) / "trashnet"
+
+
+def _evaluate(result: fit.FitResult, truth: np.ndarray) -> Evaluation:
+    failed = np.zeros(len(truth), dtype=bool)
+    failed[list(result.errors)] = True
+    return evaluate(
+        given=result.source.given,
+        corrected=result.soft_label[:].argmax(axis=1),
+        truth=truth,
+        noise_probability=result.noise_probability,
+        confidence=result.soft_label[:].max(axis=1),
+        action=result.action,
+        trusted=result.trusted,
+        failed=failed,
+    )
+
+
+@pytest.fixture(scope="module")
+def digits(tmp_path_factory):
+    return write_dataset(tmp_path_factory.mktemp("demo"), overwrite=False)
+
+
+def _truth(data, source):
+    with data.truth.open(newline="") as file:
+        true = {row["file_name"]: int(row["label"]) for row in csv.DictReader(file)}
+    return np.array([true[name] for name in source.file_names])
+
+
+@pytest.mark.parametrize("corrector", ["none", "mslc", "mlc", "metalabelnet", "tmlc"])
+def test_corrected_labels_are_better_than_the_given_ones(digits, corrector):
+    config = FitConfig(
+        source=str(digits.images), trusted=digits.trusted, corrector=corrector, augment="shift", epochs=12
+    )
+    result = fit.fit(config)
+    figures = _evaluate(result, _truth(digits, result.source))
+    assert figures.label_accuracy_before == pytest.approx(0.7, abs=0.02)
+    assert figures.label_accuracy_after > 0.85
+    assert figures.noise_auroc > 0.9
+
+
+def test_trusted_rows_come_back_as_verified_and_are_split_for_meta_and_probes(digits):
+    result = fit.fit(FitConfig(source=str(digits.images), trusted=digits.trusted, augment="shift", epochs=2))
+    truth = _truth(digits, result.source)
+    rows = np.flatnonzero(result.trusted)
+    assert len(rows) == 150
+    assert (result.soft_label[:][rows] == np.eye(10, dtype=np.float32)[truth[rows]]).all()
+    wrong = result.source.given[rows] != truth[rows]
+    assert (result.noise_probability[rows] == wrong).all()
+    assert (result.action[rows] == np.where(wrong, "fix", "keep")).all()
+    assert result.metadata["calibration"]["probes"] == 100
+    np.testing.assert_allclose(result.soft_label[:].sum(axis=1), 1, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("rows", "guided", "transferred"),
+    [(1_000, 80, 40), (20_000, 75, 40), (40_000, 38, 25), (60_000, 25, 20), (10**6, 20, 20)],
+)
+def test_larger_data_get_fewer_epochs_and_nobody_steers_a_transferred_corrector_for_long(
+    rows, guided, transferred
+):
+    for pretrained, expected in ((None, guided), (Path("tmlc.pt"), transferred)):
+        config = FitConfig("images", pretrained=pretrained)
+        assert fit.schedule_for(config, rows).epochs == expected
+        assert fit.schedule_for(replace(config, epochs=7), rows).epochs == 7
+
+
+@pytest.mark.parametrize(("rows", "expected"), [(1_000, 64), (25_000, 64), (50_000, 256)])
+def test_small_data_are_trained_in_small_batches(rows, expected):
+    schedule = fit.schedule_for(FitConfig("images"), rows)
+    assert schedule.batch_size == expected
+    larger = fit.schedule_for(FitConfig("images", batch_size=4 * expected), rows)
+    assert larger.learning_rate == pytest.approx(2 * schedule.learning_rate)
+
+
+def test_small_data_get_more_weight_decay_where_training_begins_from_scratch_and_no_paper_says_how_much():
+    def decay(rows, **flags):
+        return fit.schedule_for(FitConfig("images", **flags), rows).weight_decay
+
+    assert decay(10_000) == decay(10**6) == 5e-4
+    assert decay(5_000) == pytest.approx(1.19e-3, rel=1e-2)
+    assert decay(2_500) == pytest.approx(2.83e-3, rel=1e-2)
+    assert decay(1_000) == decay(10) == 3e-3
+    assert decay(1_000, preset="mslc-paper") == decay(1_000, pretrained=Path("tmlc.pt")) == 5e-4
+    assert decay(1_000, weights="imagenet") == decay(1_000, weights="imagenet", freeze=True) == 5e-4
+    assert decay(1_000, preset="tmlc-paper") == 1e-4
+
+
+@pytest.mark.parametrize(
+    ("epochs", "expected"), [(2, 1), (10, 9), (20, 18), (30, 27), (40, 27), (54, 27), (60, 30), (80, 40)]
+)
+def test_metalabelnet_looks_at_the_given_labels_until_there_is_something_to_learn_by_heart(epochs, expected):
+    config = FitConfig("images", corrector="metalabelnet", epochs=epochs)
+    assert fit.schedule_for(config, 10_000).warmup_epochs == expected
+    if epochs > 3:
+        assert fit.schedule_for(replace(config, warmup=3), 10_000).warmup_epochs == 3
+        assert fit.schedule_for(replace(config, corrector="tmlc"), 10_000).warmup_epochs == round(
+            0.4 * epochs
+        )
+    preset = FitConfig("images", preset="metalabelnet-paper", epochs=epochs)
+    assert fit.schedule_for(preset, 10_000).warmup_epochs == max(1, round(epochs * 44 / 120))
+
+
+@pytest.mark.parametrize("corrector", ["none", "mslc", "mlc", "metalabelnet", "tmlc"])
+def test_every_corrector_trains_in_the_batches_that_suit_the_source(digits, monkeypatch, corrector):
+    """However many verified rows it keeps out of the training."""
+
+    class BegunError(Exception):
+        pass
+
+    def train(training, *_):
+        raise BegunError(training.schedule.batch_size)
+
+    monkeypatch.setattr(fit, "_train", train)
+    monkeypatch.setattr(fit, "default_batch_size", lambda rows: rows)
+    with pytest.raises(BegunError, match="1797"):
+        fit.fit(
+            FitConfig(
+                source=str(digits.images), trusted=digits.trusted, corrector=corrector, epochs=2, **SMALL
+            )
+        )
+
+
+@pytest.mark.parametrize("start", ["trusted", "random"])
+def test_half_of_mslc_s_labelled_meta_rows_are_witnesses_and_no_trusted_row_is_lost(start):
+    given = np.tile(np.arange(3), 40)
+    given[::4] = -1
+    rows = np.arange(60)
+    trusted = replace(TrustedSet.empty(), rows=rows, labels=rows % 3)
+    corrector = registry.create("mslc", 3, 4, {"start": start})
+    split = fit._split(trusted, given, {}, corrector, FitConfig("images", corrector="mslc"))
+    parts = [split.meta, split.witness, split.probe]
+    assert np.sort(np.concatenate(parts)).tolist() == rows.tolist(), "each in one part"
+    assert (split.witness_labels == split.witness % 3).all()
+    assert (given[split.witness] >= 0).all()
+    assert (given[split.meta] < 0).any()
+    labelled = np.count_nonzero(given[split.meta] >= 0)
+    assert len(split.witness) == (0 if start == "random" else pytest.approx(labelled, abs=1))
+    assert split.unseen.tolist() == split.meta.tolist(), "the backbone trains on witnesses"
+
+
+@pytest.mark.parametrize("keep_model", [False, True])
+def test_metalabelnet_warms_up_on_its_meta_rows_so_that_a_model_needs_others(digits, keep_model):
+    source = open_source(str(digits.images))
+    rows = np.arange(0, 1200, 10)
+    trusted = replace(TrustedSet.empty(), rows=rows, labels=_truth(digits, source)[rows])
+    corrector = registry.create("metalabelnet", 10, 4)
+    config = FitConfig("images", corrector="metalabelnet", keep_model=keep_model)
+    split = fit._split(trusted, source.given, {}, corrector, config)
+    parts = [split.meta, split.probe, split.unseen]
+    assert np.sort(np.concatenate(parts)).tolist() == rows.tolist(), "each in one part"
+    assert len(split.unseen) == (30 if keep_model else 0)
+    assert len(split.probe) == pytest.approx(2 * len(split.meta), abs=2)
+    nobody = np.zeros(len(source), dtype=bool)
+    found = fit._rows(source, {}, split, nobody, corrector)
+    assert found.meta.given.tolist() == source.given[split.meta].tolist()
+    assert not np.isin(split.meta, found.train.numpy()).any(), "the training adds them to the warm-up"
+    assert not np.isin(split.unseen, found.train.numpy()).any()
+    assert len(found.train) == len(source) - len(split.meta) - len(split.unseen)
+
+
+def test_metalabelnet_as_in_the_paper_never_trains_on_its_meta_rows_which_then_serve_a_model(digits):
+    source = open_source(str(digits.images))
+    rows = np.arange(0, 1200, 10)
+    trusted = replace(TrustedSet.empty(), rows=rows, labels=_truth(digits, source)[rows])
+    corrector = registry.create("metalabelnet", 10, 4, {"start": "random"})
+    config = FitConfig("images", preset="metalabelnet-paper", keep_model=True)
+    split = fit._split(trusted, source.given, {}, corrector, config)
+    assert len(split.meta) == 40
+    assert split.unseen.tolist() == split.meta.tolist()
+
+
+def test_the_training_is_told_how_trusted_rows_were_labelled_where_they_were(digits):
+    """The last two are images outside of the source."""
+    source = open_source(str(digits.images))
+    rows = np.array([5, 0, len(source), len(source) + 1])
+    found = fit._verified(rows, np.array([3, 1, 4, 1]), source)
+    assert found.rows.tolist() == rows.tolist()
+    assert found.true.tolist() == [3, 1, 4, 1]
+    assert found.given.tolist() == [source.given[5], source.given[0], -1, -1]
+
+
+def test_a_frozen_backbone_trains_only_its_head_on_features_computed_once(digits, tmp_path):
+    from relabel import backbones
+
+    weights = tmp_path / "cnn8.pt"
+    torch.manual_seed(3)
+    torch.save(backbones.build("cnn8", 5, 16).state_dict(), weights)
+    config = FitConfig(
+        source=str(digits.images), trusted=digits.trusted, corrector="none", weights=str(weights),
+        backbone="cnn8", image_size=16, freeze=True, epochs=10,
+    )  # fmt: skip
+    result = fit.fit(config)
+    figures = _evaluate(result, _truth(digits, result.source))
+    # Random convolutions are features too; better than the given labels they must be.
+    assert figures.label_accuracy_after > figures.label_accuracy_before
+
+
+def test_other_weights_of_the_same_name_do_not_continue_a_checkpoint(digits, tmp_path):
+    from relabel import backbones
+
+    weights, moved = tmp_path / "cnn8.pt", tmp_path / "moved.pt"
+
+    def write(path, seed):
+        torch.manual_seed(seed)
+        torch.save(backbones.build("cnn8", 10, 16).state_dict(), path)
+
+    write(weights, 3)
+    moved.write_bytes(weights.read_bytes())
+    config = FitConfig(
+        source=str(digits.images), trusted=digits.trusted, corrector="none", weights=str(weights),
+        backbone="cnn8", image_size=16, freeze=True, epochs=2, checkpoint=tmp_path / "run.checkpoint",
+    )  # fmt: skip
+    fit.fit(config)
+    write(weights, 4)
+    with pytest.raises(RelabelError, match="other data or other settings"):
+        fit.fit(replace(config, resume=True))
+    fit.fit(replace(config, weights=str(moved), resume=True))
+
+
+@pytest.mark.parametrize(
+    ("flags", "told"),
+    [
+        ({"meta_gradient": "exact"}, "--meta-gradient exact: tmlc is not learned through a look-ahead"),
+        ({"corrector": "none", "meta_gradient": "exact"}, "--meta-gradient exact: none is not"),
+        ({"corrector": "none", "warmup": 1}, "--warmup has no meaning for --corrector none"),
+        ({"corrector": "none", "meta_every": 2}, "--meta-every has no meaning"),
+        ({"corrector": "none", "meta_batch_size": 2}, "--meta-batch-size has no meaning"),
+        ({"corrector": "none", "meta_learning_rate": 0.1}, "--meta-lr has no meaning"),
+    ],
+)
+def test_flags_that_would_change_nothing_are_refused(digits, monkeypatch, flags, told):
+    monkeypatch.setattr(fit, "open_images", None)
+    with pytest.raises(RelabelError, match=told):
+        fit.fit(FitConfig(source=str(digits.images), trusted=digits.trusted, **flags))
+
+
+def test_a_corrector_that_reads_given_labels_is_not_the_default_where_verified_rows_have_none():
+    source = type("Source", (), {"given": np.array([0, 1, 0, -1, -1, -1]), "noun": "images"})()
+    told = []
+    watcher = Silent()
+    watcher.say = told.append
+
+    def chosen(rows, external=(), **flags):
+        trusted = TrustedSet(np.array(rows), np.zeros(len(rows), dtype=int), list(external), NONE, [])
+        return fit._with_corrector(FitConfig("images", **flags), source, trusted, watcher).corrector
+
+    assert chosen([0, 1]) == chosen([0, 3]) == chosen([0], [Path("a.png")]) == "tmlc"
+    assert told == []
+    assert chosen([0, 3, 4]) == chosen([3, 4, 5]) == chosen([0, 3], [Path("a.png")]) == "mslc"
+    assert (
+        told
+        == ["Most verified images have no given label in SOURCE, and tmlc cannot learn from such: mslc does."]
+        * 3
+    )
+    assert chosen([3, 4], corrector="mlc") == "mlc"
+
+
+def test_a_model_of_many_classes_is_calibrated_on_what_it_will_keep_of_its_predictions(tmp_path):
+    rng = np.random.default_rng(0)
+    labels = rng.permutation(np.arange(240) % 80)
+    vectors = rng.normal(0, 1, (240, 16)) + rng.normal(0, 1, (80, 16))[labels]
+    table = {"v": pa.array(list(vectors.astype(np.float32)), pa.list_(pa.float32(), 16)), "label": labels}
+    pq.write_table(pa.table(table), tmp_path / "v.parquet")
+    trusted = tmp_path / "trusted.csv"
+    trusted.write_text("index,label\n" + "".join(f"{row},{labels[row]}\n" for row in range(0, 240, 2)))
+    result = fit.fit(
+        FitConfig(
+            source=str(tmp_path / "v.parquet"), trusted=trusted, reading=SourceOptions(features="v"),
+            corrector="mslc", epochs=2, keep_model=True,
+        )
+    )  # fmt: skip
+    seen = {}
+    plain = calibrate.fit
+
+    def noted(evidence, *arguments, **options):
+        seen.update(evidence)
+        return plain(evidence, *arguments, **options)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(calibrate, "fit", noted)
+        model = result.model()
+    assert [*seen] == [EVIDENCE]
+    compute = resolve("cpu", "off")
+    kept = model.evidence(VectorInputs(torch.from_numpy(vectors.astype(np.float32))), compute)[EVIDENCE][
+        :
+    ].numpy()
+    share = np.sort(seen[EVIDENCE], axis=1)
+    assert (share[:, :48] == share[:, :1]).all(), "all but the 32 likeliest share alike"
+    assert all(np.abs(kept - row).max(axis=1).min() < 1e-6 for row in seen[EVIDENCE])
+
+
+@pytest.fixture
+def copies(digits, tmp_path):
+    """A folder of verified images: copies of each 30th one, in the folders of their true classes."""
+    source = open_source(str(digits.images))
+    truth = _truth(digits, source)
+    for row in range(0, len(source), 30):
+        target = tmp_path / "verified" / str(truth[row])
+        target.mkdir(parents=True, exist_ok=True)
+        (target / f"copy{row}.png").write_bytes(source.references[row].read_bytes())
+    return tmp_path / "verified"
+
+
+def test_a_trusted_folder_of_copies_is_rows_of_the_source(digits, copies):
+    source = open_source(str(digits.images))
+    result = fit.fit(FitConfig(source=str(digits.images), trusted=copies, augment="shift", epochs=2))
+    assert result.metadata["corrector"] == "tmlc"
+    assert np.flatnonzero(result.trusted).tolist() == list(range(0, len(source), 30))
+    right = result.soft_label[:].argmax(axis=1) == _truth(digits, source)
+    assert right[result.trusted].all()
+    assert result.summary["trusted_outside_source"] == 0
+
+
+def test_a_trusted_folder_outside_the_source_drives_the_corrector_alone(digits, copies):
+    for path in copies.glob("*/*.png"):
+        Image.open(path).resize((20, 20)).save(path)
+    result = fit.fit(FitConfig(source=str(digits.images), trusted=copies, augment="shift", epochs=2))
+    assert result.metadata["trusted_rows"] == 60
+    assert result.metadata["corrector"] == "mslc"  # the default, tmlc, learns from rows of the source
+    assert result.metadata["calibration"]["probes"] == 0
+    assert result.metadata["verified_noise_rate"] is None
+    assert not result.trusted.any()
+    assert not (result.action == "fix").any()
+
+
+SMALL = {"augment": "none", "image_size": 8, "device": "cpu", "amp": "off"}
+
+
+@pytest.fixture(scope="module")
+def corrector_file(digits):
+    """What a TMLC-Net has learned on the digits."""
+    config = FitConfig(
+        source=str(digits.images), trusted=digits.trusted, corrector="tmlc", epochs=3, seed=1, **SMALL
+    )
+    path = digits.images.parent / "tmlc.pt"
+    fit.fit(config).corrector.save(path)
+    return path
+
+
+def observed(digits, **options):
+    """A fit, and the training behind it."""
+    kept = []
+
+    class Kept(fit.Training):
+        def __init__(self, *arguments):
+            super().__init__(*arguments)
+            kept.append(self)
+
+    config = FitConfig(**{"source": str(digits.images), "epochs": 4, **SMALL, **options})
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(fit, "Training", Kept)
+        return fit.fit(config), kept[0]
+
+
+def apply(digits, corrector_file, **options):
+    """A fit with that corrector as it is, and the training behind it."""
+    return observed(digits, pretrained=corrector_file, **options)
+
+
+def test_anchors_among_the_rows_nobody_verified_tell_where_wrong_labels_go(digits, monkeypatch):
+    told = []
+
+    def fit(*arguments, **keywords):
+        parameters = inspect.signature(made).bind(*arguments, **keywords).arguments
+        told.append(parameters["like"])
+        return made(*arguments, **keywords)
+
+    made = calibrate.fit
+    monkeypatch.setattr(fit.calibration, "fit", fit)
+    result, training = observed(digits, trusted=digits.trusted, corrector="none", epochs=6, keep_model=True)
+    result.model()
+    given = np.where(result.trusted, -1, result.source.given)
+    expected = estimated(anchor_points.count(training.ledger.early, given))
+    assert len(told) == 3, "of the labels, and of the model with last and with mean weights"
+    for like in told:
+        np.testing.assert_array_equal(like, expected)
+
+
+def test_a_pretrained_corrector_repairs_labels_nobody_has_verified(digits, corrector_file):
+    result, training = apply(digits, corrector_file)
+    file = read_corrector(corrector_file)
+    figures = _evaluate(result, _truth(digits, result.source))
+    assert figures.label_accuracy_before == pytest.approx(0.7, abs=0.02)
+    assert figures.label_accuracy_after > 0.85
+    assert figures.noise_auroc > 0.95
+    assert figures.fix_rows > 100
+    assert figures.fix_precision > 0.95
+    # Nothing was learned on the way, and nine of ten rows were trained on, the others without their label.
+    torch.testing.assert_close(dict(training.corrector.state_dict()), file.state, rtol=0, atol=0)
+    torch.testing.assert_close(result.corrector.state, file.state, rtol=0, atol=0)
+    held_out = transfer.held_out(result.source.given, 0)
+    assert held_out.sum() == result.metadata["held_out_rows"] == 180
+    assert training.rows.train.tolist() == np.flatnonzero(~held_out).tolist()
+    assert training.rows.unlabelled.tolist() == np.flatnonzero(held_out).tolist()
+    assert (training.rows.given[held_out] == -1).all()
+    assert not np.isnan(result.noise_probability[held_out]).any()
+    assert len(training.rows.meta) == 0
+    assert not result.trusted.any()
+    metadata = result.metadata
+    assert (metadata["corrector"], metadata["trusted_rows"]) == ("tmlc", 0)
+    assert metadata["verified_noise_rate"] is None
+    assert metadata["pretrained"]["file"] == str(corrector_file)
+    assert metadata["pretrained"]["class_names"] == [str(digit) for digit in range(10)]
+    assert metadata["calibration"]["probes"] == 0
+    weights = metadata["calibration"]["weights"]
+    sharpened = {name: weights[name] / file.experience.weights[name] for name in weights}
+    assert sharpened["transition"] == sharpened["keep"] == 1
+    assert sharpened["early"] == pytest.approx(sharpened["late"])
+    assert sharpened["last"] >= 1
+    assert metadata["calibration"]["probe_accuracy_after"] is None
+    assert result.summary["promise"].startswith("If these rows are like the data the corrector learned from")
+    np.testing.assert_allclose(result.soft_label[:].sum(axis=1), 1, atol=1e-5)
+
+
+def test_verified_rows_calibrate_a_pretrained_corrector_and_teach_it_nothing(digits, corrector_file):
+    result, training = apply(digits, corrector_file, trusted=digits.trusted, epochs=3)
+    file = read_corrector(corrector_file)
+    torch.testing.assert_close(result.corrector.state, file.state, rtol=0, atol=0)
+    seen = np.isin(np.flatnonzero(result.trusted), training.rows.train)
+    assert 0 < (~seen).sum() < 30, "probes are held out like any other row"
+    assert len(training.rows.meta) == 0
+    metadata = result.metadata
+    assert metadata["trusted_rows"] == result.trusted.sum() == 150
+    assert metadata["calibration"]["probes"] == 150, "not one of them is for the corrector"
+    assert metadata["calibration"]["probe_accuracy_after"] > metadata["calibration"]["probe_accuracy_before"]
+    rows, truth = np.flatnonzero(result.trusted), _truth(digits, result.source)
+    given = result.source.given
+    evidence = {name: values[:].numpy() for name, values in training.evidence().items()}
+    held_out = transfer.held_out(given, 0)
+    seen = np.where(held_out, -1, given)
+    apart = {name: values[held_out] for name, values in evidence.items()}
+    transition = estimated(anchor_points.count(training.ledger.early, seen))
+    lent = transfer.transferred(file.experience, apart, given[held_out], transition)
+    lent = transfer.matched(lent, calibrate.joint_counts(lent.soft_labels(evidence, seen), seen))
+    expected = calibrate.fit(
+        {name: values[rows] for name, values in evidence.items()},
+        given[rows],
+        truth[rows],
+        np.zeros((10, 10), dtype=np.int64),
+        0,
+        lent,
+        held_out[rows],
+    )
+    assert metadata["calibration"]["weights"] == pytest.approx(expected.weights, abs=1e-4)
+    assert "verified rows" in result.summary["promise"]
+    assert metadata["verified_noise_rate"] == pytest.approx(0.3, abs=0.1)
+    assert (result.soft_label[:].argmax(axis=1)[result.trusted] == truth[result.trusted]).all()
+
+
+def test_what_apply_writes_is_what_its_parts_say(digits, corrector_file):
+    """Half of the digits, every fifth of them without a label."""
+    source = open_source(str(digits.images))
+    rows = range(0, len(source), 2)
+    table = [(source.file_names[row], source.given[row] if row % 5 else "") for row in rows]
+    half = digits.images / "half.csv"
+    with half.open("w", newline="") as file:
+        csv.writer(file).writerows([("file_name", "label"), *table])
+    result, training = apply(digits, corrector_file, source=str(half), epochs=14)
+    half.unlink()
+    given = result.source.given
+    without = given < 0
+    assert without.sum() == 180
+    assert np.isnan(result.noise_probability[without]).all()
+    assert not np.isnan(result.noise_probability[~without]).any()
+    assert set(result.action[without]) == {"review"}
+    np.testing.assert_allclose(result.soft_label[:].sum(axis=1), 1, atol=1e-5)
+    truth = _truth(digits, result.source)
+    assert (result.soft_label[:].argmax(axis=1) == truth)[without].mean() > 0.4, "one in ten by chance"
+    # By hand, of what training left.
+    held_out = transfer.held_out(given, 0)
+    assert held_out.sum() == 72
+    seen = ~without & ~held_out
+    evidence = {name: values[:].double().numpy() for name, values in training.evidence().items()}
+    apart = {name: values[held_out] for name, values in evidence.items()}
+    counts = anchor_points.count(training.ledger.early, np.where(seen, given, -1))
+    experience = read_corrector(corrector_file).experience
+    lent = transfer.transferred(experience, apart, given[held_out], estimated(counts))
+    weights, transition = result.metadata["calibration"]["weights"], lent.transition
+    assert weights == pytest.approx(lent.weights, abs=1e-4)
+    logits = sum(weights[name] * np.log(np.clip(values, 1e-4, None)) for name, values in evidence.items())
+    logits[seen] += weights["transition"] * np.log(transition[:, given[seen]].T)
+    logits[held_out] += np.log(transition[:, given[held_out]].T)
+    logits[seen, given[seen]] += weights["keep"]
+    expected = torch.from_numpy(logits).softmax(dim=1).numpy()
+    by_label = np.bincount(given[seen], minlength=10)
+    own = calibrate.joint_counts(expected[seen], given[seen]) / by_label
+    factors = anchor_points.posterior(transition, by_label) / np.maximum(own, 1e-4)
+    expected[seen] *= factors[:, given[seen]].T
+    expected /= expected.sum(axis=1, keepdims=True)
+    margin = transfer.guarded(lent, expected[seen], given[seen]).margin
+    assert result.metadata["calibration"]["margin"] == pytest.approx(margin, abs=1e-2)
+    if margin:
+        expected = calibrate._kept(expected, given, margin)
+    np.testing.assert_allclose(result.soft_label[:], expected, atol=1e-3)
+
+
+def test_rows_that_training_saw_tell_the_margin_of_apply(digits, corrector_file, monkeypatch):
+    asked = []
+
+    def guarded(fitted, soft_label, given):
+        asked.append((fitted, soft_label, given))
+        return replace(fitted, margin=math.log(5))
+
+    monkeypatch.setattr(fit.borrowed, "guarded", guarded)
+    monkeypatch.setattr(fit, "_MOST_ASKED", 400)
+    result, _ = apply(digits, corrector_file, epochs=3)
+    [(fitted, soft_label, given)] = asked
+    assert fitted.factors is not None
+    assert soft_label.shape == (400, 10)
+    held_out = transfer.held_out(result.source.given, 0)
+    seen = np.random.default_rng(0).permutation(np.flatnonzero(~held_out))[:400]
+    np.testing.assert_array_equal(given, result.source.given[seen])
+    expected = calibrate._kept(soft_label, given, math.log(5))
+    np.testing.assert_allclose(result.soft_label[:][seen], expected, atol=1e-6)
+    assert result.metadata["calibration"]["margin"] == math.log(5)
+    assert (soft_label.argmax(axis=1) != given).sum() > (expected.argmax(axis=1) != given).sum() > 0
+
+
+def test_a_corrector_that_means_nothing_here_is_refused_before_any_image_is_read(
+    digits, tmp_path, monkeypatch
+):
+    config = FitConfig(source=str(digits.images), trusted=digits.trusted, corrector="mslc", epochs=2, **SMALL)
+    torch.manual_seed(0)
+    mslc = registry.create("mslc", 10, 256)
+    nothing = calibrate.fit({}, NONE, NONE, np.eye(10, dtype=np.int64), seed=0).experience
+    CorrectorFile.of(mslc, "mslc", 10, 256, {}, {}, nothing).save(tmp_path / "mslc.pt")
+    monkeypatch.setattr(fit, "open_images", None)
+    for trusted in (None, digits.trusted):
+        with pytest.raises(RelabelError, match="A trained mslc is of no use on other data") as refusal:
+            fit.fit(replace(config, corrector=None, trusted=trusted, pretrained=tmp_path / "mslc.pt"))
+        assert "--corrector tmlc" in refusal.value.hint
+
+
+@pytest.mark.parametrize("corrector", ["mslc", "mlc", "metalabelnet", "tmlc"])
+def test_without_verified_rows_a_corrector_has_nothing_to_learn_from(digits, corrector):
+    with pytest.raises(RelabelError, match="too few verified rows for this corrector to learn from"):
+        fit.fit(FitConfig(source=str(digits.images), corrector=corrector, epochs=2, **SMALL))
+
+
+def test_without_verified_rows_plain_training_has_its_prior_weights(digits):
+    result = fit.fit(FitConfig(source=str(digits.images), corrector="none", epochs=2, **SMALL))
+    assert result.metadata["calibration"]["probes"] == 0
+    assert result.metadata["trusted_rows"] == 0
+    assert not (result.action == "fix").any()
+    figures = _evaluate(result, _truth(digits, result.source))
+    assert figures.label_accuracy_after > figures.label_accuracy_before
+
+
+@pytest.mark.parametrize(
+    ("threshold", "probes", "right", "rows", "words"),
+    [
+        (0.97, 30, 30, 40, "At least 95 % of the fixes are expected to be right; 30 of the 30 verified"),
+        (None, 12, 12, 0, "Too few verified rows to promise 95 %: 12 of those that judge the result"),
+        (None, 30, 25, 40, "The verified rows do not support 95 %: 25 of the 30"),
+        (None, 30, 30, 0, "No row was relabelled with a confidence of 95 %, so none is marked fix."),
+    ],
+)
+def test_the_summary_says_what_fix_promises_or_why_it_cannot(threshold, probes, right, rows, words):
+    fitted = calibrate.fit({}, NONE, NONE, np.eye(2, dtype=np.int64), seed=0)
+    promise = calibrate.Promise(0.95, threshold, probes, right, needed=19, rows=rows)
+    sentence = promise_sentence(fitted, promise, 150)
+    assert sentence.startswith(words)
+    assert ("verify more rows, about 240 in all, or lower --precision." in sentence) is (probes == 12)
+    before = promise_sentence(fitted, promise, None)
+    assert before.startswith(words)
+    assert ("fit with more verified rows" in before) is ("verify more rows" in sentence)
+    none = promise_sentence(fitted, replace(promise, threshold=None, probes=0, right=0), 150)
+    assert "marked fix; verify more rows or lower" in none
+
+
+@pytest.mark.parametrize(
+    ("threshold", "words"),
+    [
+        (
+            0.97,
+            "If these rows are like the data the corrector learned from, at least 95 % of the fixes are",
+        ),
+        (None, "No row is marked fix at 95 %: of 1,300 rows relabelled with such confidence on the data"),
+    ],
+)
+def test_a_borrowed_promise_names_its_condition(threshold, words):
+    experience = calibrate.fit({}, NONE, NONE, np.eye(2, dtype=np.int64), seed=0).experience
+    lent = transfer.transferred(experience, {}, NONE, np.array([[0.8, 0.2], [0.3, 0.7]]))
+    promise = calibrate.Promise(0.95, threshold, 1300, 1282, needed=19, rows=40)
+    sentence = promise_sentence(lent, promise, 0)
+    assert sentence.startswith(words)
+    assert "1,282 are right" in sentence
+    assert "(--trusted)" in sentence
+    unsure = promise_sentence(lent, replace(promise, threshold=None, rows=0), 0)
+    assert unsure == "No row was relabelled with a confidence of 95 %, so none is marked fix."
+    withheld = promise_sentence(replace(lent, margin=math.inf), promise, 0)
+    assert withheld.startswith("On the data the corrector learned from corrections did more harm")
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not TRASHNET.is_dir(), reason="RELABEL_DATA names no folder with trashnet/")
+def test_photographs_with_symmetric_noise_are_repaired(tmp_path):
+    clean = open_source(str(TRASHNET))
+    noisy = noise.corrupt(clean.given, clean.class_names, noise="symmetric", rate=0.3, seed=7)
+    verified = np.random.default_rng(7).permutation(len(clean))[:300]
+    for path, labels, rows in (
+        (tmp_path / "noisy.csv", noisy.labels, range(len(clean))),
+        (tmp_path / "trusted.csv", clean.given, verified),
+    ):
+        with path.open("w", newline="") as file:
+            writer = csv.writer(file)
+            writer.writerow(["file_name", "label"])
+            writer.writerows([clean.file_names[row], clean.class_names[labels[row]]] for row in rows)
+    result = fit.fit(
+        FitConfig(
+            source=str(TRASHNET),
+            labels=tmp_path / "noisy.csv",
+            trusted=tmp_path / "trusted.csv",
+            image_size=32,
+            epochs=30,
+        )
+    )
+    figures = _evaluate(result, clean.given)
+    assert figures.label_accuracy_after > figures.label_accuracy_before + 0.03
+    assert figures.calibration_error < 0.1
+    assert not result.errors
