@@ -35,7 +35,7 @@ from relabel import backbones
 from relabel import device as devices
 from relabel.config import SHIPPED_CORRECTOR
 from relabel.correctors import registry
-from relabel.correctors.base import Verified
+from relabel.correctors.base import TrustedRows
 from relabel.data.batches import ImageInputs, open_images
 from relabel.data.sources import open_source
 from relabel.device import Compute
@@ -137,10 +137,10 @@ def our_epoch(
         weight_decay=5e-4, meta_learning_rate=1e-3, meta_batch_size=64, meta_gradient=meta_gradient,
     )  # fmt: skip
     given, order = torch.from_numpy(labels), torch.arange(len(labels))
-    meta, witness = (
-        Verified(order[part], given[part], given[part]) for part in (slice(META), slice(META, VERIFIED))
+    meta, in_training = (
+        TrustedRows(order[part], given[part], given[part]) for part in (slice(META), slice(META, VERIFIED))
     )
-    rows = Rows(order, given, meta=meta, witness=witness)
+    rows = Rows(order, given, meta=meta, in_training=in_training)
     ours = Training(backbone, corrector, ImageInputs(pixels, "flip"), rows, schedule, compute, seed=0)
     for _ in range(warmup):
         ours.run_epoch()

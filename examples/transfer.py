@@ -41,7 +41,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from relabel.calibration import calibrate, transfer
-from relabel.calibration.calibrate import Experience
+from relabel.calibration.calibrate import CalibrationPrior
 from relabel.correctors.tmlc_net import TMLCNet
 from relabel.errors import RelabelError
 from relabel.metrics import noise_matrix
@@ -148,7 +148,7 @@ class Teacher:
     """What some episodes taught: a corrector, and what the network's averages weigh."""
 
     corrector: TMLCNet
-    experience: Experience
+    calibration_prior: CalibrationPrior
 
     @classmethod
     def of(cls, corrector: TMLCNet, runs: Sequence[Run], seed: int) -> Teacher:
@@ -157,7 +157,7 @@ class Teacher:
 
     def calibrated(self, run: Run) -> Tensor:
         """The labels [n] of a run's rows as `relabel apply` corrects them."""
-        return torch.from_numpy(transfer.labelled(self.experience, solved(run[1])).argmax(axis=1))
+        return torch.from_numpy(transfer.labelled(self.calibration_prior, solved(run[1])).argmax(axis=1))
 
 
 def transfer_table(

@@ -42,7 +42,7 @@ def blocks(num_rows: int, width: int) -> Iterator[slice]:
         yield slice(start, min(start + step, num_rows))
 
 
-class Distributions:
+class ProbabilityStore:
     """A distribution over C classes for every row, uniform at first.
 
     Of up to 64 classes all shares are kept, as float32: 4·C bytes a row. Of more, the 32 largest, as
@@ -82,9 +82,9 @@ class Distributions:
             self._shares[index] = largest.values.to(self._shares.dtype)
             self._kept[index] = largest.indices.to(self._kept.dtype)
 
-    def clone(self) -> Distributions:
+    def clone(self) -> ProbabilityStore:
         """A copy."""
-        copy = Distributions(*self.shape)
+        copy = ProbabilityStore(*self.shape)
         copy.load_state_dict(self.state_dict())
         return copy
 
@@ -143,11 +143,11 @@ class History:
         return made
 
 
-PerSample = Tensor | Distributions | History
+PerSample = Tensor | ProbabilityStore | History
 """One entry a row: `values[index]` are the rows `index` [B] of it."""
 
 
-class Ledger:
+class SampleMemory:
     """Named memories of a corrector with one entry per sample, and the backbone's predictions: `mean`
     [N, C], their running average, `early` [N, C], the average that was put aside, and `latest` [N, C], the
     newest one; all uniform before the first.
@@ -163,9 +163,9 @@ class Ledger:
     """
 
     def __init__(self, num_rows: int, num_classes: int) -> None:
-        self.mean = Distributions(num_rows, num_classes)
-        self.latest = Distributions(num_rows, num_classes)
-        self.early = Distributions(num_rows, num_classes)
+        self.mean = ProbabilityStore(num_rows, num_classes)
+        self.latest = ProbabilityStore(num_rows, num_classes)
+        self.early = ProbabilityStore(num_rows, num_classes)
         self.visits = torch.zeros(num_rows)
         self.memory: dict[str, PerSample] = {}
 
@@ -197,7 +197,7 @@ class Ledger:
         for name, value in values.items():
             memory = self.memory[name]
             assert not isinstance(memory, History)
-            if isinstance(memory, Distributions):
+            if isinstance(memory, ProbabilityStore):
                 memory[index] = value.detach().float().cpu()
             else:
                 memory[index] = value.detach().to("cpu", memory.dtype)
@@ -229,6 +229,6 @@ class Ledger:
             elif "places" in values:
                 self.memory[name] = History.restored(values)
             else:
-                restored = Distributions(*self.mean.shape)
+                restored = ProbabilityStore(*self.mean.shape)
                 restored.load_state_dict(values)
                 self.memory[name] = restored

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from relabel import sample_memory as module
-from relabel.sample_memory import Distributions, History, Ledger, blocks, class_type, per_sample
+from relabel.sample_memory import History, ProbabilityStore, SampleMemory, blocks, class_type, per_sample
 
 CPU = torch.device("cpu")
 ONE, TWO = torch.tensor([0.8, 0.1, 0.1]), torch.tensor([0.2, 0.2, 0.6])
@@ -19,9 +19,9 @@ def history(*epochs: Tensor, capacity: int = 2) -> History:
     return made
 
 
-def ledger() -> Ledger:
+def sample_memory() -> SampleMemory:
     """Rows 0 and 2 seen once, row 3 twice, row 1 never."""
-    made = Ledger(4, 3)
+    made = SampleMemory(4, 3)
     made.add_prediction(torch.tensor([3, 0]), torch.stack([ONE, TWO]))
     made.add_prediction(torch.tensor([2, 3]), torch.stack([TWO, TWO]))
     return made
@@ -30,13 +30,13 @@ def ledger() -> Ledger:
 def test_the_average_is_over_a_row_s_own_visits() -> None:
     uniform = torch.full((3,), 1 / 3)
     expected = torch.stack([TWO, uniform, TWO, (ONE + TWO) / 2])
-    torch.testing.assert_close(ledger().mean[:], expected)
-    assert ledger().visits.tolist() == [1, 0, 1, 2]
+    torch.testing.assert_close(sample_memory().mean[:], expected)
+    assert sample_memory().visits.tolist() == [1, 0, 1, 2]
 
 
 def test_the_newest_prediction_is_kept_beside_the_average() -> None:
     uniform = torch.full((3,), 1 / 3)
-    made = ledger()
+    made = sample_memory()
     torch.testing.assert_close(made.latest[:], torch.stack([TWO, uniform, TWO, TWO]))
     made.forget_predictions()
     torch.testing.assert_close(made.latest[:], torch.stack([TWO, uniform, TWO, TWO]))
@@ -45,14 +45,14 @@ def test_the_newest_prediction_is_kept_beside_the_average() -> None:
 
 
 def test_the_newest_prediction_is_a_copy() -> None:
-    made, probability = Ledger(2, 3), ONE[None].clone()
+    made, probability = SampleMemory(2, 3), ONE[None].clone()
     made.add_prediction(torch.tensor([1]), probability)
     probability.zero_()
     torch.testing.assert_close(made.latest[1:][0], ONE)
 
 
 def test_forgetting_starts_the_average_anew_and_keeps_the_memory() -> None:
-    made = ledger()
+    made = sample_memory()
     made.memory = {"soft_label": torch.ones(4, 3)}
     made.forget_predictions()
     made.add_prediction(torch.tensor([3]), ONE[None])
@@ -64,7 +64,7 @@ def test_forgetting_starts_the_average_anew_and_keeps_the_memory() -> None:
 
 @pytest.mark.parametrize("classes", [3, 100])
 def test_what_is_put_aside_stays_and_the_average_starts_anew(classes: int) -> None:
-    made, probability = Ledger(2, classes), torch.rand(2, classes).softmax(dim=1)
+    made, probability = SampleMemory(2, classes), torch.rand(2, classes).softmax(dim=1)
     assert (made.early[:] - 1 / classes).abs().max() < 1e-3
     made.add_prediction(torch.arange(2), probability)
     expected = made.mean[:].clone()
@@ -75,7 +75,7 @@ def test_what_is_put_aside_stays_and_the_average_starts_anew(classes: int) -> No
 
 
 def test_predictions_are_kept_in_float32_and_without_a_graph() -> None:
-    made = Ledger(2, 3)
+    made = SampleMemory(2, 3)
     probability = ONE[None].bfloat16().requires_grad_()
     made.add_prediction(torch.tensor([1]), probability)
     for found in (made.mean[:], made.latest[:]):
@@ -84,7 +84,7 @@ def test_predictions_are_kept_in_float32_and_without_a_graph() -> None:
 
 
 def test_memory_is_read_and_written_by_row() -> None:
-    made = Ledger(4, 3)
+    made = SampleMemory(4, 3)
     made.memory = {"soft_label": torch.zeros(4, 3), "seen": torch.zeros(4, dtype=torch.long)}
     rows = torch.tensor([3, 1])
     values: dict[str, Tensor] = {
@@ -100,7 +100,7 @@ def test_memory_is_read_and_written_by_row() -> None:
 
 
 def test_what_was_read_stays_when_the_memory_is_written() -> None:
-    made = Ledger(2, 3)
+    made = SampleMemory(2, 3)
     made.memory = {"soft_label": torch.zeros(2, 3)}
     rows = torch.tensor([0, 1])
     read = made.read(rows, CPU)
@@ -109,7 +109,7 @@ def test_what_was_read_stays_when_the_memory_is_written() -> None:
 
 
 def test_memory_of_any_shape_keeps_its_number_format() -> None:
-    made = Ledger(4, 3)
+    made = SampleMemory(4, 3)
     made.memory = {"losses": torch.zeros(4, 2, 3, 2, dtype=torch.half)}
     made.write(torch.tensor([2]), {"losses": torch.full((1, 2, 3, 2), 0.5)})
     assert made.memory["losses"][:].dtype == torch.half
@@ -117,7 +117,7 @@ def test_memory_of_any_shape_keeps_its_number_format() -> None:
 
 
 def test_a_history_is_read_oldest_epoch_first() -> None:
-    made = Ledger(4, 3)
+    made = SampleMemory(4, 3)
     made.memory = {"losses": history(torch.arange(8).reshape(4, 2), torch.arange(8, 16).reshape(4, 2))}
     read = made.read(torch.tensor([2, 0]), CPU)["losses"]
     assert read.tolist() == [[[4, 5], [12, 13]], [[0, 1], [8, 9]]]
@@ -141,13 +141,13 @@ def test_a_history_goes_on_with_the_epochs_it_keeps() -> None:
 
 def test_a_memory_may_be_longer_than_the_rows() -> None:
     """Features of trusted images outside of the source stand behind those of its rows."""
-    made = Ledger(2, 3)
+    made = SampleMemory(2, 3)
     made.memory = {"features": torch.arange(6.0).reshape(3, 2)}
     assert made.read(torch.tensor([1]), CPU)["features"].tolist() == [[2, 3]]
 
 
 def test_an_empty_memory_reads_and_writes_nothing() -> None:
-    made = Ledger(2, 3)
+    made = SampleMemory(2, 3)
     assert made.read(torch.tensor([0]), CPU) == {}
     made.write(torch.tensor([0]), {})
     assert made.memory == {}
@@ -155,11 +155,11 @@ def test_an_empty_memory_reads_and_writes_nothing() -> None:
 
 @pytest.mark.parametrize("classes", [3, 100])
 def test_the_state_goes_through_a_file(classes: int) -> None:
-    made, probability = Ledger(4, classes), torch.rand(4, classes).softmax(dim=1)
+    made, probability = SampleMemory(4, classes), torch.rand(4, classes).softmax(dim=1)
     made.add_prediction(torch.arange(4), probability)
     made.put_aside()
     made.add_prediction(torch.arange(4), probability.roll(1, dims=0))
-    soft_label = Distributions(4, classes)
+    soft_label = ProbabilityStore(4, classes)
     soft_label[:] = probability.flip(0)
     made.memory = {
         "soft_label": soft_label,
@@ -169,7 +169,7 @@ def test_the_state_goes_through_a_file(classes: int) -> None:
     file = io.BytesIO()
     torch.save(made.state_dict(), file)
     file.seek(0)
-    restored = Ledger(4, classes)
+    restored = SampleMemory(4, classes)
     restored.load_state_dict(torch.load(file, weights_only=True))
     rows = torch.tensor([2, 0])
     for _ in range(2):
@@ -197,7 +197,7 @@ def test_ids_of_any_number_of_classes_fit_their_type(classes: int) -> None:
 
 @pytest.mark.parametrize("classes", [2, 64, 65, 1000])
 def test_distributions_are_uniform_at_first_and_what_was_written_after(classes: int) -> None:
-    made = Distributions(50, classes)
+    made = ProbabilityStore(50, classes)
     assert made.shape == (50, classes)
     assert len(made) == 50
     torch.testing.assert_close(made[:], torch.full((50, classes), 1 / classes), rtol=1e-3, atol=0)
@@ -212,7 +212,7 @@ def test_distributions_are_uniform_at_first_and_what_was_written_after(classes: 
 
 
 def test_beyond_64_classes_the_largest_shares_stay_and_the_others_are_levelled() -> None:
-    made = Distributions(1, 100)
+    made = ProbabilityStore(1, 100)
     probability = torch.arange(1.0, 101)[None] / 5050
     made[:] = probability
     torch.testing.assert_close(made[:][0, 68:], probability[0, 68:], rtol=1e-3, atol=0)
@@ -221,7 +221,7 @@ def test_beyond_64_classes_the_largest_shares_stay_and_the_others_are_levelled()
 
 def test_an_average_over_many_classes_follows_what_changes() -> None:
     """A class that is not among the largest at first must get there."""
-    made, generator = Ledger(1, 1000), torch.Generator().manual_seed(0)
+    made, generator = SampleMemory(1, 1000), torch.Generator().manual_seed(0)
     expected = torch.zeros(1, 1000)
     for epoch in range(60):
         favourites = torch.zeros(1, 1000)
@@ -236,7 +236,7 @@ def test_an_average_over_many_classes_follows_what_changes() -> None:
 
 def test_a_copy_of_distributions_is_their_own() -> None:
     for classes in (3, 100):
-        made = Distributions(2, classes)
+        made = ProbabilityStore(2, classes)
         copy = made.clone()
         copy[:] = torch.eye(classes)[:2]
         torch.testing.assert_close(made[:], torch.full((2, classes), 1 / classes), rtol=1e-3, atol=0)
@@ -246,7 +246,7 @@ def test_a_copy_of_distributions_is_their_own() -> None:
 
 def test_a_row_costs_what_is_said() -> None:
     for classes, size in ((14, 56), (64, 256), (65, 128), (1000, 128)):
-        state = Distributions(10, classes).state_dict()
+        state = ProbabilityStore(10, classes).state_dict()
         assert sum(values.nbytes for values in state.values()) == 10 * size
 
 
@@ -272,7 +272,7 @@ def test_large_memory_is_mapped_and_small_memory_is_not(monkeypatch: pytest.Monk
 def test_what_lies_in_a_mapped_file_is_written_and_read(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "_MAPPED_FROM", 1)
     for classes in (3, 100):
-        made = Ledger(4, classes)
+        made = SampleMemory(4, classes)
         made.add_prediction(torch.tensor([3, 1]), torch.eye(classes)[:2])
         torch.testing.assert_close(made.mean[torch.tensor([1, 3])], torch.eye(classes)[[1, 0]])
 

@@ -11,8 +11,8 @@ ROOT = Path(relabel.__file__).parent
 LAYERS = (
     ("__main__",),
     ("cli",),
-    ("simulate",),
     ("verbs", "pretraining"),
+    ("simulate",),
     ("training",),
     ("saved",),
     ("backbones", "correctors"),

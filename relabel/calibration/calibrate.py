@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from relabel.calibration.log_linear_pool import Floats, Labels, Terms, fit_weights, softmax
+from relabel.calibration.log_linear_pool import DesignMatrix, Floats, Labels, fit_weights, softmax
 from relabel.label_noise.transition_matrix import Prior
 from relabel.metrics import expected_calibration_error
 
@@ -30,14 +30,14 @@ backbone's prediction of an unseen image is not (0.9 to 1.4 on digits, with a co
 what hundreds of probes give on photographs and on CIFAR-10N, with and without a corrector.
 """
 FOLDS = 10
-FIGURES = ("probe_accuracy_before", "probe_accuracy_after", "probe_calibration_error")
+FIGURES = ("accuracy_before", "accuracy_after", "calibration_error")
 _FURTHEST_LEANING = 20.0
 _CHANCE_OF_HARM, _CHANCE_OF_GOOD = 0.1, 0.25  # that corrections which do neither are held for such
-_MARGIN = math.log(2)  # log e costs more with structured noise and breaks fewer labels
+_DECISION_THRESHOLD = math.log(2)  # log e costs more with structured noise and breaks fewer labels
 
 
 @dataclass(frozen=True)
-class Promise:
+class Selection:
     """What `fix` promises: of the rows marked, in expectation at least `precision` are right.
 
     threshold: least soft-label maximum of a `fix` row, None when the promise cannot be made for any row;
@@ -48,14 +48,14 @@ class Promise:
 
     precision: float
     threshold: float | None
-    probes: int
+    calibration_rows: int
     right: int
     needed: int
     rows: int
 
 
 @dataclass(frozen=True)
-class Experience:
+class CalibrationPrior:
     """What the calibrations of other data sets leave to one without probes.
 
     weights: by evidence name, transition and keep last; relabelled, right, confidence: [P], as in
@@ -66,7 +66,7 @@ class Experience:
     relabelled: NDArray[np.bool_]
     right: NDArray[np.bool_]
     confidence: Floats
-    withheld: bool = False
+    abstains: bool = False
 
     @property
     def evidence(self) -> list[str]:
@@ -74,16 +74,16 @@ class Experience:
         return list(self.weights)[:-2]
 
     @classmethod
-    def restored(cls, values: Mapping[str, Any]) -> Experience:
+    def restored(cls, values: Mapping[str, Any]) -> CalibrationPrior:
         """The experience whose `vars` are `values`; ValueError, TypeError or KeyError when they are not."""
         made = cls(**values)
         if not (
             list(made.weights)[-2:] == ["transition", "keep"]
             and all(isinstance(weight, float) and math.isfinite(weight) for weight in made.weights.values())
             and _are_probes(made.relabelled, made.right, made.confidence)
-            and isinstance(made.withheld, bool)
+            and isinstance(made.abstains, bool)
         ):
-            raise ValueError("these are not the values of an experience")
+            raise ValueError("these are not the values of a calibration prior")
         return made
 
 
@@ -97,7 +97,7 @@ class Calibration:
 
     weights: dict[str, float]
     transition: Floats
-    margin: float
+    decision_threshold: float
     """The log odds over the given label that a correction needs; infinite where corrections are withheld."""
     relabelled: NDArray[np.bool_]
     """[P] probes whose cross-validated corrected label differs from the given one."""
@@ -106,22 +106,22 @@ class Calibration:
     confidence: Floats
     """[P] cross-validated soft-label maximum."""
     cross_validated: dict[str, float | None]
-    borrowed: bool = False
+    transferred: bool = False
     """Whether weights and probes are those of other data sets."""
-    factors: Floats | None = None
+    raking_factors: Floats | None = None
     """[C, C] by class and given label, with which `borrowed.matched` multiplies the soft labels."""
-    leaning: float = 0.0
+    given_label_bias: float = 0.0
     """The log odds that given labels gain where corrections are withheld."""
 
     @property
-    def withheld(self) -> bool:
+    def abstains(self) -> bool:
         """Whether every given label is kept."""
-        return self.margin == math.inf
+        return self.decision_threshold == math.inf
 
     @property
-    def experience(self) -> Experience:
+    def calibration_prior(self) -> CalibrationPrior:
         """What is of use to other data sets."""
-        return Experience(self.weights, self.relabelled, self.right, self.confidence, self.withheld)
+        return CalibrationPrior(self.weights, self.relabelled, self.right, self.confidence, self.abstains)
 
     def soft_labels(
         self,
@@ -133,11 +133,15 @@ class Calibration:
 
         held_out: [N], rows whose given label training did not see; default: none.
         """
-        terms = Terms.of(evidence, given, self.transition[:, given].T, held_out, self.factors)
+        terms = DesignMatrix.of(evidence, given, self.transition[:, given].T, held_out, self.raking_factors)
         soft_label = softmax(terms.scores(np.array(list(self.weights.values()))))
-        return _kept(soft_label, given, self.margin, self.leaning) if self.margin else soft_label
+        return (
+            _kept(soft_label, given, self.decision_threshold, self.given_label_bias)
+            if self.decision_threshold
+            else soft_label
+        )
 
-    def promise(self, corrected: Labels, confidence: Floats, given: Labels, precision: float) -> Promise:
+    def selection(self, corrected: Labels, confidence: Floats, given: Labels, precision: float) -> Selection:
         """Choose the threshold of `fix` for rows that nobody verified, by their `best` and given labels [N].
 
         A fix needs two things. Its own calibrated confidence must reach `precision`. And the probes must bear
@@ -156,10 +160,10 @@ class Calibration:
         marked = np.searchsorted(-confidence, -confidence, side="right")
         expected_wrong = (1 + wrong_above) / (judging.sum() + 1) * len(confidence) / np.maximum(marked, 1)
         kept = confidence[expected_wrong <= 1 - precision + 1e-9]
-        return Promise(
+        return Selection(
             precision=precision,
             threshold=float(kept.min()) if len(kept) else None,
-            probes=int(judging.sum()),
+            calibration_rows=int(judging.sum()),
             right=int((judging & self.right).sum()),
             needed=math.ceil(1 / (1 - precision) - 1 - 1e-9),
             rows=len(confidence),
@@ -178,16 +182,16 @@ class Calibration:
             list(made.weights) == [*evidence, "transition", "keep"]
             and tuple(made.cross_validated) == FIGURES
             and all(isinstance(number, float) and math.isfinite(number) for number in numbers)
-            and isinstance(made.margin, float)
-            and made.margin >= 0
+            and isinstance(made.decision_threshold, float)
+            and made.decision_threshold >= 0
             and transition.shape == (num_classes, num_classes)
             and (transition > 0).all()
             and np.allclose(transition.sum(axis=1), 1)
             and _are_probes(made.relabelled, made.right, made.confidence)
-            and isinstance(made.borrowed, bool)
-            and made.factors is None  # of the rows they were matched on, and of no others
-            and isinstance(made.leaning, float)
-            and 0 <= made.leaning <= _FURTHEST_LEANING
+            and isinstance(made.transferred, bool)
+            and made.raking_factors is None  # of the rows they were matched on, and of no others
+            and isinstance(made.given_label_bias, float)
+            and 0 <= made.given_label_bias <= _FURTHEST_LEANING
         ):
             raise ValueError("these are not the values of a calibration")
         return made
@@ -195,10 +199,10 @@ class Calibration:
     def to_dict(self) -> dict[str, Any]:
         """Plain values for the Parquet metadata."""
         return {
-            "probes": 0 if self.borrowed else len(self.right),
+            "calibration_rows": 0 if self.transferred else len(self.right),
             "weights": self.weights,
-            "withheld": self.withheld,
-            "margin": None if self.withheld else self.margin,
+            "abstains": self.abstains,
+            "decision_threshold": None if self.abstains else self.decision_threshold,
             **self.cross_validated,
         }
 
@@ -211,7 +215,7 @@ def _are_probes(relabelled: NDArray[Any], right: NDArray[Any], confidence: NDArr
     )
 
 
-def actions(corrected: Labels, confidence: Floats, given: Labels, promise: Promise) -> NDArray[np.str_]:
+def actions(corrected: Labels, confidence: Floats, given: Labels, selection: Selection) -> NDArray[np.str_]:
     """`keep`, `fix` or `review` per row [N], from the `best` [N], [N] of soft labels and the given labels.
 
     A row whose corrected label differs is a `fix` from the promise's threshold on and a `review` below; a row
@@ -220,8 +224,8 @@ def actions(corrected: Labels, confidence: Floats, given: Labels, promise: Promi
     """
     differs = changed(corrected, given)
     action = np.where((given < 0) | differs | (confidence <= 0.5), "review", "keep")
-    if promise.threshold is not None:
-        action[differs & (confidence >= promise.threshold)] = "fix"
+    if selection.threshold is not None:
+        action[differs & (confidence >= selection.threshold)] = "fix"
     return action
 
 
@@ -231,7 +235,7 @@ def fit(
     true: Labels,
     counts: NDArray[np.int64],
     seed: int,
-    borrowed: Calibration | None = None,
+    transferred: Calibration | None = None,
     held_out: NDArray[np.bool_] | None = None,
     like: Floats | None = None,
 ) -> Calibration:
@@ -247,19 +251,19 @@ def fit(
     """
     num_classes = len(counts)
     names = [*evidence, "transition", "keep"]
-    prior = PRIOR if borrowed is None else borrowed.weights
+    prior = PRIOR if transferred is None else transferred.weights
     start = np.array([prior.get(name, 0.0) for name in names])
     labelled = given >= 0
-    factors = None
-    if borrowed is None:
+    raking_factors = None
+    if transferred is None:
         towards = Prior.fitted(counts, like)
         transition = towards.posterior(counts)
         likelihood = np.ones((len(true), num_classes))
         likelihood[labelled] = towards.without_own(counts, true[labelled], given[labelled])
     else:
-        transition, factors = borrowed.transition, borrowed.factors
+        transition, raking_factors = transferred.transition, transferred.raking_factors
         likelihood = transition[:, given].T
-    terms = Terms.of(evidence, given, likelihood, held_out, factors)
+    terms = DesignMatrix.of(evidence, given, likelihood, held_out, raking_factors)
     weights = fit_weights([(terms, true)], start)
 
     validated = np.zeros((len(true), num_classes))
@@ -270,28 +274,30 @@ def fit(
         validated[~rest] = softmax(terms[~rest].scores(fitted))
     was_right, is_right = given == true, validated.argmax(axis=1) == true
     broken, mended = was_right & ~is_right, labelled & ~was_right & is_right
-    margin, leaning = _margin(int(broken.sum()), int(mended.sum())), 0.0
-    if borrowed is not None and 0 < margin < math.inf:
-        margin = max(margin, borrowed.margin)
-    if margin == math.inf:
-        leaning = _leaning(validated[labelled], given[labelled], (was_right.sum() + 1) / (labelled.sum() + 2))
-    if margin:
-        validated = _kept(validated, given, margin, leaning)
+    decision_threshold, given_label_bias = _decision_threshold(int(broken.sum()), int(mended.sum())), 0.0
+    if transferred is not None and 0 < decision_threshold < math.inf:
+        decision_threshold = max(decision_threshold, transferred.decision_threshold)
+    if decision_threshold == math.inf:
+        given_label_bias = _given_label_bias(
+            validated[labelled], given[labelled], (was_right.sum() + 1) / (labelled.sum() + 2)
+        )
+    if decision_threshold:
+        validated = _kept(validated, given, decision_threshold, given_label_bias)
     corrected, confidence = best(validated)
     return Calibration(
         weights=dict(zip(names, (float(weight) for weight in weights), strict=True)),
         transition=transition,
-        margin=margin,
+        decision_threshold=decision_threshold,
         relabelled=changed(corrected, given),
         right=corrected == true,
         confidence=confidence,
         cross_validated=_figures(validated[labelled], given[labelled], true[labelled]),
-        factors=factors,
-        leaning=leaning,
+        raking_factors=raking_factors,
+        given_label_bias=given_label_bias,
     )
 
 
-def _margin(broken: int, mended: int) -> float:
+def _decision_threshold(broken: int, mended: int) -> float:
     """The log odds that a correction needs, of how many right labels of probes corrections made wrong and how
     many wrong ones right: none where they do good, two to one where nothing is shown, infinite where they do
     harm, both by a one-sided sign test.
@@ -307,10 +313,12 @@ def _margin(broken: int, mended: int) -> float:
 
     if chance(broken) <= _CHANCE_OF_HARM:
         return math.inf
-    return 0.0 if chance(mended) <= _CHANCE_OF_GOOD else _MARGIN
+    return 0.0 if chance(mended) <= _CHANCE_OF_GOOD else _DECISION_THRESHOLD
 
 
-def _kept(soft_label: Floats, given: Labels, margin: float, leaning: float = 0.0) -> Floats:
+def _kept(
+    soft_label: Floats, given: Labels, decision_threshold: float, given_label_bias: float = 0.0
+) -> Floats:
     """Soft labels [N, C] that change no label without that margin, and still tell which ones are doubtful.
 
     A given label's odds are multiplied by e^leaning, and where another class is still likelier, by the margin
@@ -319,23 +327,23 @@ def _kept(soft_label: Floats, given: Labels, margin: float, leaning: float = 0.0
     """
     kept = soft_label.copy()
     rows = np.flatnonzero(given >= 0)
-    own = kept[rows, given[rows]] * math.exp(leaning)
+    own = kept[rows, given[rows]] * math.exp(given_label_bias)
     kept[rows, given[rows]] = 0
     other = kept[rows].max(axis=1)
     near = own <= other
-    if margin < math.inf:
-        near &= other <= own * math.exp(margin)
+    if decision_threshold < math.inf:
+        near &= other <= own * math.exp(decision_threshold)
     kept[rows, given[rows]] = np.where(near, 1.001 * other, own)
     kept /= kept.sum(axis=1, keepdims=True)
     return kept
 
 
-def _leaning(soft_label: Floats, given: Labels, right: float) -> float:
+def _given_label_bias(soft_label: Floats, given: Labels, right: float) -> float:
     """At which leaning given labels [n] have on average the probability of being right that is `right`."""
     from scipy.optimize import brentq
 
-    def excess(leaning: float) -> float:
-        kept = _kept(soft_label, given, math.inf, leaning)
+    def excess(given_label_bias: float) -> float:
+        kept = _kept(soft_label, given, math.inf, given_label_bias)
         return float(kept[np.arange(len(given)), given].mean()) - right
 
     if excess(0.0) >= 0:

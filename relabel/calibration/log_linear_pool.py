@@ -24,7 +24,7 @@ FLOOR = 1e-4  # what bf16 logits resolve; below it a logarithm would be noise
 
 
 @dataclass(frozen=True)
-class Terms:
+class DesignMatrix:
     """What the scores of n rows are made of: features [n, C, K + 2], a weight each, and `fixed` [n, C]."""
 
     features: Floats
@@ -37,8 +37,8 @@ class Terms:
         given: Labels,
         likelihood: Floats,
         held_out: NDArray[np.bool_] | None = None,
-        factors: Floats | None = None,
-    ) -> Terms:
+        raking_factors: Floats | None = None,
+    ) -> DesignMatrix:
         """The terms of rows with distributions [n, C] by name, given labels [n] (−1: none) and their
         likelihood p(given | true) [n, C] for each class.
 
@@ -54,12 +54,12 @@ class Terms:
         features[..., -2] = np.where(seen[:, None], log_likelihood, 0.0)
         features[..., -1] = (np.arange(likelihood.shape[1]) == given[:, None]) & seen[:, None]
         fixed = np.where(seen[:, None], 0.0, log_likelihood)
-        if factors is not None:
-            fixed[seen] = np.log(factors[:, given[seen]].T)
+        if raking_factors is not None:
+            fixed[seen] = np.log(raking_factors[:, given[seen]].T)
         return cls(features, fixed)
 
-    def __getitem__(self, rows: NDArray[np.bool_] | slice) -> Terms:
-        return Terms(self.features[rows], self.fixed[rows])
+    def __getitem__(self, rows: NDArray[np.bool_] | slice) -> DesignMatrix:
+        return DesignMatrix(self.features[rows], self.fixed[rows])
 
     def scores(self, weights: Floats) -> Floats:
         """[n, C] by the weights [K + 2]."""
@@ -74,7 +74,7 @@ def softmax(scores: Floats) -> Floats:
     return exponent
 
 
-def fit_weights(groups: Sequence[tuple[Terms, Labels]], prior: Floats) -> Floats:
+def fit_weights(groups: Sequence[tuple[DesignMatrix, Labels]], prior: Floats) -> Floats:
     """Maximum a-posteriori weights [K + 2] under a Gaussian around `prior`; the problem is convex.
 
     groups: the terms of rows that choose among the same C classes, and their true class ids [n].

@@ -3,9 +3,9 @@
 The weights of the evidence are those that suited other data sets (`learn`), and what is mistaken for what the
 anchors tell. How far to believe either, the given labels themselves tell: a tenth of them is *held out*, kept
 from training, and where they agree with what the network predicts more often, or less, than its soft labels
-and the anchors' noise matrix say, these are wrong (`transferred`). The soft labels of the rows that training
-saw the label of are then multiplied so as to agree with that matrix (`matched`). And where they know of more
-wrong labels than they can put right, a correction needs a margin (`guarded`).
+and the anchors' noise matrix say, these are wrong (`transferred_calibration`). The soft labels of the rows
+that training saw the label of are then multiplied so as to agree with that matrix (`raked`). And where they
+know of more wrong labels than they can put right, a correction needs a margin (`with_decision_threshold`).
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ from relabel.calibration.calibrate import (
     FOLDS,
     PRIOR,
     Calibration,
-    Experience,
+    CalibrationPrior,
     best,
     changed,
     joint_counts,
 )
-from relabel.calibration.log_linear_pool import FLOOR, Floats, Labels, Terms, fit_weights, softmax
+from relabel.calibration.log_linear_pool import FLOOR, DesignMatrix, Floats, Labels, fit_weights, softmax
 from relabel.data.sources import UNLABELLED
 from relabel.label_noise import anchor_points
 
@@ -55,8 +55,8 @@ def held_out(given: Labels, seed: int) -> NDArray[np.bool_]:
     return chosen
 
 
-def transferred(
-    experience: Experience,
+def transferred_calibration(
+    calibration_prior: CalibrationPrior,
     evidence: Mapping[str, NDArray[np.floating]],
     given: Labels,
     transition: Floats,
@@ -69,21 +69,23 @@ def transferred(
     """
     sharpness, shift = 1.0, 0.0
     if len(given):
-        terms = Terms.of(evidence, np.full(len(given), UNLABELLED), np.ones((len(given), len(transition))))
-        scores = terms.scores(np.array(list(experience.weights.values())))
+        terms = DesignMatrix.of(
+            evidence, np.full(len(given), UNLABELLED), np.ones((len(given), len(transition)))
+        )
+        scores = terms.scores(np.array(list(calibration_prior.weights.values())))
         sharpness, shift = _asked_for(scores, given, transition)
     return Calibration(
         weights={
-            name: weight * (sharpness if name in experience.evidence else 1.0)
-            for name, weight in experience.weights.items()
+            name: weight * (sharpness if name in calibration_prior.evidence else 1.0)
+            for name, weight in calibration_prior.weights.items()
         },
         transition=_shifted(transition, shift),
-        margin=math.inf if experience.withheld else 0.0,
-        relabelled=experience.relabelled,
-        right=experience.right,
-        confidence=experience.confidence,
+        decision_threshold=math.inf if calibration_prior.abstains else 0.0,
+        relabelled=calibration_prior.relabelled,
+        right=calibration_prior.right,
+        confidence=calibration_prior.confidence,
         cross_validated=dict.fromkeys(FIGURES),
-        borrowed=True,
+        transferred=True,
     )
 
 
@@ -148,25 +150,27 @@ def _shifted(transition: Floats, shift: float) -> Floats:
     return moved
 
 
-def matched(fitted: Calibration, joint: Floats) -> Calibration:
+def raked(fitted: Calibration, joint: Floats) -> Calibration:
     """`fitted` with factors that bring its soft labels near to what its anchors say of each given label.
 
     joint: [C, C], expected rows by (true, given) as the soft labels by `fitted` of all rows whose label was
     not held out tell it (`joint_counts`).
     """
-    if fitted.withheld or not joint.any():
+    if fitted.abstains or not joint.any():
         return fitted
-    return replace(fitted, factors=_factors(joint, fitted.transition))
+    return replace(fitted, raking_factors=_raking_factors(joint, fitted.transition))
 
 
-def _factors(joint: Floats, transition: Floats) -> Floats:
+def _raking_factors(joint: Floats, transition: Floats) -> Floats:
     rows = joint.sum(axis=0)
     own = joint / np.maximum(rows, 1e-12)
-    factors: Floats = anchor_points.posterior(transition, rows) / np.maximum(own, FLOOR)
-    return np.where(rows > 0, factors, 1.0)
+    raking_factors: Floats = anchor_points.posterior(transition, rows) / np.maximum(own, FLOOR)
+    return np.where(rows > 0, raking_factors, 1.0)
 
 
-def guarded(fitted: Calibration, soft_label: NDArray[np.floating], given: Labels) -> Calibration:
+def with_decision_threshold(
+    fitted: Calibration, soft_label: NDArray[np.floating], given: Labels
+) -> Calibration:
     """`fitted` with the margin over the given label that its corrections need, by its soft labels [n, C] of
     some rows and the labels [n] that these were given and training saw.
 
@@ -182,16 +186,18 @@ def guarded(fitted: Calibration, soft_label: NDArray[np.floating], given: Labels
     """
     rows = np.arange(len(given))
     told = float((1 - soft_label[rows, given]).sum())
-    if fitted.withheld or told == 0:
+    if fitted.abstains or told == 0:
         return fitted
     share = float((soft_label.argmax(axis=1) != given).sum()) / told
     if share >= _CORRECTED:
         return fitted
-    return replace(fitted, margin=_STEEPNESS * math.log(_CORRECTED / max(share, _LEAST_CORRECTED)))
+    return replace(
+        fitted, decision_threshold=_STEEPNESS * math.log(_CORRECTED / max(share, _LEAST_CORRECTED))
+    )
 
 
 @dataclass(frozen=True)
-class Solved:
+class LabelledRun:
     """A data set whose truth is known, with what a fit on it found.
 
     evidence: distributions [N, C] by name; given, true: [N] class ids; held_out: [N], whose label training
@@ -204,9 +210,9 @@ class Solved:
     held_out: NDArray[np.bool_]
     transition: Floats
 
-    def __getitem__(self, rows: NDArray[np.int64]) -> Solved:
+    def __getitem__(self, rows: NDArray[np.int64]) -> LabelledRun:
         evidence = {name: values[rows] for name, values in self.evidence.items()}
-        return Solved(evidence, self.given[rows], self.true[rows], self.held_out[rows], self.transition)
+        return LabelledRun(evidence, self.given[rows], self.true[rows], self.held_out[rows], self.transition)
 
     @property
     def labels(self) -> tuple[Mapping[str, NDArray[np.floating]], Labels, Floats]:
@@ -215,17 +221,19 @@ class Solved:
         return self[rows].evidence, self.given[rows], self.transition
 
 
-def labelled(experience: Experience, data: Solved) -> Floats:
+def labelled(calibration_prior: CalibrationPrior, data: LabelledRun) -> Floats:
     """The calibrated soft labels [N, C] of a data set, made as if nobody knew its truth."""
-    fitted = transferred(experience, *data.labels)
+    fitted = transferred_calibration(calibration_prior, *data.labels)
     seen = np.where(data.held_out, UNLABELLED, data.given)
-    fitted = matched(fitted, joint_counts(fitted.soft_labels(data.evidence, seen), seen))
+    fitted = raked(fitted, joint_counts(fitted.soft_labels(data.evidence, seen), seen))
     trained = data[np.flatnonzero(~data.held_out)]
-    fitted = guarded(fitted, fitted.soft_labels(trained.evidence, trained.given), trained.given)
+    fitted = with_decision_threshold(
+        fitted, fitted.soft_labels(trained.evidence, trained.given), trained.given
+    )
     return fitted.soft_labels(data.evidence, data.given, data.held_out)
 
 
-def learn(solved: Sequence[Solved], seed: int) -> Experience:
+def learn(solved: Sequence[LabelledRun], seed: int) -> CalibrationPrior:
     """The weights that suit all those data sets, each of which counts alike, whatever its size.
 
     What they are worth is told by rows of data sets that were left out of the fit, `labelled` as in use.
@@ -234,11 +242,11 @@ def learn(solved: Sequence[Solved], seed: int) -> Experience:
     rng = np.random.default_rng(seed)
     solved = [data[rng.permutation(len(data.true))] for data in solved]
     fold = rng.permutation(len(solved)) % FOLDS
-    nobody = np.zeros(0)
+    no_rows = np.zeros(0)
     soft_label: dict[int, Floats] = {}
     for part in np.unique(fold):
         rest = [data for data, other in zip(solved, fold, strict=True) if other != part]
-        lesson = Experience(_weights(rest, names), nobody > 0, nobody > 0, nobody)
+        lesson = CalibrationPrior(_weights(rest, names), no_rows > 0, no_rows > 0, no_rows)
         for place in np.flatnonzero(fold == part).tolist():
             soft_label[place] = labelled(lesson, solved[place])[:_ROWS_JUDGED]
     found = [best(soft_label[place]) for place in range(len(solved))]
@@ -247,21 +255,21 @@ def learn(solved: Sequence[Solved], seed: int) -> Experience:
         np.concatenate([values[:_ROWS_JUDGED] for values in column])
         for column in zip(*((data.true, data.given) for data in solved), strict=True)
     )
-    return Experience(
+    return CalibrationPrior(
         weights=_weights(solved, names),
         relabelled=changed(corrected, given),
         right=corrected == true,
         confidence=confidence,
-        withheld=int((corrected == true).sum()) < int((given == true).sum()),
+        abstains=int((corrected == true).sum()) < int((given == true).sum()),
     )
 
 
-def _weights(solved: Sequence[Solved], names: Sequence[str]) -> dict[str, float]:
+def _weights(solved: Sequence[LabelledRun], names: Sequence[str]) -> dict[str, float]:
     """By name, of the rows of all those data sets that training saw the label of."""
     prior = np.array([PRIOR.get(name, 0.0) for name in names])
     groups = []
     for data in solved:
         seen = data[np.flatnonzero(~data.held_out)[:_ROWS_LEARNED]]
         likelihood = seen.transition[:, seen.given].T
-        groups.append((Terms.of(seen.evidence, seen.given, likelihood), seen.true))
+        groups.append((DesignMatrix.of(seen.evidence, seen.given, likelihood), seen.true))
     return dict(zip(names, map(float, fit_weights(groups, prior)), strict=True))

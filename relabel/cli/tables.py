@@ -62,25 +62,25 @@ def show_result(console: Console, summary: Mapping[str, Any], output: str) -> No
     lines.append(_actions(summary["actions"], summary["trusted_rows"]))
     calibration = summary["calibration"]
     of_the_fit = " of the fit" if summary["calibrated_before"] else ""
-    if calibration["probe_accuracy_before"] is not None:
+    if calibration["accuracy_before"] is not None:
         lines.append(
             (
                 "Label accuracy, measured",
                 f"{_percent(calibration['probe_accuracy_before'])} before, "
                 f"{_percent(calibration['probe_accuracy_after'])} after "
-                f"(on {calibration['probes']:,} verified rows{of_the_fit}, cross-validated)",
+                f"(on {calibration['calibration_rows']:,} verified rows{of_the_fit}, cross-validated)",
             )
         )
-    if calibration["margin"]:
+    if calibration["decision_threshold"]:
         reason = (
             "the verified rows do not show that they do good"
-            if calibration["probes"]
+            if calibration["calibration_rows"]
             else "few of the labels in doubt have a likelier one"
         )
-        odds = math.exp(calibration["margin"])
+        odds = math.exp(calibration["decision_threshold"])
         times = f"{odds:.2g}" if odds < 9.5 else f"{odds:.0f}"
         lines.append(("Corrections", f"only where {times} times as likely as the given label, for {reason}"))
-    lines.append(("Promise", summary["promise"]))
+    lines.append(("Promise", summary["selection"]))
     _show(console, "What was found", lines)
     console.print(f"Wrote {_printable(output)}", markup=False, highlight=False, soft_wrap=True)
 

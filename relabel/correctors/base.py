@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from relabel.label_noise import anchor_points
 from relabel.label_noise.transition_matrix import Floats, estimated
 from relabel.metrics import noise_matrix
-from relabel.sample_memory import Distributions, PerSample
+from relabel.sample_memory import PerSample, ProbabilityStore
 
 Memory = dict[str, Tensor]
 """A batch's rows [B, ...] of what is remembered, by name."""
@@ -36,7 +36,7 @@ Store = dict[str, PerSample]
 
 
 @dataclass(frozen=True)
-class Verified:
+class TrustedRows:
     """Trusted rows [M]: `rows`, indices into a source's rows and the external images behind them; `true`,
     their verified labels; `given`, their given ones, −1 for rows without one.
     """
@@ -49,9 +49,9 @@ class Verified:
         return len(self.rows)
 
 
-def nobody() -> Verified:
+def no_rows() -> TrustedRows:
     """No rows."""
-    return Verified(*(torch.zeros(0, dtype=torch.int64) for _ in range(3)))
+    return TrustedRows(*(torch.zeros(0, dtype=torch.int64) for _ in range(3)))
 
 
 class MetaRows(Enum):
@@ -73,13 +73,13 @@ class WarmUp:
     trusted rows that drive φ; witness: trusted rows among those trained on.
     """
 
-    mean_probability: Tensor | Distributions
-    probability: Tensor | Distributions
+    mean_probability: Tensor | ProbabilityStore
+    probability: Tensor | ProbabilityStore
     given: Tensor
     head: nn.Linear
     features: Callable[[], Tensor]
-    meta: Verified
-    witness: Verified = field(default_factory=nobody)
+    meta: TrustedRows
+    in_training: TrustedRows = field(default_factory=no_rows)
 
     def transition(self) -> Floats | None:
         """p(given | true) [C, C] by the meta rows and the anchors among the others; None if there is none."""
@@ -101,12 +101,12 @@ class Epoch:
     """
 
     number: int
-    probability: Tensor | Distributions
+    probability: Tensor | ProbabilityStore
     trained: Tensor
     given: Tensor
     memory: Store
-    meta: Verified
-    witness: Verified = field(default_factory=nobody)
+    meta: TrustedRows
+    in_training: TrustedRows = field(default_factory=no_rows)
 
 
 class Corrector(nn.Module, ABC):
@@ -118,7 +118,7 @@ class Corrector(nn.Module, ABC):
     meta_rows = MetaRows.UNSEEN
     """Their part in training."""
 
-    has_witnesses = False
+    has_in_training_rows = False
     """Whether some trusted rows pass through training under their given label for φ to be held against.
 
     What the backbone learns by heart shows in the rows it trains on, never in the meta rows of a look-ahead.

@@ -47,7 +47,7 @@ class MSLC(Corrector):
         super().__init__()
         self.targets = targets
         self.start = start
-        self.has_witnesses = start == "trusted"
+        self.has_in_training_rows = start == "trusted"
         self.alpha_net = _coefficient_net()
         self.beta_net = _coefficient_net()
 
@@ -67,12 +67,12 @@ class MSLC(Corrector):
 
         A few witnesses say little, so ten more say a = b = 1/2.
         """
-        if not self.has_witnesses or len(seen.witness) == 0 or "soft_label" not in memory:
+        if not self.has_in_training_rows or len(seen.in_training) == 0 or "soft_label" not in memory:
             return
         like = next(self.parameters())
-        given, true = seen.witness.given.to(like.device), seen.witness.true.to(like.device)
-        logits = seen.probability[seen.witness.rows].to(like).clamp(min=_FLOOR).log()
-        previous = {"soft_label": memory["soft_label"][seen.witness.rows].to(like)}
+        given, true = seen.in_training.given.to(like.device), seen.in_training.true.to(like.device)
+        logits = seen.probability[seen.in_training.rows].to(like).clamp(min=_FLOOR).log()
+        previous = {"soft_label": memory["soft_label"][seen.in_training.rows].to(like)}
         optimizer = torch.optim.Adam(self.parameters(), lr=1e-2)
         for _ in range(steps):
             a, b = self.coefficients(logits, given, previous["soft_label"])

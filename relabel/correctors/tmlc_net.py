@@ -51,13 +51,15 @@ from relabel.config import SHIPPED_CORRECTOR
 from relabel.correctors.base import Corrector, Epoch, Memory, MetaRows, Store, WarmUp
 from relabel.device import upload
 from relabel.label_noise.transition_matrix import Floats
-from relabel.sample_memory import Distributions, History, blocks, class_type, per_sample
+from relabel.sample_memory import History, ProbabilityStore, blocks, class_type, per_sample
 
 _FLOOR = 1e-4  # of p: what bf16 logits resolve
 _SMOOTHING = 0.1  # ε of eq. 10
 _PSEUDO_ROWS = 10
-_PULL = 10.0  # the prior's precision: 1 / variance of each parameter; 2 was as good
-_STRUCTURE = 0.5  # the share of it that scores gain; all of it cost 0.1 points, on flips and on even noise
+_PRIOR_PRECISION = 10.0  # the prior's precision: 1 / variance of each parameter; 2 was as good
+_LOG_RATIO_SHARE = (
+    0.5  # the share of it that scores gain; all of it cost 0.1 points, on flips and on even noise
+)
 _IGNORED = -100
 _KEPT = 16  # epochs in a history, beside the newest: memory does not grow with the length of the run
 CANDIDATES = 20  # classes of a row that have a history, where there are more
@@ -99,10 +101,10 @@ class TMLCNet(Corrector):
         self.start = start if alike else "random"
         self.register_buffer("kept_share", torch.zeros(()))
         self.kept_share: Tensor
-        self.register_buffer("pull", torch.zeros(()))
-        self.pull: Tensor
-        self.register_buffer("structure", None, persistent=False)
-        self.structure: Tensor | None
+        self.register_buffer("prior_precision", torch.zeros(()))
+        self.prior_precision: Tensor
+        self.register_buffer("log_ratio", None, persistent=False)
+        self.log_ratio: Tensor | None
         self.encoder = nn.LSTM(4, hidden, batch_first=True)
         # No last bias: one that all classes share, a softmax does not see.
         self.decoder = nn.Sequential(nn.Linear(hidden, hidden), nn.ReLU(), nn.Linear(hidden, 1, bias=False))
@@ -115,9 +117,9 @@ class TMLCNet(Corrector):
             return {}
         transition = warm_up.transition() if (warm_up.meta.given >= 0).any() else None
         if transition is not None:
-            structure = torch.from_numpy(_STRUCTURE * log_structure(transition))
-            self.structure = structure.to(next(self.parameters()))
-        self.pull.fill_(_PULL / len(warm_up.meta))
+            log_ratio = torch.from_numpy(_LOG_RATIO_SHARE * log_likelihood_ratio(transition))
+            self.log_ratio = log_ratio.to(next(self.parameters()))
+        self.prior_precision.fill_(_PRIOR_PRECISION / len(warm_up.meta))
         with torch.no_grad():
             for parameter, pretrained in zip(self.parameters(), self._pretrained, strict=True):
                 parameter.copy_(pretrained)
@@ -193,7 +195,9 @@ class TMLCNet(Corrector):
         loss = loss / is_target.any(dim=1).sum().clamp(min=1)
         if self.start == "pretrained":
             pairs = zip(self.parameters(), self._pretrained, strict=True)
-            loss = loss + self.pull / 2 * sum((own - pretrained).square().sum() for own, pretrained in pairs)
+            loss = loss + self.prior_precision / 2 * sum(
+                (own - pretrained).square().sum() for own, pretrained in pairs
+            )
         return loss
 
     def describe(self) -> dict[str, object]:
@@ -225,9 +229,9 @@ class TMLCNet(Corrector):
 
     def _scores(self, given: Tensor, memory: Memory) -> Tensor:
         scores: Tensor = self.decoder(self.states(given, memory)).squeeze(2)
-        if self.structure is not None:
-            leaning = self.structure[self._classes(memory).long(), given[:, None]]
-            scores = scores + leaning * (given >= 0)[:, None]
+        if self.log_ratio is not None:
+            given_label_bias = self.log_ratio[self._classes(memory).long(), given[:, None]]
+            scores = scores + given_label_bias * (given >= 0)[:, None]
         return scores
 
     def _is(self, labels: Tensor, memory: Memory) -> Tensor:
@@ -240,15 +244,15 @@ class TMLCNet(Corrector):
         return memory.get("candidates", torch.arange(losses.shape[2], device=losses.device))
 
 
-def log_structure(transition: Floats) -> Floats:
+def log_likelihood_ratio(transition: Floats) -> Floats:
     """log p(given | true) − log of the same under noise that is alike everywhere, [C, C] by (true, given).
 
     transition: [C, C], positive, rows sum to 1; the other noise has its mean rate.
     """
     rate = 1 - np.diag(transition).mean()
-    structure: Floats = np.log(transition) - np.log(rate / (len(transition) - 1))
-    np.fill_diagonal(structure, np.log(np.diag(transition) / (1 - rate)))
-    return structure
+    log_ratio: Floats = np.log(transition) - np.log(rate / (len(transition) - 1))
+    np.fill_diagonal(log_ratio, np.log(np.diag(transition) / (1 - rate)))
+    return log_ratio
 
 
 def kept(epochs: int) -> list[int]:
@@ -264,7 +268,7 @@ def chosen(epoch: int) -> int:
     return max(choice for choice in _CHOICES if choice <= epoch)
 
 
-def likeliest(probability: Tensor | Distributions, given: Tensor) -> Tensor:
+def likeliest(probability: Tensor | ProbabilityStore, given: Tensor) -> Tensor:
     """Each row's given label and its likeliest classes [N, 20], in order; probability: [N, C]."""
     candidates = per_sample(len(given), CANDIDATES, dtype=class_type(probability.shape[1]))
     for block in blocks(*probability.shape):
@@ -275,7 +279,9 @@ def likeliest(probability: Tensor | Distributions, given: Tensor) -> Tensor:
     return candidates
 
 
-def mean_losses(probability: Tensor | Distributions, given: Tensor, trained: Tensor) -> tuple[Tensor, Tensor]:
+def mean_losses(
+    probability: Tensor | ProbabilityStore, given: Tensor, trained: Tensor
+) -> tuple[Tensor, Tensor]:
     """Mean loss of the rows labelled with each class [C], and of all rows: what eqs. 1 and 2 divide by.
 
     probability: [N, C]; given: [N]; trained: [N] bool, the rows the means are over. A class that no row is

@@ -13,8 +13,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from relabel.calibration.log_linear_pool import Floats
-from relabel.sample_memory import Distributions, blocks
+from relabel.label_noise.transition_matrix import Floats
+from relabel.sample_memory import ProbabilityStore, blocks
 
 _SHARE = 0.3
 """Of the rows with a class's label, so many are its anchors.
@@ -25,7 +25,7 @@ bring in more of the network's own mistakes, fewer more chance.
 _EM_STEPS = 50
 
 
-def count(early: Tensor | Distributions, given: NDArray[np.int64]) -> NDArray[np.int64]:
+def count(early: Tensor | ProbabilityStore, given: NDArray[np.int64]) -> NDArray[np.int64]:
     """Anchors [C, C] by predicted class and given label.
 
     early: [N, C], the average prediction before half time; given: [N], −1 for rows that do not count. Of the

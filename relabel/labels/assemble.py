@@ -15,15 +15,15 @@ from torch import Tensor
 
 from relabel import __version__
 from relabel.calibration import calibrate
-from relabel.calibration.calibrate import Calibration, Promise
+from relabel.calibration.calibrate import Calibration, Selection
 from relabel.data.sources import UNLABELLED, Source
 from relabel.data.trusted import TrustedSet
 from relabel.labels.parquet import largest_confusions, matrix_metadata
 from relabel.metrics import noise_matrix, wilson_interval
 from relabel.progress import Watcher
-from relabel.sample_memory import Distributions, blocks
+from relabel.sample_memory import ProbabilityStore, blocks
 
-Evidence = Mapping[str, Tensor | Distributions]
+Evidence = Mapping[str, Tensor | ProbabilityStore]
 """Distributions [N, C] by name, for the calibration."""
 
 _CONFUSIONS_TOLD = 5
@@ -157,8 +157,8 @@ def label_rows(
     is_trusted = np.zeros(len(source), dtype=bool)
     is_trusted[trusted.rows] = True
     unverified = usable & ~is_trusted
-    promise = fitted.promise(corrected[unverified], confidence[unverified], given[unverified], precision)
-    action = calibrate.actions(corrected, confidence, given, promise)
+    selection = fitted.selection(corrected[unverified], confidence[unverified], given[unverified], precision)
+    action = calibrate.actions(corrected, confidence, given, selection)
     changed = trusted.labels != given[trusted.rows]
     action[trusted.rows] = np.where(changed, "fix", "keep")
 
@@ -174,8 +174,8 @@ def label_rows(
     }
     names, run = source.class_names, dict(run)
     learned = np.array(run.pop("transition_matrix")) if "transition_matrix" in run else None
-    sentence = promise_sentence(
-        fitted, promise, None if fitted_before else len(trusted.rows) + len(trusted.external)
+    sentence = selection_sentence(
+        fitted, selection, None if fitted_before else len(trusted.rows) + len(trusted.external)
     )
     if len(judged) == 0:
         sentence = "No row has a given label, so there is none to keep or to fix."
@@ -198,7 +198,7 @@ def label_rows(
                 else {"noise_matrix": None}
             ),
             **({} if learned is None else matrix_metadata("transition_matrix", learned, names)),
-            "calibration": {**fitted.to_dict(), "promise": asdict(promise)},
+            "calibration": {**fitted.to_dict(), "selection": asdict(selection)},
         },
         summary={
             "rows": len(source),
@@ -216,38 +216,37 @@ def label_rows(
             else largest_confusions(learned, names, _CONFUSIONS_TOLD),
             "calibration": fitted.to_dict(),
             "calibrated_before": fitted_before,
-            "promise": sentence,
+            "selection": sentence,
         },
     )
 
 
-def promise_sentence(fitted: Calibration, promise: Promise, verified: int | None) -> str:
+def selection_sentence(fitted: Calibration, selection: Selection, verified: int | None) -> str:
     """What `fix` promises, or why it cannot, in one sentence.
 
     verified: how many rows are, in all; None where the calibration is of an earlier run.
     """
-    percent = f"{promise.precision * 100:g} %"
-    if fitted.withheld:
-        judges = "data the corrector learned from" if fitted.borrowed else "verified rows that judge them,"
+    percent = f"{selection.precision * 100:g} %"
+    if fitted.abstains:
+        judges = "data the corrector learned from" if fitted.transferred else "verified rows that judge them,"
         return f"On the {judges} corrections did more harm than good, so every given label is kept."
-    if fitted.borrowed:
-        return _borrowed_sentence(percent, promise)
-    judged = (
-        f"{promise.right} of the {promise.probes} verified rows relabelled with such confidence are right"
-    )
+    if fitted.transferred:
+        return _borrowed_sentence(percent, selection)
+    rows = selection.calibration_rows
+    judged = f"{selection.right} of the {rows} verified rows relabelled with such confidence are right"
     more = "verify more rows" if verified is not None else "fit with more verified rows"
-    if promise.threshold is not None:
+    if selection.threshold is not None:
         return f"At least {percent} of the fixes are expected to be right; {judged}."
-    if promise.probes < promise.needed:
-        if verified and promise.probes:
-            about = 10 * math.ceil(verified * promise.needed / promise.probes / 10)
+    if selection.calibration_rows < selection.needed:
+        if verified and selection.calibration_rows:
+            about = 10 * math.ceil(verified * selection.needed / selection.calibration_rows / 10)
             more += f", about {about:,} in all,"
         return (
-            f"Too few verified rows to promise {percent}: {promise.probes} of those that judge the result "
-            f"were relabelled with such confidence and it takes {promise.needed} at the least, so no row is "
-            f"marked fix; {more} or lower --precision."
+            f"Too few verified rows to promise {percent}: {selection.calibration_rows} of those that judge "
+            f"the result were relabelled with such confidence and it takes {selection.needed} at the least, "
+            f"so no row is marked fix; {more} or lower --precision."
         )
-    if promise.rows == 0:
+    if selection.rows == 0:
         return _nothing_sure(percent)
     return (
         f"The verified rows do not support {percent}: {judged}, so no row is marked fix; lower --precision "
@@ -259,14 +258,14 @@ def _nothing_sure(percent: str) -> str:
     return f"No row was relabelled with a confidence of {percent}, so none is marked fix."
 
 
-def _borrowed_sentence(percent: str, promise: Promise) -> str:
+def _borrowed_sentence(percent: str, selection: Selection) -> str:
     judged = (
-        f"of {promise.probes:,} rows relabelled with such confidence on the data the corrector learned from, "
-        f"{promise.right:,} are right"
+        f"of {selection.calibration_rows:,} rows relabelled with such confidence on the data the corrector "
+        f"learned from, {selection.right:,} are right"
     )
-    if promise.rows == 0:
+    if selection.rows == 0:
         return _nothing_sure(percent)
-    if promise.threshold is None:
+    if selection.threshold is None:
         return f"No row is marked fix at {percent}: {judged}. Verified rows (--trusted) can support more."
     return (
         f"If these rows are like the data the corrector learned from, at least {percent} of the fixes are "

@@ -291,7 +291,7 @@ def record(episode: Episode, pool: Pool, corrector: TMLCNet | None, compute: Com
     probability = torch.empty(len(scene.true), episode.epochs, len(episode.classes), dtype=torch.float16)
     for epoch in range(episode.epochs):
         training.run_epoch()
-        probability[:, epoch] = training.ledger.latest[:].half()
+        probability[:, epoch] = training.sample_memory.latest[:].half()
     last = training.evidence()["last"][:].half()
     labels = map(torch.from_numpy, (scene.given, scene.true, held_out))
     return Recording(probability, last, *labels)

@@ -20,8 +20,8 @@ from torch import Tensor
 
 from relabel import __version__, files
 from relabel.calibration import transfer
-from relabel.calibration.calibrate import Experience
-from relabel.calibration.transfer import Solved
+from relabel.calibration.calibrate import CalibrationPrior
+from relabel.calibration.transfer import LabelledRun
 from relabel.config import SourceOptions
 from relabel.correctors.base import Memory
 from relabel.correctors.registry import create
@@ -96,7 +96,7 @@ def pretrain(config: PretrainConfig, watcher: Watcher | None = None) -> Correcto
         recordings += made
         corrector = learn(recordings, config.steps, config.seed, watcher)
     assert corrector is not None
-    experience = experienced(made, config.seed)
+    calibration_prior = experienced(made, config.seed)
     trained = {
         "sources": [
             {"name": pool.name, "rows": len(pool.true), "classes": len(pool.class_names)}
@@ -109,7 +109,7 @@ def pretrain(config: PretrainConfig, watcher: Watcher | None = None) -> Correcto
         "seed": config.seed,
         "versions": versions(),
     }
-    return CorrectorFile.of(corrector, "tmlc", 2, 1, {}, trained, experience)
+    return CorrectorFile.of(corrector, "tmlc", 2, 1, {}, trained, calibration_prior)
 
 
 def first_generation(
@@ -207,12 +207,12 @@ class Dynamics:
         return {"candidates": candidates, "losses": losses.gather(2, wanted), "entropy": entropy}
 
 
-def experienced(recordings: Sequence[Recording], seed: int) -> Experience:
+def experienced(recordings: Sequence[Recording], seed: int) -> CalibrationPrior:
     """What the ends of corrected runs teach on calibration."""
     return transfer.learn([solved(recording) for recording in recordings], seed)
 
 
-def solved(recording: Recording) -> Solved:
+def solved(recording: Recording) -> LabelledRun:
     """The end of a run, with its truth, as calibration sees it."""
     evidence = {
         "early": recording.early.numpy(),
@@ -220,7 +220,7 @@ def solved(recording: Recording) -> Solved:
         "last": recording.last.float().numpy(),
     }
     transition = estimated(anchor_points.count(recording.early, recording.seen.numpy()))
-    return Solved(
+    return LabelledRun(
         evidence, recording.given.numpy(), recording.true.numpy(), recording.held_out.numpy(), transition
     )
 

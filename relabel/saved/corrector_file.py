@@ -12,16 +12,16 @@ import torch
 from torch import Tensor
 
 from relabel import __version__
-from relabel.calibration.calibrate import Experience
+from relabel.calibration.calibrate import CalibrationPrior
 from relabel.correctors.base import Corrector, MetaRows
 from relabel.correctors.registry import REGISTRY, create
 from relabel.errors import RelabelError
 from relabel.files import load_tensors, save_tensors
 
-_FORMAT = 5
+_FORMAT = 6
 _FIELDS = {
     "corrector": str, "num_classes": int, "num_features": int, "options": dict, "state": dict,
-    "trained": dict, "experience": dict,
+    "trained": dict, "calibration_prior": dict,
 }  # fmt: skip
 
 
@@ -35,7 +35,7 @@ class CorrectorFile:
     options: dict[str, str]
     state: dict[str, Tensor]
     trained: dict[str, Any]
-    experience: Experience
+    calibration_prior: CalibrationPrior
     relabel_version: str = __version__
 
     @classmethod
@@ -47,14 +47,14 @@ class CorrectorFile:
         num_features: int,
         options: Mapping[str, str],
         trained: Mapping[str, Any],
-        experience: Experience,
+        calibration_prior: CalibrationPrior,
     ) -> CorrectorFile:
         """A trained corrector made as `create(name, num_classes, num_features, options)`.
 
         trained: plain JSON data on the run; experience: for the calibration where it is used as it is.
         """
         state = {key: value.cpu() for key, value in corrector.state_dict().items()}
-        return cls(name, num_classes, num_features, dict(options), state, dict(trained), experience)
+        return cls(name, num_classes, num_features, dict(options), state, dict(trained), calibration_prior)
 
     @classmethod
     def from_content(cls, content: Mapping[str, Any], path: Path) -> CorrectorFile:
@@ -72,10 +72,10 @@ class CorrectorFile:
                 content["options"],
                 content["state"],
                 content["trained"],
-                Experience.restored(
+                CalibrationPrior.restored(
                     {
                         key: value.numpy() if isinstance(value, Tensor) else value
-                        for key, value in content["experience"].items()
+                        for key, value in content["calibration_prior"].items()
                     }
                 ),
                 str(content.get("relabel_version")),
@@ -96,9 +96,9 @@ class CorrectorFile:
             "options": self.options,
             "state": self.state,
             "trained": self.trained,
-            "experience": {
+            "calibration_prior": {
                 key: torch.from_numpy(value) if isinstance(value, np.ndarray) else value
-                for key, value in vars(self.experience).items()
+                for key, value in vars(self.calibration_prior).items()
             },
             "relabel_version": self.relabel_version,
         }
@@ -132,7 +132,7 @@ class CorrectorFile:
                 f"A trained {self.name} is of no use on other data.",
                 "Name a file that fit --corrector tmlc --save-corrector or pretrain has written.",
             )
-        unknown = set(self.experience.evidence) - {"early", "late", "last"}
+        unknown = set(self.calibration_prior.evidence) - {"early", "late", "last"}
         if unknown:
             raise RelabelError(
                 f"The corrector's calibration asks for {min(unknown)!r}, which this version does not know.",

@@ -22,11 +22,11 @@ from relabel.data.batches import Inputs
 from relabel.device import Compute
 from relabel.errors import RelabelError
 from relabel.files import kind_of, load_tensors, save_tensors
-from relabel.sample_memory import Distributions
+from relabel.sample_memory import ProbabilityStore
 from relabel.saved.corrector_file import CorrectorFile, read_corrector
 
 _KIND = "model"
-_FORMAT = 1
+_FORMAT = 2
 _FIELDS = {
     "backbone": str, "class_names": list, "state": dict, "corrector": dict, "calibration": dict,
     "trained": dict,
@@ -66,9 +66,9 @@ class Model:
 
     def evidence(
         self, inputs: Inputs, compute: Compute, on_batch: Callable[[int], None] = lambda rows: None
-    ) -> dict[str, Distributions]:
+    ) -> dict[str, ProbabilityStore]:
         """What the calibration goes by: the backbone's softmax [N, C] by the evidence's name."""
-        probability = Distributions(len(inputs), len(self.class_names))
+        probability = ProbabilityStore(len(inputs), len(self.class_names))
         for index, logits, _ in backbones.evaluate(self.backbone, inputs, compute):
             probability[index] = torch.softmax(logits, dim=1).cpu()
             on_batch(len(index))

@@ -149,8 +149,8 @@ def from_margins(logits: NDArray[np.floating], labels: Labels, rate: float) -> L
     others = np.array(logits, dtype=np.float64)
     others[rows, labels] = -np.inf
     best_other = others.argmax(axis=1)
-    margin = logits[rows, labels] - others[rows, best_other]
-    nearest = np.argsort(margin, kind="stable")[: round(rate * len(labels))]
+    decision_threshold = logits[rows, labels] - others[rows, best_other]
+    nearest = np.argsort(decision_threshold, kind="stable")[: round(rate * len(labels))]
     noisy = labels.copy()
     noisy[nearest] = best_other[nearest]
     return noisy

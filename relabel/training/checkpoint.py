@@ -13,7 +13,7 @@ import torch
 from relabel.errors import RelabelError
 from relabel.files import atomic_path
 
-_FORMAT = 9
+_FORMAT = 10
 _SHORT = 60
 _DIGEST = "#"  # with which no JSON begins
 

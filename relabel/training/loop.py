@@ -32,13 +32,13 @@ from relabel.config import (
     MOST_WEIGHT_DECAY,
     WEIGHT_DECAY,
 )
-from relabel.correctors.base import Corrector, Epoch, Memory, MetaRows, Verified, WarmUp, nobody
+from relabel.correctors.base import Corrector, Epoch, Memory, MetaRows, TrustedRows, WarmUp, no_rows
 from relabel.correctors.plain import Plain
 from relabel.data.batches import Inputs
 from relabel.data.sources import UNLABELLED
 from relabel.device import Compute, upload
 from relabel.errors import DivergedError
-from relabel.sample_memory import Distributions, Ledger
+from relabel.sample_memory import ProbabilityStore, SampleMemory
 from relabel.training import hypergradient
 from relabel.training.hypergradient import Hypergradient
 
@@ -130,8 +130,8 @@ class Rows:
     train: Tensor
     given: Tensor
     unlabelled: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.int64))
-    meta: Verified = field(default_factory=nobody)
-    witness: Verified = field(default_factory=nobody)
+    meta: TrustedRows = field(default_factory=no_rows)
+    in_training: TrustedRows = field(default_factory=no_rows)
 
 
 @dataclass(frozen=True)
@@ -181,7 +181,7 @@ class Training:
         self.compute = compute
         self.seed = seed
         self.epoch = 0
-        self.ledger = Ledger(len(rows.given), backbone.head.out_features)
+        self.sample_memory = SampleMemory(len(rows.given), backbone.head.out_features)
         self._warmup = Plain(backbone.head.out_features, backbone.head.in_features)
         decayed = [p for p in backbone.parameters() if p.ndim > 1]
         others = [p for p in backbone.parameters() if p.ndim <= 1]
@@ -237,9 +237,9 @@ class Training:
     def _begin_averages(self) -> None:
         early, late = self._averaged
         if self.epoch == early.start:
-            self.ledger.forget_predictions()
+            self.sample_memory.forget_predictions()
         if self.epoch == late.start:
-            self.ledger.put_aside()
+            self.sample_memory.put_aside()
 
     def _trains_on_unlabelled(self, epoch: int) -> bool:
         return self._corrects(epoch) and not self.corrector.reads_given_labels
@@ -320,7 +320,7 @@ class Training:
         exact = trusted is not None and self.schedule.meta_gradient == "exact"
         with hypergradient.linearizable() if exact else nullcontext():
             logits, features = self._forward(self.inputs.batch(index, self.compute.device, generator))
-        memory = self.ledger.read(index, self.compute.device) if corrector is self.corrector else {}
+        memory = self.sample_memory.read(index, self.compute.device) if corrector is self.corrector else {}
         found = None
         if trusted is not None:
             found = self._look_ahead_step(logits, features, given, memory, rate, trusted)
@@ -349,8 +349,10 @@ class Training:
         indices, probabilities, memories = zip(*self._seen, strict=True)
         self._seen = []
         index = torch.cat(indices)
-        self.ledger.add_prediction(index, torch.cat(probabilities))
-        self.ledger.write(index, {name: torch.cat([m[name] for m in memories]) for name in memories[0]})
+        self.sample_memory.add_prediction(index, torch.cat(probabilities))
+        self.sample_memory.write(
+            index, {name: torch.cat([m[name] for m in memories]) for name in memories[0]}
+        )
 
     def _forward(self, inputs: Tensor) -> tuple[Tensor, Tensor]:
         alone = self.backbone.training and len(inputs) == 1  # BatchNorm needs two values to normalise
@@ -379,15 +381,15 @@ class Training:
         if average is not None:
             self.backbone.load_state_dict(average.module.state_dict())
         warm_up = WarmUp(
-            mean_probability=self.ledger.mean,
-            probability=self.ledger.latest,
+            mean_probability=self.sample_memory.mean,
+            probability=self.sample_memory.latest,
             given=self.rows.given,
             head=self.backbone.head,
             features=partial(frozen_features, self.backbone, self.inputs, self.compute),
             meta=self.rows.meta,
-            witness=self.rows.witness,
+            in_training=self.rows.in_training,
         )
-        self.ledger.memory |= self.corrector.begin(warm_up)
+        self.sample_memory.memory |= self.corrector.begin(warm_up)
         self.backbone.train()
 
     def _observe(self) -> None:
@@ -395,14 +397,14 @@ class Training:
         trained[self.rows.train] = True
         finished = Epoch(
             number=self.epoch,
-            probability=self.ledger.latest,
+            probability=self.sample_memory.latest,
             trained=trained,
             given=self.rows.given,
-            memory=self.ledger.memory,
+            memory=self.sample_memory.memory,
             meta=self.rows.meta,
-            witness=self.rows.witness,
+            in_training=self.rows.in_training,
         )
-        self.ledger.memory |= self.corrector.observe(finished)
+        self.sample_memory.memory |= self.corrector.observe(finished)
 
     def _trusted_features(self, inputs: Tensor) -> Tensor:
         """Features [M, D] of trusted inputs as training sees them, leaving no trace in the backbone.
@@ -475,7 +477,7 @@ class Training:
         loss = self.corrector.trusted_loss(
             upload(self.rows.given[rows], device),
             upload(self.rows.meta.true[batch], device),
-            self.ledger.read(rows, device),
+            self.sample_memory.read(rows, device),
         )
         self.meta_optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
@@ -516,7 +518,7 @@ class Training:
 
     def _predict_unlabelled(self) -> None:
         for index, logits in self.predict(self.rows.unlabelled):
-            self.ledger.add_prediction(index, torch.softmax(logits, dim=1))
+            self.sample_memory.add_prediction(index, torch.softmax(logits, dim=1))
 
     def predict(self, rows: Tensor, backbone: Backbone | None = None) -> Iterator[tuple[Tensor, Tensor]]:
         """(index [B], logits [B, C]) of `rows`, in evaluation mode, without augmentation.
@@ -534,7 +536,7 @@ class Training:
         learned = self._corrects(self.epoch) and self._learned
         return DivergedError(what, "Lower --lr or --meta-lr." if learned else "Lower --lr.")
 
-    def evidence(self) -> dict[str, Distributions]:
+    def evidence(self) -> dict[str, ProbabilityStore]:
         """What training says of every row, as distributions [N, C] by name, for the calibration.
 
         `early`, `late`: the epoch-averaged softmax over the `averaged_epochs`; `last`: the finished
@@ -546,10 +548,10 @@ class Training:
         is not among the evidence: beside the average of a backbone it has taught it added nothing on TrashNet
         and cost 0.3 points on CIFAR-10N.
         """
-        last = Distributions(*self.ledger.mean.shape)
+        last = ProbabilityStore(*self.sample_memory.mean.shape)
         for index, logits in self.predict(torch.arange(len(last))):
             last[index] = torch.softmax(logits, dim=1).cpu()
-        return {"early": self.ledger.early, "late": self.ledger.mean, "last": last}
+        return {"early": self.sample_memory.early, "late": self.sample_memory.mean, "last": last}
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that `load_state_dict` needs to go on as if never stopped; tensors and plain values."""
@@ -561,7 +563,7 @@ class Training:
             "corrector": self.corrector.state_dict(),
             "begun": self.corrector.begun,
             "meta_optimizer": self.meta_optimizer.state_dict() if self.meta_optimizer else None,
-            "ledger": self.ledger.state_dict(),
+            "ledger": self.sample_memory.state_dict(),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -578,7 +580,7 @@ class Training:
         self.corrector.begun = {name: values.to(device, copy=True) for name, values in state["begun"].items()}
         if self.meta_optimizer:
             self.meta_optimizer.load_state_dict(state["meta_optimizer"])
-        self.ledger.load_state_dict(state["ledger"])
+        self.sample_memory.load_state_dict(state["ledger"])
 
 
 def _average_of(backbone: Backbone) -> AveragedModel:

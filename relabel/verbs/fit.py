@@ -17,7 +17,7 @@ from torch import Tensor
 from relabel import __version__, backbones
 from relabel.backbones import Backbone
 from relabel.calibration import calibrate, transfer
-from relabel.calibration.calibrate import Calibration, Experience
+from relabel.calibration.calibrate import Calibration, CalibrationPrior
 from relabel.config import (
     CORRECTOR_FOR_OTHER_IMAGES,
     DEFAULT_AUGMENTATION,
@@ -28,7 +28,7 @@ from relabel.config import (
     FitConfig,
 )
 from relabel.correctors import registry
-from relabel.correctors.base import Corrector, MetaRows, Verified
+from relabel.correctors.base import Corrector, MetaRows, TrustedRows
 from relabel.data.batches import Inputs, VectorInputs, open_images
 from relabel.data.decode import probe_sizes
 from relabel.data.image_refs import Joined
@@ -43,7 +43,7 @@ from relabel.label_noise.transition_matrix import estimated
 from relabel.labels.assemble import Labelling, SoftLabels, label_rows, usable_rows, versions, warn_of_errors
 from relabel.metrics import noise_matrix
 from relabel.progress import Silent, Watcher
-from relabel.sample_memory import Distributions, blocks
+from relabel.sample_memory import ProbabilityStore, blocks
 from relabel.saved.corrector_file import CorrectorFile, read_corrector
 from relabel.saved.model_file import EVIDENCE, Model
 from relabel.training import checkpoint
@@ -57,8 +57,8 @@ from relabel.training.loop import (
     default_weight_decay,
 )
 
-PROBE_SHARE = 2 / 3  # a corrector has few parameters; calibration and promise live off every probe
-WITNESS_SHARE = 1 / 2  # of the meta rows, for a corrector that has witnesses
+CALIBRATION_SHARE = 2 / 3  # a corrector has few parameters; calibration and promise live off every probe
+IN_TRAINING_SHARE = 1 / 2  # of the meta rows, for a corrector that has witnesses
 UNSEEN_SHARE = 1 / 4  # of the trusted rows, for the calibration of a model that is kept
 # The default budget: epochs are as many as make this many, within limits. Plain training has had its best by
 # half of it and begins to memorise; a corrector goes on learning.
@@ -92,10 +92,10 @@ class _Split:
 
     meta: NDArray[np.int64]
     meta_labels: NDArray[np.int64]
-    witness: NDArray[np.int64]
-    witness_labels: NDArray[np.int64]
-    probe: NDArray[np.int64]
-    probe_labels: NDArray[np.int64]
+    in_training: NDArray[np.int64]
+    in_training_labels: NDArray[np.int64]
+    calibration_rows: NDArray[np.int64]
+    calibration_labels: NDArray[np.int64]
     unseen: NDArray[np.int64]
     unseen_labels: NDArray[np.int64]
 
@@ -165,8 +165,8 @@ def fit(config: FitConfig, watcher: Watcher | None = None) -> FitResult:
         f"{len(source):,} {source.noun}, {len(source.class_names)} classes, {extent}; {built['backbone']} on "
         f"{compute.describe()}; {config.recipe.corrector}: {schedule.epochs} epochs"
         + (f", {schedule.warmup_epochs} of them warm-up; " if corrector.corrects else "; ")
-        + f"{len(split.meta) + len(split.witness)} verified rows guide the corrector, "
-        f"{len(split.probe)} judge the result"
+        + f"{len(split.meta) + len(split.in_training)} verified rows guide the corrector, "
+        f"{len(split.calibration_rows)} judge the result"
         + (f", {len(split.unseen)} for the model's calibration" if config.keep_model else "")
         + (f", {held_out.sum()} labels held out." if pretrained is not None else ".")
     )
@@ -183,7 +183,7 @@ def fit(config: FitConfig, watcher: Watcher | None = None) -> FitResult:
         training.backbone.head.in_features,
         labelling.metadata["options"],
         {name: labelling.metadata[name] for name in described},
-        fitted.experience,
+        fitted.calibration_prior,
     )
     return FitResult(
         **vars(labelling),
@@ -291,11 +291,11 @@ def _split(
     if config.keep_model and not meta_is_unseen:
         missing = max(0, round(len(rows) * UNSEEN_SHARE) - len(external))
         held_out, inside = _deal(inside, missing / max(1, len(inside)))
-    probe, meta = _deal(inside, PROBE_SHARE if learns else 1.0)
-    witness = np.empty(0, dtype=np.int64)
-    if corrector.has_witnesses:
+    calibration_rows, meta = _deal(inside, CALIBRATION_SHARE if learns else 1.0)
+    in_training = np.empty(0, dtype=np.int64)
+    if corrector.has_in_training_rows:
         labelled = given[rows[meta]] >= 0
-        witness, rest = _deal(meta[labelled], WITNESS_SHARE)
+        in_training, rest = _deal(meta[labelled], IN_TRAINING_SHARE)
         meta = np.concatenate([rest, meta[~labelled]])
     meta = np.concatenate([meta, external]) if corrector.looks_ahead else meta[given[rows[meta]] >= 0]
     if learns and len(meta) == 0 and (len(rows) or not config.has_trusted):
@@ -304,7 +304,7 @@ def _split(
             "Verify more labelled images of SOURCE, or use --corrector none.",
         )
     unseen = meta if meta_is_unseen else np.concatenate([held_out, external])
-    parts = [np.sort(part) for part in (meta, witness, probe, unseen)]
+    parts = [np.sort(part) for part in (meta, in_training, calibration_rows, unseen)]
     return _Split(*(column[part] for part in parts for column in (rows, labels)))
 
 
@@ -321,7 +321,7 @@ def _check_usable(
     good = usable_rows(source, errors)
     if len(np.unique(source.given[good & (source.given >= 0)])) < 2:
         raise too_few_classes(source)
-    if verified and len(split.meta) + len(split.probe) + len(split.unseen) == 0:
+    if verified and len(split.meta) + len(split.calibration_rows) + len(split.unseen) == 0:
         raise RelabelError("--trusted: none of the verified images can be read.", "Verify other images.")
     warn_of_errors(source, errors, watcher)
 
@@ -348,15 +348,15 @@ def _rows(
         given=torch.from_numpy(seen),
         unlabelled=torch.from_numpy(np.flatnonzero(taught & (seen < 0))),
         meta=_verified(split.meta, split.meta_labels, source),
-        witness=_verified(split.witness, split.witness_labels, source),
+        in_training=_verified(split.in_training, split.in_training_labels, source),
     )
 
 
-def _verified(rows: NDArray[np.int64], labels: NDArray[np.int64], source: Source) -> Verified:
+def _verified(rows: NDArray[np.int64], labels: NDArray[np.int64], source: Source) -> TrustedRows:
     given = np.full(len(rows), UNLABELLED)
     inside = rows < len(source)
     given[inside] = source.given[rows[inside]]
-    return Verified(*map(torch.from_numpy, (rows, labels, given)))
+    return TrustedRows(*map(torch.from_numpy, (rows, labels, given)))
 
 
 def schedule_for(config: FitConfig, rows: int) -> Schedule:
@@ -481,27 +481,27 @@ def _labelled(
     built: Mapping[str, Any],
 ) -> tuple[Labelling, Calibration]:
     """Calibrate and put every row's labels, probability and action together."""
-    evidence: Mapping[str, Distributions] = training.evidence()
-    lent: Calibration | None = None
+    evidence: Mapping[str, ProbabilityStore] = training.evidence()
+    transferred: Calibration | None = None
     if pretrained is not None:
-        lent = _borrowed(
-            pretrained.experience, evidence, _usable_labels(source, errors), held_out, config.seed
+        transferred = _borrowed(
+            pretrained.calibration_prior, evidence, _usable_labels(source, errors), held_out, config.seed
         )
-        evidence = {name: evidence[name] for name in pretrained.experience.evidence}
-    labelled = source.given[split.probe] >= 0
-    probes = split.probe[labelled]
-    if lent is not None and len(probes) == 0:
-        fitted = lent
+        evidence = {name: evidence[name] for name in pretrained.calibration_prior.evidence}
+    labelled = source.given[split.calibration_rows] >= 0
+    calibration_rows = split.calibration_rows[labelled]
+    if transferred is not None and len(calibration_rows) == 0:
+        fitted = transferred
     else:
         fitted = calibrate.fit(
-            _of_rows(evidence, probes),
-            source.given[probes],
-            split.probe_labels[labelled],
+            _of_rows(evidence, calibration_rows),
+            source.given[calibration_rows],
+            split.calibration_labels[labelled],
             _counts(source, trusted),
             config.seed,
-            lent,
-            held_out[probes],
-            None if lent else _told_by_anchors(training, source, trusted, errors),
+            transferred,
+            held_out[calibration_rows],
+            None if transferred else _told_by_anchors(training, source, trusted, errors),
         )
     run = {
         "corrector": config.recipe.corrector,
@@ -523,8 +523,8 @@ def _labelled(
 
 
 def _borrowed(
-    experience: Experience,
-    evidence: Mapping[str, Distributions],
+    calibration_prior: CalibrationPrior,
+    evidence: Mapping[str, ProbabilityStore],
     given: NDArray[np.int64],
     held_out: NDArray[np.bool_],
     seed: int,
@@ -535,18 +535,22 @@ def _borrowed(
     transition = estimated(counts)
     # Without an anchor, after a single epoch, nothing is known of what is mistaken for what.
     judges = np.flatnonzero(held_out & counts.any())
-    weighed = {name: evidence[name] for name in experience.evidence}
-    lent = transfer.transferred(experience, _of_rows(weighed, judges), given[judges], transition)
+    weighed = {name: evidence[name] for name in calibration_prior.evidence}
+    transferred = transfer.transferred_calibration(
+        calibration_prior, _of_rows(weighed, judges), given[judges], transition
+    )
     if not counts.any():
-        return lent
-    soft_label = SoftLabels(weighed, seen, lent, TrustedSet.empty())
+        return transferred
+    soft_label = SoftLabels(weighed, seen, transferred, TrustedSet.empty())
     parts = blocks(*soft_label.shape)
     joint = sum(calibrate.joint_counts(soft_label[rows], seen[rows]) for rows in parts)
-    lent = transfer.matched(lent, np.asarray(joint))
+    transferred = transfer.raked(transferred, np.asarray(joint))
     # A share of all rows, which a part of them tells as well.
     trained = np.random.default_rng(seed).permutation(np.flatnonzero(seen >= 0))
     asked = trained[next(blocks(_MOST_ASKED, soft_label.shape[1]))]
-    return transfer.guarded(lent, lent.soft_labels(_of_rows(weighed, asked), seen[asked]), seen[asked])
+    return transfer.with_decision_threshold(
+        transferred, transferred.soft_labels(_of_rows(weighed, asked), seen[asked]), seen[asked]
+    )
 
 
 def _told_by_anchors(
@@ -555,12 +559,12 @@ def _told_by_anchors(
     """The p(given | true) [C, C] by the anchors among the rows that nobody verified; None without any."""
     given = _usable_labels(source, errors)
     given[trusted.rows] = UNLABELLED
-    counts = anchor_points.count(training.ledger.early, given)
+    counts = anchor_points.count(training.sample_memory.early, given)
     return estimated(counts) if counts.any() else None
 
 
 def _of_rows(
-    evidence: Mapping[str, Distributions], rows: NDArray[np.int64]
+    evidence: Mapping[str, ProbabilityStore], rows: NDArray[np.int64]
 ) -> dict[str, NDArray[np.float32]]:
     index = torch.from_numpy(rows)
     return {name: values[index].numpy() for name, values in evidence.items()}
@@ -625,7 +629,7 @@ def _for_unseen(
 
     def judged(backbone: Backbone) -> tuple[float, Calibration]:
         # As `predict` will keep them: of many classes the likeliest.
-        probability = Distributions(len(rows), len(source.class_names))
+        probability = ProbabilityStore(len(rows), len(source.class_names))
         start = 0
         for index, logits in training.predict(rows, backbone):
             probability[start : (start := start + len(index))] = torch.softmax(logits, dim=1).cpu()

@@ -11,14 +11,14 @@ from numpy.typing import NDArray
 from relabel.calibration import calibrate
 from relabel.calibration.calibrate import (
     Calibration,
-    Promise,
+    Selection,
     actions,
     best,
     expected_noise_matrix,
     fit,
     joint_counts,
 )
-from relabel.calibration.log_linear_pool import Terms
+from relabel.calibration.log_linear_pool import DesignMatrix
 from relabel.label_noise.transition_matrix import estimated
 from relabel.metrics import expected_calibration_error, noise_matrix
 
@@ -133,7 +133,7 @@ def test_probes_are_judged_by_nine_tenths_of_the_others(monkeypatch: pytest.Monk
     sizes: list[int] = []
     original = calibrate.fit_weights
 
-    def spy(groups: list[tuple[Terms, Labels]], prior: Floats) -> Floats:
+    def spy(groups: list[tuple[DesignMatrix, Labels]], prior: Floats) -> Floats:
         sizes.append(sum(len(true) for _, true in groups))
         return original(groups, prior)
 
@@ -142,9 +142,11 @@ def test_probes_are_judged_by_nine_tenths_of_the_others(monkeypatch: pytest.Monk
     assert sizes == [100] + 10 * [90]
 
 
-@pytest.mark.parametrize("probes", [0, 1, 5, 300])
-def test_soft_labels_sum_to_one_with_any_number_of_probes_and_with_unlabelled_rows(probes: int) -> None:
-    made = fitted(simulate(probes, 0))
+@pytest.mark.parametrize("calibration_rows", [0, 1, 5, 300])
+def test_soft_labels_sum_to_one_with_any_number_of_probes_and_with_unlabelled_rows(
+    calibration_rows: int,
+) -> None:
+    made = fitted(simulate(calibration_rows, 0))
     evidence, given, _ = simulate(50, 1)
     given[::5] = -1
     evidence["late"][3] = [1, 0, 0, 0]
@@ -152,7 +154,7 @@ def test_soft_labels_sum_to_one_with_any_number_of_probes_and_with_unlabelled_ro
     assert soft_label.shape == (50, C)
     assert soft_label.min() >= 0
     assert soft_label.sum(axis=1) == pytest.approx(1)
-    assert made.relabelled.shape == made.right.shape == made.confidence.shape == (probes,)
+    assert made.relabelled.shape == made.right.shape == made.confidence.shape == (calibration_rows,)
 
 
 def test_an_unlabelled_row_has_the_evidence_alone() -> None:
@@ -165,14 +167,14 @@ def test_an_unlabelled_row_has_the_evidence_alone() -> None:
 
 def test_without_probes_the_given_label_is_leant_to_and_nothing_is_promised() -> None:
     made = fitted(simulate(0, 0))
-    assert not made.withheld
+    assert not made.abstains
     assert set(made.cross_validated.values()) == {None}
     given = np.array([0, 0])
     undecided, decided = [0.28, 0.3, 0.21, 0.21], [0.001, 0.997, 0.001, 0.001]
     soft_label = made.soft_labels({"late": np.array([undecided, decided])}, given)
     assert soft_label.argmax(axis=1).tolist() == [0, 1]
-    promise = made.promise(*best(soft_label), given, 0.5)
-    assert (promise.threshold, promise.probes) == (None, 0)
+    selection = made.selection(*best(soft_label), given, 0.5)
+    assert (selection.threshold, selection.calibration_rows) == (None, 0)
 
 
 def test_without_probes_a_model_s_prediction_is_taken_at_its_word() -> None:
@@ -193,31 +195,31 @@ def misled() -> Calibration:
     for k in range(6):
         evidence[f"{k}"][k] = [1e-4, 1, 1e-4, 1e-4]
     weights = {**dict.fromkeys(evidence, 1.0), "transition": 1.0, "keep": 0.0}
-    lent = replace(fitted(simulate(0, 0)), weights=weights)
-    made = fit(evidence, given, given, noise_matrix(given, given, C), 0, lent)
+    transferred = replace(fitted(simulate(0, 0)), weights=weights)
+    made = fit(evidence, given, given, noise_matrix(given, given, C), 0, transferred)
     return replace(made, weights={"late": 1.0, "transition": 0.25, "keep": 0.0})
 
 
 @pytest.mark.parametrize(
-    ("broken", "mended", "margin"),
+    ("broken", "mended", "decision_threshold"),
     [
         (0, 0, np.log(2)), (1, 0, np.log(2)), (3, 0, np.log(2)), (4, 0, np.inf), (5, 1, np.log(2)),
         (6, 1, np.inf), (0, 1, np.log(2)), (0, 2, 0), (1, 3, np.log(2)), (1, 4, 0), (30, 36, np.log(2)),
     ],
 )  # fmt: skip
 def test_corrections_need_a_margin_unless_the_probes_show_good(
-    broken: int, mended: int, margin: float
+    broken: int, mended: int, decision_threshold: float
 ) -> None:
     """Harm at one chance in ten: 1/8 for (3, 0), 1/16 for (4, 0). Good at one in four: 5/16 for (1, 3)."""
-    assert calibrate._margin(broken, mended) == pytest.approx(margin)
+    assert calibrate._decision_threshold(broken, mended) == pytest.approx(decision_threshold)
 
 
 def test_one_right_label_broken_withholds_no_correction_with_a_margin() -> None:
     given = np.array([0])
     made = fitted(({"late": np.array([[1e-4, 1, 1e-4, 1e-4]])}, given, given))
     assert not made.right.any()
-    assert made.margin == pytest.approx(np.log(2))
-    assert made.to_dict()["margin"] == made.margin
+    assert made.decision_threshold == pytest.approx(np.log(2))
+    assert made.to_dict()["decision_threshold"] == made.decision_threshold
     made = replace(made, weights={"late": 1.0, "transition": 0.0, "keep": 0.0})
     near, far, own = [0.3, 0.5, 0.1, 0.1], [0.3, 0.61, 0.05, 0.04], [0.5, 0.3, 0.1, 0.1]
     evidence = {"late": np.array([near, far, own, near])}
@@ -227,10 +229,12 @@ def test_one_right_label_broken_withholds_no_correction_with_a_margin() -> None:
     assert soft_label[0] == pytest.approx(np.array([0.5005, 0.5, 0.1, 0.1]) / 1.2005)
 
 
-@pytest.mark.parametrize("margin", [math.log(2), math.inf])
-def test_of_two_classes_alike_the_given_one_is_kept_where_corrections_need_a_margin(margin: float) -> None:
+@pytest.mark.parametrize("decision_threshold", [math.log(2), math.inf])
+def test_of_two_classes_alike_the_given_one_is_kept_where_corrections_need_a_margin(
+    decision_threshold: float,
+) -> None:
     soft_label, given = np.full((2, 2), 0.5), np.array([0, 1])
-    assert calibrate._kept(soft_label, given, margin).argmax(axis=1).tolist() == [0, 1]
+    assert calibrate._kept(soft_label, given, decision_threshold).argmax(axis=1).tolist() == [0, 1]
 
 
 @pytest.mark.parametrize(("own", "other", "relabelled"), [(0.28, 0.6, False), (0.2, 0.68, True)])
@@ -247,27 +251,25 @@ def test_corrections_that_harm_the_probes_are_withheld(misled: Calibration) -> N
     evidence, given, _ = simulate(200, 1)
     given[:20] = -1
     soft_label = misled.soft_labels(evidence, given)
-    assert misled.withheld
-    assert misled.to_dict()["withheld"] is True
-    assert misled.to_dict()["margin"] is None, "which JSON can write"
+    assert misled.abstains
+    assert misled.to_dict()["abstains"] is True
+    assert misled.to_dict()["decision_threshold"] is None, "which JSON can write"
     assert (soft_label.argmax(axis=1) == given)[20:].all()
     assert (soft_label.argmax(axis=1) == evidence["late"].argmax(axis=1))[:20].all()
     assert soft_label.sum(axis=1) == pytest.approx(1)
-    promise = misled.promise(*best(soft_label), given, 0.95)
-    assert promise.threshold is None
-    assert set(actions(*best(soft_label), given, promise)[20:]) <= {"keep", "review"}
-    assert (
-        misled.cross_validated["probe_accuracy_after"] == misled.cross_validated["probe_accuracy_before"] == 1
-    )
+    selection = misled.selection(*best(soft_label), given, 0.95)
+    assert selection.threshold is None
+    assert set(actions(*best(soft_label), given, selection)[20:]) <= {"keep", "review"}
+    assert misled.cross_validated["accuracy_after"] == misled.cross_validated["accuracy_before"] == 1
 
 
 def test_a_leaning_does_not_take_right_probes_for_proof_that_every_label_is_right(
     misled: Calibration,
 ) -> None:
     """Six of six are right: seven in eight."""
-    assert misled.withheld
+    assert misled.abstains
     assert misled.confidence.mean() == pytest.approx(7 / 8, abs=1e-6)
-    assert 0 < misled.leaning < calibrate._FURTHEST_LEANING
+    assert 0 < misled.given_label_bias < calibrate._FURTHEST_LEANING
 
 
 @pytest.mark.parametrize("frequent", [0.25, 0.85])
@@ -283,11 +285,11 @@ def test_where_corrections_are_withheld_noise_probabilities_still_rank_and_their
     image = rng.normal(size=(len(true), C)) + 1.5 * np.eye(C)[true]
     evidence = {"late": softmax(4 * image)}
     made = fitted(({"late": evidence["late"][:300]}, given[:300], true[:300]))
-    made = replace(made, margin=math.inf, weights={"late": 1.0, "transition": 0.0, "keep": 0.0})
-    plain = replace(made, margin=0.0).soft_labels(evidence, given)
+    made = replace(made, decision_threshold=math.inf, weights={"late": 1.0, "transition": 0.0, "keep": 0.0})
+    plain = replace(made, decision_threshold=0.0).soft_labels(evidence, given)
     right = float((given == true)[:300].mean())
-    leaning = calibrate._leaning(plain[:300], given[:300], right)
-    soft_label = replace(made, leaning=leaning).soft_labels(evidence, given)
+    given_label_bias = calibrate._given_label_bias(plain[:300], given[:300], right)
+    soft_label = replace(made, given_label_bias=given_label_bias).soft_labels(evidence, given)
     assert accuracy(plain.argmax(axis=1), true) < accuracy(given, true)
     assert (soft_label.argmax(axis=1) == given).all()
     noise_probability = 1 - soft_label[np.arange(len(given)), given]
@@ -300,13 +302,13 @@ def test_where_corrections_are_withheld_noise_probabilities_still_rank_and_their
 def test_a_leaning_has_its_limits() -> None:
     """None where the labels are doubted as much as they should be, and not without end."""
     soft_label, given = np.array([[0.9, 0.1]]), np.array([0])
-    assert calibrate._leaning(soft_label, given, 0.8) == 0
-    assert calibrate._leaning(soft_label, given, 0.95) == pytest.approx(np.log(19 / 9))
-    assert calibrate._leaning(np.array([[1e-12, 1.0]]), given, 0.9999) == calibrate._FURTHEST_LEANING
+    assert calibrate._given_label_bias(soft_label, given, 0.8) == 0
+    assert calibrate._given_label_bias(soft_label, given, 0.95) == pytest.approx(np.log(19 / 9))
+    assert calibrate._given_label_bias(np.array([[1e-12, 1.0]]), given, 0.9999) == calibrate._FURTHEST_LEANING
 
 
 def test_corrections_that_help_need_no_margin() -> None:
-    assert fitted(simulate(300, 0)).margin == 0
+    assert fitted(simulate(300, 0)).decision_threshold == 0
 
 
 def judged(confidence: Floats, right: NDArray[np.bool_]) -> Calibration:
@@ -329,14 +331,14 @@ def relabelled_rows(confidence: Floats) -> tuple[Labels, Floats, Labels]:
 def test_as_many_right_probes_as_needed_make_the_promise_and_one_fewer_does_not(precision: float) -> None:
     rows = relabelled_rows(np.full(10, 0.999))
 
-    def promise(probes: int) -> Promise:
-        made = judged(np.full(probes, 0.995), np.ones(probes, dtype=bool))
-        return made.promise(*rows, precision)
+    def selection(calibration_rows: int) -> Selection:
+        made = judged(np.full(calibration_rows, 0.995), np.ones(calibration_rows, dtype=bool))
+        return made.selection(*rows, precision)
 
-    needed = promise(0).needed
-    assert promise(needed - 1).threshold is None
-    assert promise(needed) == Promise(
-        precision=precision, threshold=0.999, probes=needed, right=needed, needed=needed, rows=10
+    needed = selection(0).needed
+    assert selection(needed - 1).threshold is None
+    assert selection(needed) == Selection(
+        precision=precision, threshold=0.999, calibration_rows=needed, right=needed, needed=needed, rows=10
     )
 
 
@@ -344,60 +346,62 @@ def test_probes_that_kept_their_label_or_are_unsure_promise_nothing() -> None:
     rows = relabelled_rows(np.full(10, 0.99))
     right = np.ones(100, dtype=bool)
     made = judged(np.full(100, 0.99), right)
-    assert made.promise(*rows, 0.95).threshold is not None
-    assert replace(made, relabelled=~right).promise(*rows, 0.95).threshold is None
-    assert judged(np.full(100, 0.94), right).promise(*rows, 0.95).threshold is None
+    assert made.selection(*rows, 0.95).threshold is not None
+    assert replace(made, relabelled=~right).selection(*rows, 0.95).threshold is None
+    assert judged(np.full(100, 0.94), right).selection(*rows, 0.95).threshold is None
 
 
 def test_a_fix_is_never_less_confident_than_the_precision_asked_for() -> None:
     made = judged(np.linspace(0.5, 1, 400), np.ones(400, dtype=bool))
-    threshold = made.promise(*relabelled_rows(np.linspace(0.5, 1, 101)), 0.9).threshold
+    threshold = made.selection(*relabelled_rows(np.linspace(0.5, 1, 101)), 0.9).threshold
     assert threshold == pytest.approx(0.9)
 
 
 def test_wrong_probes_raise_the_threshold_above_them() -> None:
     confidence = np.linspace(0.9, 1, 400)
-    threshold = judged(confidence, confidence > 0.97).promise(*relabelled_rows(confidence), 0.95).threshold
+    threshold = judged(confidence, confidence > 0.97).selection(*relabelled_rows(confidence), 0.95).threshold
     assert threshold is not None
     assert 0.96 < threshold < 0.972
-    nothing = judged(confidence, confidence < 0.97).promise(*relabelled_rows(confidence), 0.95)
+    nothing = judged(confidence, confidence < 0.97).selection(*relabelled_rows(confidence), 0.95)
     assert nothing.threshold is None
-    assert (nothing.right, nothing.probes) == (80, 200)
+    assert (nothing.right, nothing.calibration_rows) == (80, 200)
 
 
 def test_a_wrong_probe_as_sure_as_a_row_counts_against_it() -> None:
     """Saturated confidences tie."""
     confidence = np.full(100, 0.99)
     rows = relabelled_rows(confidence)
-    assert judged(confidence, np.arange(100) >= 20).promise(*rows, 0.9).threshold is None
-    assert judged(confidence, np.arange(100) >= 5).promise(*rows, 0.9).threshold == 0.99
+    assert judged(confidence, np.arange(100) >= 20).selection(*rows, 0.9).threshold is None
+    assert judged(confidence, np.arange(100) >= 5).selection(*rows, 0.9).threshold == 0.99
 
 
-@pytest.mark.parametrize("probes", [30, 150])
-def test_wrong_fixes_stay_below_what_was_asked_in_expectation(probes: int) -> None:
+@pytest.mark.parametrize("calibration_rows", [30, 150])
+def test_wrong_fixes_stay_below_what_was_asked_in_expectation(calibration_rows: int) -> None:
     """Confidences too high: of rows at u, 1 - 2.5 (1 - u) are right; the most sure of 0.9 hold only 0.875."""
     precision = 0.9
-    rng = np.random.default_rng(probes)
+    rng = np.random.default_rng(calibration_rows)
     wrong_shares, fixes, naive = [], [], []
     for _ in range(400):
-        confidence = rng.uniform(0.8, 1, probes + 500)
-        right = rng.random(probes + 500) < 1 - 2.5 * (1 - confidence)
-        rows = relabelled_rows(confidence[probes:])
-        promise = judged(confidence[:probes], right[:probes]).promise(*rows, precision)
-        fixed = actions(*rows, promise) == "fix"
-        wrong_shares.append(float((fixed & ~right[probes:]).sum() / max(1, fixed.sum())))
+        confidence = rng.uniform(0.8, 1, calibration_rows + 500)
+        right = rng.random(calibration_rows + 500) < 1 - 2.5 * (1 - confidence)
+        rows = relabelled_rows(confidence[calibration_rows:])
+        selection = judged(confidence[:calibration_rows], right[:calibration_rows]).selection(
+            *rows, precision
+        )
+        fixed = actions(*rows, selection) == "fix"
+        wrong_shares.append(float((fixed & ~right[calibration_rows:]).sum() / max(1, fixed.sum())))
         fixes.append(fixed.any())
-        naive.append(float(1 - right[probes:][confidence[probes:] >= precision].mean()))
+        naive.append(float(1 - right[calibration_rows:][confidence[calibration_rows:] >= precision].mean()))
     assert np.mean(wrong_shares) <= 1 - precision + 0.004
     assert np.mean(naive) > 1 - precision + 0.02, "confidence alone would break the promise"
-    assert np.mean(fixes) > (0.3 if probes == 30 else 0.8), "a promise never made is never broken"
+    assert np.mean(fixes) > (0.3 if calibration_rows == 30 else 0.8), "a promise never made is never broken"
 
 
 def test_fixes_keep_the_promise_on_fresh_rows() -> None:
     evidence, given, true = simulate(8000, 1)
     made = fitted(simulate(1000, 0))
     soft_label = made.soft_labels(evidence, given)
-    action = actions(*best(soft_label), given, made.promise(*best(soft_label), given, 0.95))
+    action = actions(*best(soft_label), given, made.selection(*best(soft_label), given, 0.95))
     fixed = action == "fix"
     assert fixed.sum() > 200
     assert accuracy(soft_label.argmax(axis=1)[fixed], true[fixed]) > 0.93
@@ -406,15 +410,15 @@ def test_fixes_keep_the_promise_on_fresh_rows() -> None:
 def test_actions_by_hand() -> None:
     soft_label = np.array([[0.9, 0.1, 0], [0.5, 0.3, 0.2], [0.1, 0.9, 0], [0.11, 0.89, 0], [1, 0, 0]])
     given = np.array([0, 0, 0, 0, -1])
-    promise = Promise(precision=0.9, threshold=0.9, probes=50, right=50, needed=9, rows=5)
-    assert actions(*best(soft_label), given, promise).tolist() == [
+    selection = Selection(precision=0.9, threshold=0.9, calibration_rows=50, right=50, needed=9, rows=5)
+    assert actions(*best(soft_label), given, selection).tolist() == [
         "keep",
         "review",
         "fix",
         "review",
         "review",
     ]
-    none = actions(*best(soft_label), given, replace(promise, threshold=None))
+    none = actions(*best(soft_label), given, replace(selection, threshold=None))
     assert none.tolist() == ["keep", "review", "review", "review", "review"]
 
 
@@ -429,14 +433,16 @@ def test_the_expected_noise_matrix_reads_the_soft_labels() -> None:
     assert parts == pytest.approx(joint_counts(posterior, given))
 
 
-@pytest.mark.parametrize("probes", [0, 1, 100])
-def test_the_metadata_is_json(probes: int) -> None:
-    made = fitted(simulate(probes, 0))
+@pytest.mark.parametrize("calibration_rows", [0, 1, 100])
+def test_the_metadata_is_json(calibration_rows: int) -> None:
+    made = fitted(simulate(calibration_rows, 0))
     restored = json.loads(json.dumps(made.to_dict(), allow_nan=False))
-    assert restored["probes"] == probes
+    assert restored["calibration_rows"] == calibration_rows
     assert restored["weights"] == pytest.approx(made.weights)
-    promise = made.promise(*simulate_corrections(made), 0.95)
-    json.dumps([promise.threshold, promise.probes, promise.right, promise.needed], allow_nan=False)
+    selection = made.selection(*simulate_corrections(made), 0.95)
+    json.dumps(
+        [selection.threshold, selection.calibration_rows, selection.right, selection.needed], allow_nan=False
+    )
 
 
 def simulate_corrections(made: Calibration) -> tuple[Labels, Floats, Labels]:
@@ -456,8 +462,8 @@ def test_probes_without_a_given_label_judge_the_evidence_alone() -> None:
     assert not made.relabelled[~labelled].any()
     assert made.right[~labelled].mean() == pytest.approx(accuracy(evidence["late"].argmax(1), true), abs=0.03)
     before, after = (alone.cross_validated[f"probe_accuracy_{when}"] for when in ("before", "after"))
-    assert made.cross_validated["probe_accuracy_before"] == before
-    assert made.cross_validated["probe_accuracy_after"] == pytest.approx(after, abs=0.02)
+    assert made.cross_validated["accuracy_before"] == before
+    assert made.cross_validated["accuracy_after"] == pytest.approx(after, abs=0.02)
 
 
 def test_a_row_without_a_label_has_none_to_mend() -> None:
@@ -466,20 +472,20 @@ def test_a_row_without_a_label_has_none_to_mend() -> None:
     given = np.where(np.arange(50) < 10, true, -1)
     made = fitted(({"late": 0.8 * np.eye(C)[true] + 0.05}, given, true))
     assert made.right.all()
-    assert made.margin == pytest.approx(math.log(2)), "no good is shown"
+    assert made.decision_threshold == pytest.approx(math.log(2)), "no good is shown"
 
 
 def test_without_any_given_label_no_correction_is_withheld_and_none_promised() -> None:
     evidence, given, true = simulate(200, 0)
     made = fitted((evidence, np.full_like(given, -1), true))
-    assert not made.withheld
+    assert not made.abstains
     assert set(made.cross_validated.values()) == {None}
-    assert made.promise(*best(made.soft_labels(evidence, given)), given, 0.5).threshold is None
+    assert made.selection(*best(made.soft_labels(evidence, given)), given, 0.5).threshold is None
 
 
-@pytest.mark.parametrize("probes", [0, 100])
-def test_a_calibration_is_restored_from_its_values(probes: int) -> None:
-    made = fitted(simulate(probes, 0))
+@pytest.mark.parametrize("calibration_rows", [0, 100])
+def test_a_calibration_is_restored_from_its_values(calibration_rows: int) -> None:
+    made = fitted(simulate(calibration_rows, 0))
     again = Calibration.restored(asdict(made), ["late"], C)
     assert again.to_dict() == made.to_dict()
     rows = simulate(50, 1)[:2]
@@ -492,54 +498,56 @@ def test_a_calibration_is_restored_from_its_values(probes: int) -> None:
 def test_nothing_to_relabel_makes_no_promise() -> None:
     made = fitted(simulate(300, 0))
     nothing = [column[:0] for column in simulate_corrections(made)]
-    assert made.promise(*nothing, 0.95).threshold is None
-    assert actions(*nothing, made.promise(*nothing, 0.95)).size == 0
+    assert made.selection(*nothing, 0.95).threshold is None
+    assert actions(*nothing, made.selection(*nothing, 0.95)).size == 0
 
 
 def test_a_prior_is_where_the_weights_stand_without_probes_and_start_with_few() -> None:
-    borrowed = {"late": 5.0, "transition": 1.5, "keep": -2.0}
-    lent = replace(fitted(simulate(0, 0)), weights=borrowed, transition=KNOWN)
+    transferred = {"late": 5.0, "transition": 1.5, "keep": -2.0}
+    transferred = replace(fitted(simulate(0, 0)), weights=transferred, transition=KNOWN)
 
-    def weights(probes: int, lent: Calibration | None) -> dict[str, float]:
-        evidence, given, true = simulate(probes, 0)
-        return fit(evidence, given, true, noise_matrix(given, true, C), 0, lent).weights
+    def weights(calibration_rows: int, transferred: Calibration | None) -> dict[str, float]:
+        evidence, given, true = simulate(calibration_rows, 0)
+        return fit(evidence, given, true, noise_matrix(given, true, C), 0, transferred).weights
 
-    assert weights(0, lent) == borrowed
-    few, many = weights(4, lent), weights(4000, lent)
+    assert weights(0, transferred) == transferred
+    few, many = weights(4, transferred), weights(4000, transferred)
     assert few["late"] > 3.5
     assert weights(4, None)["late"] < 3
     assert many == pytest.approx(weights(4000, None), abs=0.25)
 
 
-@pytest.mark.parametrize("probes", [0, 5, 400])
-def test_a_transition_that_is_known_takes_the_place_of_the_verified_pairs(probes: int) -> None:
-    evidence, given, true = simulate(probes, 0)
+@pytest.mark.parametrize("calibration_rows", [0, 5, 400])
+def test_a_transition_that_is_known_takes_the_place_of_the_verified_pairs(calibration_rows: int) -> None:
+    evidence, given, true = simulate(calibration_rows, 0)
     pairs = noise_matrix(given, true, C)
-    lent = replace(fitted(simulate(0, 0)), transition=KNOWN, borrowed=True)
-    made = fit(evidence, given, true, pairs, 0, lent)
+    transferred = replace(fitted(simulate(0, 0)), transition=KNOWN, transferred=True)
+    made = fit(evidence, given, true, pairs, 0, transferred)
     assert made.transition is KNOWN
-    assert not made.borrowed
-    without_pairs = fit(evidence, given, true, np.zeros_like(pairs), 0, lent)
+    assert not made.transferred
+    without_pairs = fit(evidence, given, true, np.zeros_like(pairs), 0, transferred)
     assert without_pairs.weights == made.weights
     assert (without_pairs.confidence == made.confidence).all()
-    if probes == 400:
+    if calibration_rows == 400:
         assert made.weights["transition"] == pytest.approx(1, abs=0.25)
         assert made.weights != fitted((evidence, given, true)).weights
 
 
 @pytest.mark.parametrize(
-    ("lent", "made"), [(0.0, math.log(2)), (math.log(8), math.log(8)), (math.inf, math.inf)]
+    ("transferred", "made"), [(0.0, math.log(2)), (math.log(8), math.log(8)), (math.inf, math.inf)]
 )
 def test_where_probes_show_nothing_corrections_need_no_less_than_the_borrowed_margin(
-    lent: float, made: float
+    transferred: float, made: float
 ) -> None:
     """And where these show good, none, whatever was borrowed."""
     evidence, given, true = simulate(400, 0)
-    borrowed = replace(fitted(simulate(0, 0)), transition=KNOWN, borrowed=True, margin=lent)
+    transferred = replace(
+        fitted(simulate(0, 0)), transition=KNOWN, transferred=True, decision_threshold=transferred
+    )
     pairs = np.zeros((C, C), dtype=np.int64)
     few = {name: values[:1] for name, values in evidence.items()}
-    assert fit(few, true[:1], true[:1], pairs, 0, borrowed).margin == pytest.approx(made)
-    assert fit(evidence, given, true, pairs, 0, borrowed).margin == 0
+    assert fit(few, true[:1], true[:1], pairs, 0, transferred).decision_threshold == pytest.approx(made)
+    assert fit(evidence, given, true, pairs, 0, transferred).decision_threshold == 0
 
 
 def test_the_noise_matrix_is_that_of_the_verified_pairs_and_of_where_wrong_labels_go() -> None:
@@ -557,18 +565,18 @@ def test_probes_whose_label_was_held_out_count_by_bayes() -> None:
     evidence, given, true = simulate(400, 0)
     held_out = np.arange(400) < 200
     weights = {"late": 1.0, "transition": 0.0, "keep": 9.0}
-    lent = replace(fitted(simulate(0, 0)), transition=KNOWN, weights=weights)
+    transferred = replace(fitted(simulate(0, 0)), transition=KNOWN, weights=weights)
     none = {name: values[:0] for name, values in evidence.items()}
     pairs = np.zeros((C, C), dtype=np.int64)
-    unfitted = fit(none, given[:0], true[:0], pairs, 0, lent, held_out[:0])
-    soft_label = replace(unfitted, margin=0.0).soft_labels(evidence, given, held_out)
+    unfitted = fit(none, given[:0], true[:0], pairs, 0, transferred, held_out[:0])
+    soft_label = replace(unfitted, decision_threshold=0.0).soft_labels(evidence, given, held_out)
     bayes = evidence["late"] * KNOWN[:, given].T
     bayes /= bayes.sum(axis=1, keepdims=True)
     np.testing.assert_allclose(soft_label[:200], bayes[:200], atol=1e-6)
     assert (soft_label[200:].argmax(axis=1) == given[200:]).mean() > 0.95
-    made = fit(evidence, given, true, pairs, 0, lent, held_out)
+    made = fit(evidence, given, true, pairs, 0, transferred, held_out)
     assert made.weights["late"] == pytest.approx(1, abs=0.4)
     assert made.weights["keep"] < 6, "what the probes that training saw say"
     of_held_out = {name: values[:200] for name, values in evidence.items()}
-    alone = fit(of_held_out, given[:200], true[:200], pairs, 0, lent, held_out[:200])
+    alone = fit(of_held_out, given[:200], true[:200], pairs, 0, transferred, held_out[:200])
     assert alone.weights["keep"] == pytest.approx(9), "nothing is said"

@@ -3,7 +3,7 @@
 import numpy as np
 from numpy.typing import NDArray
 
-from relabel.calibration.log_linear_pool import PRIOR_STRENGTH, Terms, fit_weights, softmax
+from relabel.calibration.log_linear_pool import PRIOR_STRENGTH, DesignMatrix, fit_weights, softmax
 
 Floats = NDArray[np.float64]
 
@@ -17,19 +17,19 @@ FACTORS = RNG.random((C, C)) + 0.5
 WEIGHTS = np.array([0.7, 1.6, 0.4, -0.8])
 
 
-def terms(**options: NDArray[np.generic]) -> Terms:
-    return Terms.of(EVIDENCE, GIVEN, TRANSITION[:, GIVEN].T, **options)  # type: ignore[arg-type]
+def terms(**options: NDArray[np.generic]) -> DesignMatrix:
+    return DesignMatrix.of(EVIDENCE, GIVEN, TRANSITION[:, GIVEN].T, **options)  # type: ignore[arg-type]
 
 
-def by_hand(row: int, held_out: bool, factors: Floats | None) -> Floats:
+def by_hand(row: int, held_out: bool, raking_factors: Floats | None) -> Floats:
     share = EVIDENCE["early"][row] ** 0.7 * EVIDENCE["late"][row] ** 1.6
     label = GIVEN[row]
     if label >= 0 and held_out:
         share = share * TRANSITION[:, label]
     elif label >= 0:
         share = share * TRANSITION[:, label] ** 0.4 * np.exp(-0.8 * (np.arange(C) == label))
-        if factors is not None:
-            share = share * factors[:, label]
+        if raking_factors is not None:
+            share = share * raking_factors[:, label]
     made: Floats = share / share.sum()
     return made
 
@@ -40,19 +40,21 @@ def test_without_more_every_label_counts_as_one_that_training_saw() -> None:
 
 
 def test_labels_held_out_count_by_bayes_and_the_others_by_weights_and_factors() -> None:
-    found = softmax(terms(held_out=HELD_OUT, factors=FACTORS).scores(WEIGHTS))
+    found = softmax(terms(held_out=HELD_OUT, raking_factors=FACTORS).scores(WEIGHTS))
     np.testing.assert_allclose(found, [by_hand(row, HELD_OUT[row], FACTORS) for row in range(N)])
 
 
 def test_a_part_of_the_terms_is_those_of_the_part() -> None:
-    whole = terms(held_out=HELD_OUT, factors=FACTORS)
+    whole = terms(held_out=HELD_OUT, raking_factors=FACTORS)
     for part in (slice(7, 19), HELD_OUT):
         assert (whole[part].scores(WEIGHTS) == whole.scores(WEIGHTS)[part]).all()
 
 
 def test_evidence_that_rules_a_class_out_has_a_floor() -> None:
     certain = {"late": np.eye(2)}
-    scores = Terms.of(certain, np.array([-1, -1]), np.full((2, 2), 0.5)).scores(np.array([1.0, 9.0, 9.0]))
+    scores = DesignMatrix.of(certain, np.array([-1, -1]), np.full((2, 2), 0.5)).scores(
+        np.array([1.0, 9.0, 9.0])
+    )
     np.testing.assert_allclose(scores, np.log([[1, 1e-4], [1e-4, 1]]))
 
 

@@ -8,8 +8,16 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from relabel.calibration.calibrate import Calibration, Experience, actions, best, fit, joint_counts
-from relabel.calibration.transfer import Solved, guarded, held_out, labelled, learn, matched, transferred
+from relabel.calibration.calibrate import Calibration, CalibrationPrior, actions, best, fit, joint_counts
+from relabel.calibration.transfer import (
+    LabelledRun,
+    held_out,
+    labelled,
+    learn,
+    raked,
+    transferred_calibration,
+    with_decision_threshold,
+)
 from relabel.label_noise.anchor_points import posterior
 from relabel.metrics import expected_calibration_error
 
@@ -36,7 +44,7 @@ def solved(
     sharpness: float = 1.0,
     noise_rate: float = 0.3,
     memorised: float = 0.0,
-) -> Solved:
+) -> LabelledRun:
     """A data set with its exact noise matrix, and every tenth label held out.
 
     Of sharpness 1, `late` is the exact posterior of the image; that of a row whose label training has seen is
@@ -50,48 +58,50 @@ def solved(
     image = rng.normal(size=(rows, classes)) + SIGNAL * np.eye(classes)[true]
     apart = np.arange(rows) % 10 == 0
     by_heart = memorised * np.eye(classes)[given] * ~apart[:, None]
-    return Solved({"late": softmax(sharpness * SIGNAL * image + by_heart)}, given, true, apart, transition)
+    return LabelledRun(
+        {"late": softmax(sharpness * SIGNAL * image + by_heart)}, given, true, apart, transition
+    )
 
 
-def of_rows(data: Solved, rows: slice) -> Solved:
+def of_rows(data: LabelledRun, rows: slice) -> LabelledRun:
     return data[np.arange(len(data.given))[rows]]
 
 
-def doubt(soft_label: Floats, data: Solved) -> Floats:
+def doubt(soft_label: Floats, data: LabelledRun) -> Floats:
     """The noise probabilities."""
     return 1 - soft_label[np.arange(len(data.given)), data.given]
 
 
-def error(soft_label: Floats, data: Solved) -> float:
+def error(soft_label: Floats, data: LabelledRun) -> float:
     found = expected_calibration_error(doubt(soft_label, data), data.given != data.true)
     assert found is not None
     return found
 
 
-def weighing(**weights: float) -> Experience:
+def weighing(**weights: float) -> CalibrationPrior:
     """An experience of these weights and of no row."""
-    nobody = np.zeros(0)
-    return Experience(weights, nobody > 0, nobody > 0, nobody)
+    no_rows = np.zeros(0)
+    return CalibrationPrior(weights, no_rows > 0, no_rows > 0, no_rows)
 
 
 def without_labels(weights: dict[str, float], transition: Floats) -> Calibration:
     """A calibration by those weights as they are."""
-    lent = weighing(**weights)
-    nothing = {name: np.zeros((0, len(transition))) for name in lent.evidence}
-    return transferred(lent, nothing, np.zeros(0, dtype=np.int64), transition)
+    transferred = weighing(**weights)
+    nothing = {name: np.zeros((0, len(transition))) for name in transferred.evidence}
+    return transferred_calibration(transferred, nothing, np.zeros(0, dtype=np.int64), transition)
 
 
-def by_all(made: Calibration, data: Solved) -> Floats:
+def by_all(made: Calibration, data: LabelledRun) -> Floats:
     """The soft labels where training has seen every label."""
     return made.soft_labels(data.evidence, data.given)
 
 
-def matched_to(made: Calibration, data: Solved) -> Calibration:
-    return matched(made, joint_counts(by_all(made, data), data.given))
+def matched_to(made: Calibration, data: LabelledRun) -> Calibration:
+    return raked(made, joint_counts(by_all(made, data), data.given))
 
 
 @pytest.fixture(scope="module")
-def experience() -> Experience:
+def calibration_prior() -> CalibrationPrior:
     return learn([solved(1_500, seed, classes=3 + seed, sharpness=0.5) for seed in range(6)], 0)
 
 
@@ -121,7 +131,7 @@ def test_no_more_labels_are_held_out_than_two_numbers_need_and_rare_classes_keep
 def test_held_out_labels_tell_that_a_network_is_too_cautious(classes: int, memorised: float) -> None:
     """Whatever training made of the labels it has seen."""
     data = solved(4_000, 0, classes, sharpness=0.3, memorised=memorised)
-    made = transferred(weighing(late=1.0, transition=0.5, keep=0.25), *data.labels)
+    made = transferred_calibration(weighing(late=1.0, transition=0.5, keep=0.25), *data.labels)
     assert made.weights["late"] == pytest.approx(1 / 0.3, rel=0.25)
     assert (made.weights["transition"], made.weights["keep"]) == (0.5, 0.25)
     assert np.abs(made.transition - data.transition).max() < 0.08
@@ -144,7 +154,7 @@ def test_sharpness_and_shift_are_where_the_posterior_has_its_maximum(classes: in
     data = solved(4_000, 1, classes, sharpness=0.5)
     transition = solved(10, 0, classes, noise_rate=said).transition
     evidence, given, _ = data.labels
-    made = transferred(weighing(late=1.0, transition=0.5, keep=0.25), evidence, given, transition)
+    made = transferred_calibration(weighing(late=1.0, transition=0.5, keep=0.25), evidence, given, transition)
 
     scores = np.log(evidence["late"].clip(1e-4))
     predicted = scores.argmax(axis=1)
@@ -171,7 +181,7 @@ def test_sharpness_and_shift_are_where_the_posterior_has_its_maximum(classes: in
     assert loss(sharpness, shift) <= min(far)
 
 
-def as_anchors_tell(data: Solved) -> Floats:
+def as_anchors_tell(data: LabelledRun) -> Floats:
     """Its noise matrix where the network has begun to learn labels by heart: log odds of noise .3 too low."""
     odds = math.exp(log_odds(data.transition) - 0.3)
     return solved(10, 0, len(data.transition), noise_rate=odds / (1 + odds)).transition
@@ -180,7 +190,9 @@ def as_anchors_tell(data: Solved) -> Floats:
 def test_nothing_but_the_level_moves_where_the_labels_agree_as_often_as_expected() -> None:
     data = solved(4_000, 0)
     evidence, given, _ = data.labels
-    made = transferred(weighing(late=1.0, transition=0.5, keep=0.25), evidence, given, as_anchors_tell(data))
+    made = transferred_calibration(
+        weighing(late=1.0, transition=0.5, keep=0.25), evidence, given, as_anchors_tell(data)
+    )
     assert made.weights["late"] == pytest.approx(1, abs=0.15)
     assert np.abs(made.transition - data.transition).max() < 0.03
     assert np.abs(made.transition - as_anchors_tell(data)).max() > 0.05
@@ -191,7 +203,9 @@ def test_held_out_labels_move_a_noise_level_that_the_anchors_have_wrong(said: fl
     """The more easily where labels learned by heart have made it too low."""
     data = solved(4_000, 0)
     wrong = solved(4_000, 0, noise_rate=said).transition
-    made = transferred(weighing(late=1.0, transition=1.0, keep=0.0), data.labels[0], data.labels[1], wrong)
+    made = transferred_calibration(
+        weighing(late=1.0, transition=1.0, keep=0.0), data.labels[0], data.labels[1], wrong
+    )
     level = 1 - np.diag(made.transition).mean()
     assert abs(level - 0.3) < left * abs(said - 0.3)
     assert made.transition.sum(axis=1) == pytest.approx(1)
@@ -201,24 +215,27 @@ def test_held_out_labels_move_a_noise_level_that_the_anchors_have_wrong(said: fl
 
 def test_a_network_that_is_too_sure_is_not_told_from_noise() -> None:
     data = solved(4_000, 0, sharpness=2.0)
-    made = transferred(weighing(late=1.0, transition=0.5, keep=0.25), *data.labels)
+    made = transferred_calibration(weighing(late=1.0, transition=0.5, keep=0.25), *data.labels)
     assert made.weights["late"] == pytest.approx(1, abs=0.01)
 
 
 def test_no_number_of_held_out_labels_counts_as_more_than_a_hundred() -> None:
     """The prior holds back as much with 4,000 of them as with 400."""
     few, many = solved(4_000, 1, sharpness=0.2), solved(40_000, 1, sharpness=0.2)
-    lent = weighing(late=1.0, transition=0.5, keep=0.25)
+    transferred = weighing(late=1.0, transition=0.5, keep=0.25)
     one, other = (
-        transferred(lent, *data.labels[:2], as_anchors_tell(data)).weights["late"] for data in (few, many)
+        transferred_calibration(transferred, *data.labels[:2], as_anchors_tell(data)).weights["late"]
+        for data in (few, many)
     )
     assert one == pytest.approx(other, rel=0.25)
     assert other < 4.6, "of 5"
 
 
-def test_without_a_held_out_label_the_weights_are_those_of_others(experience: Experience) -> None:
-    made = without_labels(experience.weights, solved(10, 0).transition)
-    assert made.weights == pytest.approx(experience.weights)
+def test_without_a_held_out_label_the_weights_are_those_of_others(
+    calibration_prior: CalibrationPrior,
+) -> None:
+    made = without_labels(calibration_prior.weights, solved(10, 0).transition)
+    assert made.weights == pytest.approx(calibration_prior.weights)
 
 
 def test_the_weights_that_suit_many_data_sets_are_found_whatever_their_classes() -> None:
@@ -269,7 +286,7 @@ def test_what_is_learned_is_judged_on_data_sets_that_were_left_out() -> None:
     data[2] = replace(data[2], evidence={"late": np.roll(data[2].evidence["late"], 1, axis=1)})
     found = learn(data, 0)
     others = [learn([*data[:k], *data[k + 1 :]], 0) for k in range(3)]
-    soft = [labelled(replace(others[k], withheld=False), data[k]) for k in range(3)]
+    soft = [labelled(replace(others[k], abstains=False), data[k]) for k in range(3)]
     expected = np.concatenate([each.max(axis=1) for each in soft])
     assert np.sort(found.confidence) == pytest.approx(np.sort(expected), abs=1e-3)
     right = [int((each.argmax(axis=1) == made.true).sum()) for each, made in zip(soft, data, strict=True)]
@@ -294,59 +311,62 @@ def test_rows_of_right_relabelled_and_confidence_belong_together() -> None:
 def test_one_data_set_alone_is_judged_by_the_weights_without_any() -> None:
     data, none = solved(200, 0), np.zeros(0, dtype=np.int64)
     prior = fit({"late": np.ones((0, C))}, none, none, np.zeros((C, C), dtype=np.int64), 0)
-    expected = labelled(prior.experience, data)
+    expected = labelled(prior.calibration_prior, data)
     assert np.sort(learn([data], 0).confidence) == pytest.approx(np.sort(expected.max(axis=1)), abs=1e-4)
 
 
 @pytest.mark.parametrize("classes", [2, 9])
 @pytest.mark.parametrize("sharpness", [0.2, 0.5])
 def test_a_borrowed_calibration_serves_a_data_set_nobody_verified(
-    experience: Experience, classes: int, sharpness: float
+    calibration_prior: CalibrationPrior, classes: int, sharpness: float
 ) -> None:
     """One whose averages are flatter than those of any other data set, too."""
     data = solved(8_000, 53, classes, sharpness)
-    soft_label = labelled(experience, data)
+    soft_label = labelled(calibration_prior, data)
     assert accuracy(soft_label.argmax(axis=1), data.true) > accuracy(data.given, data.true) + 0.08
     assert error(soft_label, data) < (0.06 if sharpness == 0.5 else 0.08)
-    as_others = matched_to(without_labels(experience.weights, data.transition), data)
+    as_others = matched_to(without_labels(calibration_prior.weights, data.transition), data)
     assert sharpness == 0.5 or error(by_all(as_others, data), data) > 0.1
-    made = transferred(experience, *data.labels)
-    assert made.borrowed
-    assert not made.withheld
-    promise = made.promise(*best(soft_label), data.given, 0.8)
-    judged = experience.relabelled & (experience.confidence >= 0.8)
-    assert (promise.probes, promise.right) == (judged.sum(), (judged & experience.right).sum())
-    assert promise.threshold is not None
-    fixed = actions(*best(soft_label), data.given, promise) == "fix"
+    made = transferred_calibration(calibration_prior, *data.labels)
+    assert made.transferred
+    assert not made.abstains
+    selection = made.selection(*best(soft_label), data.given, 0.8)
+    judged = calibration_prior.relabelled & (calibration_prior.confidence >= 0.8)
+    assert (selection.calibration_rows, selection.right) == (
+        judged.sum(),
+        (judged & calibration_prior.right).sum(),
+    )
+    assert selection.threshold is not None
+    fixed = actions(*best(soft_label), data.given, selection) == "fix"
     assert fixed.sum() > 30
     assert accuracy(soft_label.argmax(axis=1)[fixed], data.true[fixed]) > 0.78
 
 
-def test_a_borrowed_calibration_says_so_and_can_be_lent_again(experience: Experience) -> None:
-    made = transferred(experience, *solved(500, 0, sharpness=0.2).labels)
+def test_a_borrowed_calibration_says_so_and_can_be_lent_again(calibration_prior: CalibrationPrior) -> None:
+    made = transferred_calibration(calibration_prior, *solved(500, 0, sharpness=0.2).labels)
     told = json.loads(json.dumps(made.to_dict(), allow_nan=False))
-    assert told["probes"] == 0
-    assert told["weights"] == made.weights != experience.weights
-    assert {told[f"probe_{name}"] for name in ("accuracy_before", "accuracy_after")} == {None}
-    assert told["probe_calibration_error"] is None
-    assert Calibration.restored(asdict(made), ["late"], C).borrowed
-    again = Experience.restored(vars(made.experience))
+    assert told["calibration_rows"] == 0
+    assert told["weights"] == made.weights != calibration_prior.weights
+    assert {told[name] for name in ("accuracy_before", "accuracy_after")} == {None}
+    assert told["calibration_error"] is None
+    assert Calibration.restored(asdict(made), ["late"], C).transferred
+    again = CalibrationPrior.restored(vars(made.calibration_prior))
     assert again.weights == made.weights
-    assert (again.confidence == experience.confidence).all()
+    assert (again.confidence == calibration_prior.confidence).all()
 
 
 def test_what_did_more_harm_than_good_is_withheld_from_other_data_too() -> None:
     """Evidence that is sure of a wrong class."""
     made = solved(300, 0)
     harmful = learn([replace(made, evidence={"late": np.roll(made.evidence["late"], 1, axis=1)})], 0)
-    assert harmful.withheld
+    assert harmful.abstains
     data = solved(500, 9)
-    lent = transferred(Experience.restored(vars(harmful)), *data.labels)
-    assert (by_all(lent, data).argmax(axis=1) == data.given).all()
-    assert lent.experience.withheld
-    assert not learn([solved(300, seed) for seed in range(4)], 0).withheld
-    with pytest.raises(ValueError, match="not the values of an experience"):
-        Experience.restored({**vars(harmful), "withheld": 1})
+    transferred = transferred_calibration(CalibrationPrior.restored(vars(harmful)), *data.labels)
+    assert (by_all(transferred, data).argmax(axis=1) == data.given).all()
+    assert transferred.calibration_prior.abstains
+    assert not learn([solved(300, seed) for seed in range(4)], 0).abstains
+    with pytest.raises(ValueError, match="not the values of a calibration prior"):
+        CalibrationPrior.restored({**vars(harmful), "abstains": 1})
 
 
 @pytest.mark.parametrize(
@@ -362,47 +382,47 @@ def test_corrections_need_a_margin_where_few_of_the_wrong_labels_have_a_better_o
     soft_label = np.zeros((100, C))
     soft_label[np.arange(100), given] = own
     soft_label[np.arange(100), (given + 1) % C] = 1 - own
-    lent = without_labels({"late": 1.0, "transition": 1.0, "keep": 0.0}, solved(10, 0).transition)
-    made = guarded(lent, soft_label, given)
-    assert math.exp(made.margin) == pytest.approx(odds, rel=1e-3)
-    assert made.weights == lent.weights
-    assert made.transition is lent.transition
+    transferred = without_labels({"late": 1.0, "transition": 1.0, "keep": 0.0}, solved(10, 0).transition)
+    made = with_decision_threshold(transferred, soft_label, given)
+    assert math.exp(made.decision_threshold) == pytest.approx(odds, rel=1e-3)
+    assert made.weights == transferred.weights
+    assert made.transition is transferred.transition
 
 
 def test_no_margin_is_made_of_nothing_and_what_is_withheld_stays_so() -> None:
-    lent = without_labels({"late": 1.0, "transition": 1.0, "keep": 0.0}, solved(10, 0).transition)
+    transferred = without_labels({"late": 1.0, "transition": 1.0, "keep": 0.0}, solved(10, 0).transition)
     given = np.arange(C)
-    assert guarded(lent, np.eye(C), given) is lent, "no label is in doubt"
-    assert guarded(lent, np.zeros((0, C)), given[:0]) is lent
-    withheld = replace(lent, margin=math.inf)
-    assert guarded(withheld, np.full((C, C), 1 / C) + 1e-3 * np.eye(C), given) is withheld
+    assert with_decision_threshold(transferred, np.eye(C), given) is transferred, "no label is in doubt"
+    assert with_decision_threshold(transferred, np.zeros((0, C)), given[:0]) is transferred
+    abstains = replace(transferred, decision_threshold=math.inf)
+    assert with_decision_threshold(abstains, np.full((C, C), 1 / C) + 1e-3 * np.eye(C), given) is abstains
 
 
 def test_a_data_set_is_labelled_with_its_margin() -> None:
     """Of a network that knows nothing of two thirds of the images, and hesitates."""
-    lent, data = weighing(late=1.0, transition=1.0, keep=0.0), solved(1_500, 4, sharpness=0.5)
+    transferred, data = weighing(late=1.0, transition=1.0, keep=0.0), solved(1_500, 4, sharpness=0.5)
     unknown = np.arange(1_500)[:, None] % 3 > 0
     data = replace(data, evidence={"late": np.where(unknown, 1 / C, data.evidence["late"])})
     seen = data[np.flatnonzero(~data.held_out)]
-    made = matched_to(transferred(lent, *data.labels), seen)
-    kept = guarded(made, by_all(made, seen), seen.given)
-    assert 0 < kept.margin < math.inf
+    made = matched_to(transferred_calibration(transferred, *data.labels), seen)
+    kept = with_decision_threshold(made, by_all(made, seen), seen.given)
+    assert 0 < kept.decision_threshold < math.inf
     expected = kept.soft_labels(data.evidence, data.given, data.held_out)
-    np.testing.assert_allclose(labelled(lent, data), expected, atol=1e-9)
+    np.testing.assert_allclose(labelled(transferred, data), expected, atol=1e-9)
     assert np.abs(expected - made.soft_labels(data.evidence, data.given, data.held_out)).max() > 1e-3
 
 
 def test_the_soft_labels_of_each_given_label_come_near_to_its_anchors_posterior(
-    experience: Experience,
+    calibration_prior: CalibrationPrior,
 ) -> None:
     data = solved(4_000, 3)
     uneven = np.array(
         [[0.6, 0.3, 0.05, 0.05], [0.1, 0.8, 0.1, 0.0], [0.1, 0.1, 0.7, 0.1], [0.25, 0, 0, 0.75]]
     )
-    lent = without_labels(experience.weights, uneven.clip(1e-3))
-    before, after = by_all(lent, data), by_all(matched_to(lent, data), data)
+    transferred = without_labels(calibration_prior.weights, uneven.clip(1e-3))
+    before, after = by_all(transferred, data), by_all(matched_to(transferred, data), data)
     assert after.sum(axis=1) == pytest.approx(1)
-    wanted = posterior(lent.transition, np.bincount(data.given).astype(np.float64))
+    wanted = posterior(transferred.transition, np.bincount(data.given).astype(np.float64))
     distances = [
         np.abs(joint_counts(soft, data.given) / np.bincount(data.given) - wanted).sum(axis=0)
         for soft in (before, after)
@@ -415,11 +435,13 @@ def test_the_soft_labels_of_each_given_label_come_near_to_its_anchors_posterior(
         assert of_label == pytest.approx(np.tile(of_label[0], (len(of_label), 1)))
 
 
-def test_a_level_that_is_right_stays_and_one_that_is_wrong_comes_nearer(experience: Experience) -> None:
+def test_a_level_that_is_right_stays_and_one_that_is_wrong_comes_nearer(
+    calibration_prior: CalibrationPrior,
+) -> None:
     """Rows of 5 % noise, by weights that trust no label."""
     data = solved(4_000, 60, sharpness=0.5, noise_rate=0.05)
-    lent = without_labels({**experience.weights, "keep": -2.0}, data.transition)
-    soft_label, better = by_all(lent, data), by_all(matched_to(lent, data), data)
+    transferred = without_labels({**calibration_prior.weights, "keep": -2.0}, data.transition)
+    soft_label, better = by_all(transferred, data), by_all(matched_to(transferred, data), data)
     assert error(better, data) < 0.6 * error(soft_label, data)
     assert accuracy(better.argmax(axis=1), data.true) > accuracy(soft_label.argmax(axis=1), data.true)
     right = without_labels({"late": 2.0, "transition": 1.0, "keep": 0.0}, data.transition)
@@ -428,10 +450,10 @@ def test_a_level_that_is_right_stays_and_one_that_is_wrong_comes_nearer(experien
 
 
 def test_soft_labels_are_matched_over_the_rows_whose_label_training_saw() -> None:
-    lent, data = weighing(late=1.0, transition=0.5, keep=1.0), solved(600, 2)
-    made, seen = transferred(lent, *data.labels), data[np.flatnonzero(~data.held_out)]
+    transferred, data = weighing(late=1.0, transition=0.5, keep=1.0), solved(600, 2)
+    made, seen = transferred_calibration(transferred, *data.labels), data[np.flatnonzero(~data.held_out)]
     expected = matched_to(made, seen).soft_labels(data.evidence, data.given, data.held_out)
-    np.testing.assert_allclose(labelled(lent, data), expected, atol=1e-9)
+    np.testing.assert_allclose(labelled(transferred, data), expected, atol=1e-9)
 
 
 def test_one_way_mistakes_are_mended_one_way() -> None:
@@ -442,49 +464,51 @@ def test_one_way_mistakes_are_mended_one_way() -> None:
     transition = np.array([[0.98, 0.01, 0.01], [0.4, 0.59, 0.01], [0.01, 0.01, 0.98]])
     image = rng.normal(size=(3_000, 3)) + np.array([[1, 0.2, -1], [0.2, 1, -1], [-1, -1, 2]])[true]
     evidence = {"late": softmax(2 * image)}
-    lent = without_labels({"late": 1.0, "transition": 0.0, "keep": 1.0}, transition)
-    before = lent.soft_labels(evidence, given)
-    after = matched(lent, joint_counts(before, given)).soft_labels(evidence, given)
+    transferred = without_labels({"late": 1.0, "transition": 0.0, "keep": 1.0}, transition)
+    before = transferred.soft_labels(evidence, given)
+    after = raked(transferred, joint_counts(before, given)).soft_labels(evidence, given)
     relabelled = [(soft.argmax(axis=1) != given) & (given == 1) for soft in (before, after)]
     assert relabelled[0].sum() > 50 > relabelled[1].sum()
     assert accuracy(after.argmax(axis=1), true) > accuracy(before.argmax(axis=1), true) + 0.03
 
 
-@pytest.mark.parametrize("probes", [0, 60])
-def test_probes_improve_on_what_was_matched(probes: int) -> None:
+@pytest.mark.parametrize("calibration_rows", [0, 60])
+def test_probes_improve_on_what_was_matched(calibration_rows: int) -> None:
     """By weights that are to blame for a level far off, under factors that have halved the distance."""
     data = solved(3_000, 70, sharpness=0.5)
-    lent = matched_to(without_labels({"late": 2.0, "transition": 1.0, "keep": -3.0}, data.transition), data)
-    first = of_rows(data, slice(probes))
+    transferred = matched_to(
+        without_labels({"late": 2.0, "transition": 1.0, "keep": -3.0}, data.transition), data
+    )
+    first = of_rows(data, slice(calibration_rows))
     pairs = np.zeros((C, C), dtype=np.int64)
-    made = fit(first.evidence, first.given, first.true, pairs, 0, lent)
-    assert made.factors is lent.factors
-    rest = of_rows(data, slice(probes, None))
-    before, after = (error(by_all(calibrated, rest), rest) for calibrated in (lent, made))
-    if probes:
+    made = fit(first.evidence, first.given, first.true, pairs, 0, transferred)
+    assert made.raking_factors is transferred.raking_factors
+    rest = of_rows(data, slice(calibration_rows, None))
+    before, after = (error(by_all(calibrated, rest), rest) for calibrated in (transferred, made))
+    if calibration_rows:
         assert after < before / 2
-        assert made.cross_validated["probe_accuracy_after"] == pytest.approx(0.85, abs=0.1)
+        assert made.cross_validated["accuracy_after"] == pytest.approx(0.85, abs=0.1)
     else:
-        assert made.weights == lent.weights
-        assert by_all(replace(made, margin=0.0), data) == pytest.approx(by_all(lent, data))
+        assert made.weights == transferred.weights
+        assert by_all(replace(made, decision_threshold=0.0), data) == pytest.approx(by_all(transferred, data))
 
 
-def test_nothing_to_match_is_left_as_it_is(experience: Experience) -> None:
-    lent = without_labels(experience.weights, solved(10, 0).transition)
-    assert matched(lent, np.zeros((C, C))) is lent
-    withheld = replace(lent, margin=math.inf)
-    assert matched(withheld, np.ones((C, C))) is withheld
-    made = matched(lent, np.diag([5.0, 6, 0, 3]))
-    assert made.factors is not None
-    assert np.isfinite(made.factors).all()
-    assert (made.factors[:, 2] == 1).all(), "which nobody was given"
+def test_nothing_to_match_is_left_as_it_is(calibration_prior: CalibrationPrior) -> None:
+    transferred = without_labels(calibration_prior.weights, solved(10, 0).transition)
+    assert raked(transferred, np.zeros((C, C))) is transferred
+    abstains = replace(transferred, decision_threshold=math.inf)
+    assert raked(abstains, np.ones((C, C))) is abstains
+    made = raked(transferred, np.diag([5.0, 6, 0, 3]))
+    assert made.raking_factors is not None
+    assert np.isfinite(made.raking_factors).all()
+    assert (made.raking_factors[:, 2] == 1).all(), "which nobody was given"
     unlabelled = made.soft_labels({"late": np.full((1, C), 0.25)}, np.array([-1]))
     assert unlabelled == pytest.approx(0.25)
     with pytest.raises(ValueError, match="not the values"):
         Calibration.restored(asdict(made), ["late"], C)
 
 
-def test_an_experience_without_any_row_promises_nothing(experience: Experience) -> None:
+def test_an_experience_without_any_row_promises_nothing(calibration_prior: CalibrationPrior) -> None:
     data = solved(500, 0)
-    made = without_labels(experience.weights, data.transition)
-    assert made.promise(*best(by_all(made, data)), data.given, 0.5).threshold is None
+    made = without_labels(calibration_prior.weights, data.transition)
+    assert made.selection(*best(by_all(made, data)), data.given, 0.5).threshold is None

@@ -69,8 +69,8 @@ def test_the_file_tells_what_made_it(apply, run):
     assert (told["corrector"], told["trusted_rows"], told["epochs"]) == ("tmlc", 0, 2)
     assert told["pretrained"]["file"] == "tmlc.pt"
     assert told["pretrained"]["trusted_rows"] == 8
-    assert told["calibration"]["probes"] == 0
-    assert told["calibration"]["promise"]["precision"] == 0.8
+    assert told["calibration"]["calibration_rows"] == 0
+    assert told["calibration"]["selection"]["precision"] == 0.8
     assert (
         told["command"] == f"relabel apply images --corrector tmlc.pt {shlex.join(TINY)} -q --precision 0.8"
     )
@@ -109,7 +109,7 @@ def test_verified_rows_calibrate(apply):
     assert done.code == 0
     summary = json.loads(done.out)
     assert (summary["rows"], summary["trusted_rows"]) == (28, 8)
-    assert summary["calibration"]["probes"] == 8
+    assert summary["calibration"]["calibration_rows"] == 8
     assert sum(columns()["trusted"]) == 8
     assert "0 verified rows guide the corrector, 8 judge the result" in done.err
 
@@ -178,11 +178,11 @@ def written(tmp_path_factory):
     from relabel.saved.corrector_file import CorrectorFile
 
     written = tmp_path_factory.mktemp("correctors")
-    nobody = torch.zeros(0, dtype=torch.int64).numpy()
+    no_rows = torch.zeros(0, dtype=torch.int64).numpy()
     nothing = calibrate.fit(
         {"late": torch.zeros(0, 2).numpy(), "last": torch.zeros(0, 2).numpy()},
-        nobody, nobody, torch.zeros(2, 2, dtype=torch.int64).numpy(), 0,
-    ).experience  # fmt: skip
+        no_rows, no_rows, torch.zeros(2, 2, dtype=torch.int64).numpy(), 0,
+    ).calibration_prior  # fmt: skip
     for name in ("tmlc", "mslc"):
         torch.manual_seed(0)
         made = registry.create(name, 2, 256)
@@ -216,7 +216,7 @@ class Evil:
         ("newer", "tmlc.pt has format 99"),
         ("part", "tmlc.pt is not a whole corrector file"),
         ("shape", "tmlc.pt does not hold the parameters of tmlc"),
-        ("experience", "tmlc.pt does not hold the parameters of tmlc"),
+        ("calibration_prior", "tmlc.pt does not hold the parameters of tmlc"),
     ],
 )
 def test_a_damaged_or_hostile_corrector_is_one_sentence_and_nothing_in_it_runs(
@@ -228,7 +228,9 @@ def test_a_damaged_or_hostile_corrector_is_one_sentence_and_nothing_in_it_runs(
         "newer": {"format": 99},
         "part": {"state": None},
         "shape": {"state": {**content["state"], "encoder.weight_ih_l0": torch.zeros(3)}},
-        "experience": {"experience": {**content["experience"], "right": torch.ones(3, dtype=torch.bool)}},
+        "calibration_prior": {
+            "calibration_prior": {**content["calibration_prior"], "right": torch.ones(3, dtype=torch.bool)}
+        },
     }
     if kind in changed:
         torch.save(content | changed[kind], made)

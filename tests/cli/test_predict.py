@@ -96,7 +96,7 @@ def test_the_file_tells_what_made_it(predict, run):
         assert told[name] == fitted[name]
     assert told["model"]["file"] == "model.pt"
     assert told["command"] == "relabel predict new --model model.pt -q --precision 0.8"
-    assert told["calibration"]["promise"]["precision"] == 0.8
+    assert told["calibration"]["selection"]["precision"] == 0.8
     assert "Command " in run("inspect", "labels.parquet").out.decode()
 
 
@@ -115,7 +115,7 @@ def test_a_model_is_inspected(model, run):
     described = json.loads(run("inspect", "model.pt", "--json").out)
     assert described["kind"] == "relabel model"
     assert (described["backbone"], described["corrector"], described["image_size"]) == ("cnn8", "tmlc", 8)
-    assert described["calibration"]["probes"] == 2  # of the eight verified rows, a quarter
+    assert described["calibration"]["calibration_rows"] == 2  # of the eight verified rows, a quarter
 
 
 def test_a_model_is_not_overwritten_unasked_nor_written_over_another_file(fit, model, files):

@@ -111,7 +111,7 @@ def test_recordings_in_a_folder_of_the_user_s_stay_and_are_used_again(run, quick
     assert recorded == [0, 1, 2, 3]
     again = read_corrector(quick / "tmlc.pt")
     torch.testing.assert_close(again.state, first.state, rtol=0, atol=0)
-    assert again.experience.weights == first.experience.weights
+    assert again.calibration_prior.weights == first.calibration_prior.weights
 
 
 def test_ctrl_c_keeps_the_recordings_and_the_line_it_shows_goes_on(start, run, quick, files, recorded):
@@ -138,7 +138,7 @@ def test_ctrl_c_keeps_the_recordings_and_the_line_it_shows_goes_on(start, run, q
     assert run(*PRETRAIN, "--seed", "7", "-q", "-o", "whole.pt").code == 0
     continued, at_once = read_corrector(quick / "tmlc.pt"), read_corrector(quick / "whole.pt")
     torch.testing.assert_close(continued.state, at_once.state, rtol=0, atol=0)
-    assert continued.experience.weights == at_once.experience.weights
+    assert continued.calibration_prior.weights == at_once.calibration_prior.weights
 
 
 def test_ctrl_c_before_anything_is_recorded_leaves_nothing(run, quick, files, monkeypatch):

@@ -25,14 +25,14 @@ FIT = {
         {"true": "dog", "given": "cat", "share": 0.0},
     ],
     "calibration": {
-        "probe_accuracy_before": 0.7,
-        "probe_accuracy_after": 0.95,
-        "probes": 75,
-        "withheld": False,
-        "margin": 0.0,
+        "accuracy_before": 0.7,
+        "accuracy_after": 0.95,
+        "calibration_rows": 75,
+        "abstains": False,
+        "decision_threshold": 0.0,
     },
     "calibrated_before": False,
-    "promise": "At least 95 % of the fixes are right (with 90% confidence), judged by 75 probe rows.",
+    "selection": "At least 95 % of the fixes are right (with 90% confidence), judged by 75 probe rows.",
 }
 
 
@@ -82,7 +82,7 @@ def test_verified_rows_are_counted_apart():
 
 
 @pytest.mark.parametrize(
-    ("margin", "probes", "told"),
+    ("decision_threshold", "calibration_rows", "told"),
     [
         (math.log(2), 75, "2 times as likely as the given label, for the verified rows do not show"),
         (math.log(3.375), 0, "3.4 times as likely as the given label, for few of the labels in doubt"),
@@ -91,8 +91,13 @@ def test_verified_rows_are_counted_apart():
         (None, 75, None),
     ],
 )
-def test_corrections_that_need_a_margin_say_so_and_why(margin, probes, told):
-    calibration = {**FIT["calibration"], "margin": margin, "probes": probes, "withheld": margin is None}
+def test_corrections_that_need_a_margin_say_so_and_why(decision_threshold, calibration_rows, told):
+    calibration = {
+        **FIT["calibration"],
+        "decision_threshold": decision_threshold,
+        "calibration_rows": calibration_rows,
+        "abstains": decision_threshold is None,
+    }
     text = shown(200, False, {**FIT, "calibration": calibration})
     assert "times as likely" in text if told else "times as likely" not in text
     assert told is None or f"only where {told}" in text

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from relabel.backbones import Backbone
-from relabel.correctors.base import Corrector, Epoch, Memory, MetaRows, Verified, WarmUp
+from relabel.correctors.base import Corrector, Epoch, Memory, MetaRows, TrustedRows, WarmUp
 from relabel.correctors.registry import REGISTRY, create
 from relabel.training import hypergradient
 
@@ -124,9 +124,9 @@ def _scene(variant: str, class_order: tuple[int, ...]) -> Scene:
         head.weight.copy_(normal(C, D)[order])
         head.bias.copy_(normal(C)[order])
     features = normal(N + E, D)
-    witness = torch.tensor([0, 2, 7])
-    witnesses = Verified(witness, true[witness], given[witness])
-    verified = Verified(meta, true[meta], meta_given)
+    in_training = torch.tensor([0, 2, 7])
+    in_training_rows = TrustedRows(in_training, true[in_training], given[in_training])
+    verified = TrustedRows(meta, true[meta], meta_given)
     warm_up = WarmUp(
         mean_probability=normal(N, C)[:, order].softmax(dim=1),
         probability=normal(N, C)[:, order].softmax(dim=1),
@@ -134,7 +134,7 @@ def _scene(variant: str, class_order: tuple[int, ...]) -> Scene:
         head=head,
         features=features.clone,
         meta=verified,
-        witness=witnesses,
+        in_training=in_training_rows,
     )
     memory: Memory = {}
     epoch = Epoch(
@@ -144,7 +144,7 @@ def _scene(variant: str, class_order: tuple[int, ...]) -> Scene:
         given=torch.where(torch.arange(N) == 3, -1, given[:N]),
         memory=memory,
         meta=verified,
-        witness=witnesses,
+        in_training=in_training_rows,
     )
     for number in range(EPOCHS):
         if number == EPOCHS - 1:
@@ -344,7 +344,7 @@ def test_starting_and_observing_leave_their_inputs_alone(variant: str) -> None:
                 warm_up.mean_probability,
                 warm_up.probability,
                 *vars(warm_up.meta).values(),
-                *vars(warm_up.witness).values(),
+                *vars(warm_up.in_training).values(),
             ),
             (epoch.probability, epoch.trained, epoch.given),
             {name: values[:] for name, values in epoch.memory.items()},
@@ -564,8 +564,6 @@ def test_the_trusted_loss_is_the_mean_over_its_rows(variant: str) -> None:
 
 
 def test_listing_the_correctors_imports_no_torch() -> None:
-    code = (
-        "import sys; from relabel.correctors import REGISTRY; assert REGISTRY; print('torch' in sys.modules)"
-    )
+    code = "import sys; from relabel.correctors.registry import REGISTRY; assert REGISTRY; print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"

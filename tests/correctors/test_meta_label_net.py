@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from relabel.correctors.base import Epoch, Verified, WarmUp
+from relabel.correctors.base import Epoch, TrustedRows, WarmUp
 from relabel.correctors.meta_label_net import MetaLabelNet
 from relabel.training import hypergradient
 
@@ -18,7 +18,7 @@ LOGITS = 2 * torch.randn(N, C, generator=GENERATOR).double()
 GIVEN = torch.randint(C, (N,), generator=GENERATOR)
 META = torch.tensor([3, 5, 8, 13, 21, 27])
 META_TRUE = torch.tensor([0, 1, 2, 3, 1, 0])
-VERIFIED = Verified(META, META_TRUE, torch.full_like(META, -1))
+VERIFIED = TrustedRows(META, META_TRUE, torch.full_like(META, -1))
 MEMORY = {"features": FEATURES}
 
 

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from relabel.correctors.base import Verified, WarmUp
+from relabel.correctors.base import TrustedRows, WarmUp
 from relabel.correctors.mlc import MLC, projected
 from relabel.label_noise.transition_matrix import estimated
 from relabel.metrics import noise_matrix
@@ -47,9 +47,9 @@ def test_the_transition_stays_row_stochastic_however_far_a_step_goes(
     optimizer = torch.optim.Adam(made.parameters(), lr=rate)
     before = made.transition.detach().clone()
     for seed in range(5):
-        pull = torch.randn(C, C, generator=torch.Generator().manual_seed(seed)).double()
+        prior_precision = torch.randn(C, C, generator=torch.Generator().manual_seed(seed)).double()
         optimizer.zero_grad()
-        (made.transition * pull).sum().backward()  # type: ignore[no-untyped-call]
+        (made.transition * prior_precision).sum().backward()  # type: ignore[no-untyped-call]
         optimizer.step()
         made.project()
         assert_stochastic(made.transition.detach())
@@ -147,7 +147,7 @@ def warm_up(given: list[int], true: list[int], probability: Tensor | None = None
         given=torch.tensor([*given, *(row % C for row in range(len(given), 8))]),
         head=nn.Linear(D, C),
         features=lambda: torch.zeros(8, D),
-        meta=Verified(torch.arange(len(given)), torch.tensor(true), torch.tensor(given)),
+        meta=TrustedRows(torch.arange(len(given)), torch.tensor(true), torch.tensor(given)),
     )
 
 

@@ -5,9 +5,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from relabel.correctors.base import Epoch, Memory, Verified, WarmUp, nobody
+from relabel.correctors.base import Epoch, Memory, TrustedRows, WarmUp, no_rows
 from relabel.correctors.mslc import MSLC
-from relabel.sample_memory import Ledger
+from relabel.sample_memory import SampleMemory
 
 B, C, D = 6, 4, 3
 GENERATOR = torch.Generator().manual_seed(2)
@@ -111,15 +111,15 @@ def test_the_memory_does_not_depend_on_the_order_of_the_rows() -> None:
     """Two epochs in batches, through a ledger: another order and other batches leave the same memory."""
 
     def after_two_epochs(*epochs: list[list[int]]) -> Tensor:
-        made, ledger = corrector(), Ledger(B, C)
-        ledger.memory = {"soft_label": PREVIOUS.clone()}
+        made, sample_memory = corrector(), SampleMemory(B, C)
+        sample_memory.memory = {"soft_label": PREVIOUS.clone()}
         with torch.no_grad():
             for number, batches in enumerate(epochs):
                 for rows in map(torch.tensor, batches):
-                    memory = ledger.read(rows, torch.device("cpu"))
+                    memory = sample_memory.read(rows, torch.device("cpu"))
                     logits = LOGITS[rows] * (1 + number)
-                    ledger.write(rows, made.remember(logits, GIVEN[rows], memory))
-        return ledger.memory["soft_label"]
+                    sample_memory.write(rows, made.remember(logits, GIVEN[rows], memory))
+        return sample_memory.memory["soft_label"]
 
     one = after_two_epochs([[0, 1, 2], [3, 4, 5]], [[0, 1, 2], [3, 4, 5]])
     other = after_two_epochs([[5, 1], [0, 3], [4, 2]], [[2, 0, 4, 1, 3], [5]])
@@ -127,29 +127,31 @@ def test_the_memory_does_not_depend_on_the_order_of_the_rows() -> None:
     assert not torch.allclose(one, PREVIOUS, atol=1e-2)
 
 
-def simulated(rows: int = 400, witnesses: int = 300) -> WarmUp:
+def simulated(rows: int = 400, in_training_rows: int = 300) -> WarmUp:
     """Five classes, 40 % of the given labels the next class; predictions that know something of the truth."""
     generator = torch.Generator().manual_seed(0)
     true = torch.randint(5, (rows,), generator=generator)
     wrong = torch.rand(rows, generator=generator) < 0.4
     given = torch.where(wrong, (true + 1) % 5, true)
     logits = 1.5 * F.one_hot(true, 5) + torch.randn(2, rows, 5, generator=generator)
-    witness = torch.arange(rows)[-witnesses:] if witnesses else torch.zeros(0, dtype=torch.int64)
+    in_training = (
+        torch.arange(rows)[-in_training_rows:] if in_training_rows else torch.zeros(0, dtype=torch.int64)
+    )
     return WarmUp(
         mean_probability=logits.mean(dim=0).softmax(dim=1),
         probability=logits[0].softmax(dim=1),
         given=given,
         head=nn.Linear(D, 5),
         features=lambda: torch.zeros(rows, D),
-        meta=nobody(),
-        witness=Verified(witness, true[witness], given[witness]),
+        meta=no_rows(),
+        in_training=TrustedRows(in_training, true[in_training], given[in_training]),
     )
 
 
 def learned_by_heart(warm_up: WarmUp, share: float) -> Epoch:
     """The same rows after an epoch whose predictions hold so much of the given label."""
     given = torch.zeros(len(warm_up.probability), dtype=torch.int64)
-    given[warm_up.witness.rows] = warm_up.witness.given
+    given[warm_up.in_training.rows] = warm_up.in_training.given
     mixed = (1 - share) * warm_up.probability + share * F.one_hot(given, 5)
     return Epoch(
         number=1,
@@ -158,15 +160,18 @@ def learned_by_heart(warm_up: WarmUp, share: float) -> Epoch:
         given=given,
         memory={"soft_label": mixed},
         meta=warm_up.meta,
-        witness=warm_up.witness,
+        in_training=warm_up.in_training,
     )
 
 
 def witness_soft_label(made: MSLC, seen: WarmUp | Epoch, memory: Memory) -> Tensor:
     """Eq. 6 of the witnesses [W, 5]."""
-    logits, previous = seen.probability[seen.witness.rows].log(), memory["soft_label"][seen.witness.rows]
+    logits, previous = (
+        seen.probability[seen.in_training.rows].log(),
+        memory["soft_label"][seen.in_training.rows],
+    )
     with torch.no_grad():
-        return made.soft_label(logits, seen.witness.given, {"soft_label": previous})
+        return made.soft_label(logits, seen.in_training.given, {"soft_label": previous})
 
 
 def log_likelihood(soft_label: Tensor, true: Tensor) -> float:
@@ -193,17 +198,17 @@ def test_the_trusted_start_makes_the_witnesses_verified_labels_likely() -> None:
     made, random = MSLC(5, D), MSLC(5, D, start="random")
     memory = made.begin(warm_up)
     random.begin(warm_up)
-    found = log_likelihood(witness_soft_label(made, warm_up, memory), warm_up.witness.true)
-    assert found > log_likelihood(witness_soft_label(random, warm_up, memory), warm_up.witness.true) + 0.1
+    found = log_likelihood(witness_soft_label(made, warm_up, memory), warm_up.in_training.true)
+    assert found > log_likelihood(witness_soft_label(random, warm_up, memory), warm_up.in_training.true) + 0.1
     # No fixed pair of coefficients does better: the nets tell the rows apart.
     terms = (
-        F.one_hot(warm_up.witness.given, 5).float(),
-        memory["soft_label"][warm_up.witness.rows],
-        warm_up.probability[warm_up.witness.rows],
+        F.one_hot(warm_up.in_training.given, 5).float(),
+        memory["soft_label"][warm_up.in_training.rows],
+        warm_up.probability[warm_up.in_training.rows],
     )
     grid = torch.linspace(0, 0.95, 20)
     best = max(
-        log_likelihood(a * terms[0] + (1 - a) * (b * terms[1] + (1 - b) * terms[2]), warm_up.witness.true)
+        log_likelihood(a * terms[0] + (1 - a) * (b * terms[1] + (1 - b) * terms[2]), warm_up.in_training.true)
         for a in grid
         for b in grid
     )
@@ -220,8 +225,8 @@ def test_a_label_learned_by_heart_is_not_believed_for_it() -> None:
     epoch = learned_by_heart(warm_up, 0.3)
 
     def believed(soft_label: Tensor) -> float:
-        wrong = epoch.witness.given != epoch.witness.true
-        return soft_label.gather(1, epoch.witness.given[:, None])[wrong].mean().item()
+        wrong = epoch.in_training.given != epoch.in_training.true
+        return soft_label.gather(1, epoch.in_training.given[:, None])[wrong].mean().item()
 
     unfitted = believed(witness_soft_label(made, epoch, epoch.memory))
     for _ in range(6):
@@ -229,21 +234,24 @@ def test_a_label_learned_by_heart_is_not_believed_for_it() -> None:
     fitted = witness_soft_label(made, epoch, epoch.memory)
     assert unfitted > believed(before) + 0.1
     assert believed(fitted) < unfitted - 0.05
-    by_heart = epoch.probability[epoch.witness.rows]
-    assert log_likelihood(fitted, epoch.witness.true) > log_likelihood(by_heart, epoch.witness.true) - 0.01
+    by_heart = epoch.probability[epoch.in_training.rows]
+    assert (
+        log_likelihood(fitted, epoch.in_training.true)
+        > log_likelihood(by_heart, epoch.in_training.true) - 0.01
+    )
 
 
 def test_a_few_witnesses_move_little() -> None:
-    few, many = simulated(witnesses=2), simulated(witnesses=300)
+    few, many = simulated(in_training_rows=2), simulated(in_training_rows=300)
     coefficients = []
     for warm_up in (few, many):
         torch.manual_seed(0)
         made = MSLC(5, D)
         memory = made.begin(warm_up)
         with torch.no_grad():
-            rows = many.witness.rows
+            rows = many.in_training.rows
             found = made.coefficients(
-                warm_up.probability[rows].log(), many.witness.given, memory["soft_label"][rows]
+                warm_up.probability[rows].log(), many.in_training.given, memory["soft_label"][rows]
             )
         coefficients.append(torch.cat(found, dim=1))
     assert (coefficients[0] - 0.5).abs().mean() < 0.6 * (coefficients[1] - 0.5).abs().mean()
@@ -252,19 +260,19 @@ def test_a_few_witnesses_move_little() -> None:
 UNIFORM = torch.full((C,), 1 / C).double()
 
 
-def alike(witnesses: int, true: int, prediction: Tensor, previous: Tensor) -> Epoch:
+def alike(in_training_rows: int, true: int, prediction: Tensor, previous: Tensor) -> Epoch:
     """So many witnesses that are given class 0, all with one prediction and one memory [C]: each net has
     one value to find."""
-    rows = torch.arange(witnesses)
-    given = torch.zeros(witnesses, dtype=torch.int64)
+    rows = torch.arange(in_training_rows)
+    given = torch.zeros(in_training_rows, dtype=torch.int64)
     return Epoch(
         number=1,
-        probability=prediction.expand(witnesses, C).clone(),
-        trained=torch.ones(witnesses, dtype=torch.bool),
+        probability=prediction.expand(in_training_rows, C).clone(),
+        trained=torch.ones(in_training_rows, dtype=torch.bool),
         given=given,
-        memory={"soft_label": previous.expand(witnesses, C).clone()},
-        meta=nobody(),
-        witness=Verified(rows, torch.full_like(given, true), given),
+        memory={"soft_label": previous.expand(in_training_rows, C).clone()},
+        meta=no_rows(),
+        in_training=TrustedRows(rows, torch.full_like(given, true), given),
     )
 
 
@@ -274,16 +282,16 @@ def fitted_coefficients(made: MSLC, epoch: Epoch) -> list[float]:
     return [float(each[0]) for each in found]
 
 
-@pytest.mark.parametrize("witnesses", [2, 10, 40])
-def test_so_many_witnesses_outweigh_ten_that_say_one_half(witnesses: int) -> None:
+@pytest.mark.parametrize("in_training_rows", [2, 10, 40])
+def test_so_many_witnesses_outweigh_ten_that_say_one_half(in_training_rows: int) -> None:
     """All given rightly, and nothing else tells their class: W log(a + (1 - a) / C) + 5 log(a (1 - a)) is at
     its largest."""
     torch.manual_seed(0)
-    made, seen = MSLC(C, D).double(), alike(witnesses, 0, UNIFORM, UNIFORM)
+    made, seen = MSLC(C, D).double(), alike(in_training_rows, 0, UNIFORM, UNIFORM)
     for _ in range(12):
         made.observe(seen)
     a = torch.linspace(0.001, 0.999, 999).double()
-    objective = witnesses * (a + (1 - a) / C).log() + 5 * (a * (1 - a)).log()
+    objective = in_training_rows * (a + (1 - a) / C).log() + 5 * (a * (1 - a)).log()
     found = fitted_coefficients(made, seen)
     assert found == pytest.approx([a[objective.argmax()].item(), 0.5], abs=0.01)
 
@@ -315,9 +323,9 @@ def test_the_fit_tells_the_memory_from_the_prediction(who: str) -> None:
 
 @pytest.mark.parametrize("why", ["asked for", "no witness"])
 def test_otherwise_the_nets_start_at_random_and_are_left_to_the_look_ahead(why: str) -> None:
-    warm_up = simulated(witnesses=300 if why == "asked for" else 0)
+    warm_up = simulated(in_training_rows=300 if why == "asked for" else 0)
     made = MSLC(5, D, start="random" if why == "asked for" else "trusted")
-    assert made.has_witnesses == (why != "asked for")
+    assert made.has_in_training_rows == (why != "asked for")
     before = parameters(made)
     made.begin(warm_up)
     made.observe(learned_by_heart(warm_up, 0.3))

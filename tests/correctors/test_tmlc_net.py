@@ -11,13 +11,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from relabel.config import SHIPPED_CORRECTOR
-from relabel.correctors.base import Epoch, Memory, Store, Verified, WarmUp, nobody
+from relabel.correctors.base import Epoch, Memory, Store, TrustedRows, WarmUp, no_rows
 from relabel.correctors.registry import check
 from relabel.correctors.tmlc_net import (
     CANDIDATES,
     TMLCNet,
     kept,
-    log_structure,
+    log_likelihood_ratio,
     mean_losses,
     normalized_features,
 )
@@ -48,7 +48,7 @@ def epoch(probability: Tensor, memory: Store, number: int = 0) -> Epoch:
         trained=TRAINED,
         given=GIVEN,
         memory=memory,
-        meta=Verified(ROWS[:4], TRUE[:4], GIVEN[:4]),
+        meta=TrustedRows(ROWS[:4], TRUE[:4], GIVEN[:4]),
     )
 
 
@@ -456,8 +456,8 @@ def warm_up(meta: int) -> WarmUp:
         given=GIVEN,
         head=nn.Linear(D, C),
         features=lambda: torch.zeros(N, D),
-        meta=Verified(rows, TRUE[rows], GIVEN[rows]),
-        witness=nobody(),
+        meta=TrustedRows(rows, TRUE[rows], GIVEN[rows]),
+        in_training=no_rows(),
     )
 
 
@@ -483,7 +483,7 @@ def test_it_begins_at_the_pretrained_corrector_and_few_meta_rows_hold_it_there(
         made.encoder.bias_hh_l0[0] += 0.5
         made.decoder[2].weight[0, 1] -= 2.0
     pulled = made.trusted_loss(GIVEN, TRUE, memory)
-    made.pull.zero_()
+    made.prior_precision.zero_()
     free = made.trusted_loss(GIVEN, TRUE, memory)
     assert pulled.item() == pytest.approx(free.item() + 10 / meta / 2 * (0.5**2 + 2.0**2))
     assert free != at_start
@@ -503,7 +503,7 @@ def test_it_begins_at_random_where_asked_to_and_where_the_pretrained_one_means_n
     beginning(made, 10)
     assert all(torch.equal(*pair) for pair in zip(made.parameters(), before, strict=True))
     assert made.kept_share == 0.5
-    assert made.pull == 0
+    assert made.prior_precision == 0
     assert made.describe() == {}
 
 
@@ -531,12 +531,12 @@ def test_noise_that_is_alike_everywhere_has_no_structure() -> None:
     for classes, rate in ((2, 0.3), (10, 0.6), (100, 0.01)):
         even = np.full((classes, classes), rate / (classes - 1))
         np.fill_diagonal(even, 1 - rate)
-        assert np.abs(log_structure(even)).max() < 1e-12
+        assert np.abs(log_likelihood_ratio(even)).max() < 1e-12
 
 
 def test_structure_is_the_log_of_the_ratio_to_even_noise_of_the_same_rate() -> None:
     transition = np.array([[0.9, 0.1, 0.0001], [0.2, 0.7, 0.0999], [0.3, 0.2, 0.5]])
-    found = log_structure(transition)
+    found = log_likelihood_ratio(transition)
     assert found[1, 1] == pytest.approx(math.log(0.7 / 0.7))
     assert found[2, 0] == pytest.approx(math.log(0.3 / 0.15))
     assert found[0, 2] == pytest.approx(math.log(0.0001 / 0.15))
@@ -548,7 +548,7 @@ def test_the_soft_label_leans_by_the_root_of_the_noises_structure() -> None:
     made = told(structured(), corrector())
     memory = history(made)
     found = made.soft_label(torch.empty(0), given, memory)
-    made.structure = None
+    made.log_ratio = None
     before = made.soft_label(torch.empty(0), given, memory)
     mean_rate = 1 - np.diag(structured()).mean()
     even = np.full((C, C), mean_rate / (C - 1))
@@ -567,7 +567,7 @@ def test_the_soft_label_leans_by_the_root_of_the_noises_structure() -> None:
 def test_its_loss_is_that_of_the_leaning_soft_label() -> None:
     made = told(structured(), corrector())
     memory = history(made)
-    made.pull.zero_()
+    made.prior_precision.zero_()
     own = made.soft_label(torch.empty(0), GIVEN, memory).gather(1, TRUE[:, None])
     assert made.trusted_loss(GIVEN, TRUE, memory).item() == pytest.approx(-own.log().mean().item())
 
@@ -576,7 +576,7 @@ def test_with_many_classes_only_candidates_lean() -> None:
     given = ROWS % 100
     made = TMLCNet(100, D).double()
     transition = structured(100)
-    made.structure = torch.from_numpy(log_structure(transition))
+    made.log_ratio = torch.from_numpy(log_likelihood_ratio(transition))
     generator = torch.Generator().manual_seed(5)
     memory = {
         "losses": torch.rand(N, 3, CANDIDATES, 2, generator=generator).double(),
@@ -584,9 +584,9 @@ def test_with_many_classes_only_candidates_lean() -> None:
         "candidates": torch.stack([torch.randperm(100, generator=generator)[:CANDIDATES] for _ in ROWS]),
     }
     found = made.soft_label(torch.empty(0), given, memory)
-    made.structure = None
+    made.log_ratio = None
     before = made.soft_label(torch.empty(0), given, memory)
-    expected = before * torch.from_numpy(np.exp(log_structure(transition))).T[given]
+    expected = before * torch.from_numpy(np.exp(log_likelihood_ratio(transition))).T[given]
     torch.testing.assert_close(found, expected / expected.sum(dim=1, keepdim=True))
     assert (found > 0).sum(dim=1).max() == CANDIDATES
 
@@ -597,9 +597,9 @@ def test_with_many_classes_only_candidates_lean() -> None:
 )
 def test_structure_comes_with_the_pretrained_start(options: dict[str, str], leans: bool) -> None:
     made = told(structured(), TMLCNet(C, D, **options).double())
-    assert list(made.begun) == (["structure"] if leans else [])
-    if made.structure is not None:
-        torch.testing.assert_close(made.structure, torch.from_numpy(log_structure(structured())) / 2)
+    assert list(made.begun) == (["log_ratio"] if leans else [])
+    if made.log_ratio is not None:
+        torch.testing.assert_close(made.log_ratio, torch.from_numpy(log_likelihood_ratio(structured())) / 2)
     assert not told(None, TMLCNet(C, D, **options).double()).begun
 
 
@@ -628,13 +628,13 @@ def test_a_pull_goes_through_a_file_with_the_parameters_and_the_noises_structure
     made, other = beginning(corrector(), 5), corrector()
     other.load_state_dict(made.state_dict())
     memory = history(made)
-    assert made.structure is not None
-    assert other.structure is None
-    made.structure = None
+    assert made.log_ratio is not None
+    assert other.log_ratio is None
+    made.log_ratio = None
     with torch.no_grad():
         for each in (made, other):
             each.decoder[0].bias[0] += 1.0
-    assert made.pull == 2
+    assert made.prior_precision == 2
     assert made.trusted_loss(GIVEN, TRUE, memory) == other.trusted_loss(GIVEN, TRUE, memory)
 
 

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from relabel.label_noise import anchor_points
 from relabel.label_noise.transition_matrix import estimated
-from relabel.sample_memory import Distributions
+from relabel.sample_memory import ProbabilityStore
 
 C = 5
 SYMMETRIC = np.full((C, C), 0.4 / (C - 1))
@@ -42,7 +42,7 @@ def test_the_surest_rows_of_each_predicted_class_are_its_anchors() -> None:
     assert anchor_points.count(early, given).tolist() == expected
     order = np.random.default_rng(0).permutation(12)
     assert anchor_points.count(early[order], given[order]).tolist() == expected
-    kept = Distributions(12, 3)
+    kept = ProbabilityStore(12, 3)
     kept[torch.arange(12)] = early
     assert anchor_points.count(kept, given).tolist() == expected
 

@@ -23,7 +23,7 @@ def labelled() -> Labelling:
     """By the evidence alone."""
     none = np.zeros(0, dtype=np.int64)
     fitted = calibrate.fit({"last": np.zeros((0, 3))}, none, none, np.zeros((3, 3), dtype=np.int64), 0)
-    fitted = replace(fitted, weights={"last": 1.0, "transition": 0.0, "keep": 0.0}, margin=0.0)
+    fitted = replace(fitted, weights={"last": 1.0, "transition": 0.0, "keep": 0.0}, decision_threshold=0.0)
     source = Source(
         location="here", root=Path(), kind="folder", file_names=list("01234567"), references=[], given=GIVEN,
         class_names=["a", "b", "c"], numbered=False, verified=None, errors={FAILED: "broken"},
@@ -44,7 +44,7 @@ def test_figures_are_of_rows_that_can_be_used_and_counts_of_those_nobody_verifie
     assert found.summary["estimated_noise_rate"] == pytest.approx(np.mean(doubts))
     assert found.summary["relabelled_rows"] == 2, "2 and 7"
     assert found.summary["actions"] == {"keep": 3, "fix": 0, "review": 3}, "0, 1, 3; 2, 5, 7"
-    assert found.metadata["calibration"]["promise"]["rows"] == 2
+    assert found.metadata["calibration"]["selection"]["rows"] == 2
     assert (found.metadata["verified_noise_rate"], found.action[VERIFIED]) == (1, "fix")
     joint = np.zeros((3, 3))
     for row in rows:

@@ -191,7 +191,7 @@ def test_a_scene_can_be_learned_from_some_of_its_rows() -> None:
     some = np.arange(0, len(scene.true), 2)
     training = training_of(EPISODE, scene, None, CPU, some)
     training.run(lambda report: None, lambda: None)
-    assert training.ledger.visits.nonzero().squeeze(1).tolist() == some.tolist()
+    assert training.sample_memory.visits.nonzero().squeeze(1).tolist() == some.tolist()
     wrong = replace(scene, given=np.where(np.isin(np.arange(len(scene.given)), some), scene.given, 0))
     other = training_of(EPISODE, wrong, None, CPU, some)
     other.run(lambda report: None, lambda: None)
@@ -207,8 +207,8 @@ def test_what_is_held_out_is_predicted_and_not_learned() -> None:
     training = training_of(EPISODE, other, None, CPU, *parts)
     training.run(lambda report: None, lambda: None)
     assert torch.equal(training.evidence()["last"][:].half(), found.last)
-    torch.testing.assert_close(training.ledger.mean[:], found.late, rtol=0, atol=1e-3)
-    assert (training.ledger.visits == 2).all(), "the late half of four epochs"
+    torch.testing.assert_close(training.sample_memory.mean[:], found.late, rtol=0, atol=1e-3)
+    assert (training.sample_memory.visits == 2).all(), "the late half of four epochs"
 
 
 def test_fewer_rows_than_there_are_are_drawn_from_all_of_them() -> None:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from relabel import __version__
 from relabel.calibration import calibrate
-from relabel.correctors.base import Epoch, Memory, nobody
+from relabel.correctors.base import Epoch, Memory, no_rows
 from relabel.correctors.registry import REGISTRY
 from relabel.correctors.tmlc_net import TMLCNet
 from relabel.device import Compute
@@ -77,7 +77,7 @@ def observed(recording: Recording, epochs: int, without: str) -> Iterator[Memory
                 trained=~recording.held_out,
                 given=recording.seen,
                 memory=memory,
-                meta=nobody(),
+                meta=no_rows(),
             )
         )
         yield memory
@@ -113,7 +113,7 @@ def test_a_replay_gives_the_soft_labels_of_the_recorded_run() -> None:
     training.run(lambda report: None, lambda: None)
     found = TMLCNet(3, 1)
     found.load_state_dict(corrector.state_dict())
-    memories = Dynamics.of(recording).memory(rows, 20), training.ledger.read(rows, torch.device("cpu"))
+    memories = Dynamics.of(recording).memory(rows, 20), training.sample_memory.read(rows, torch.device("cpu"))
     with torch.no_grad():
         replayed, trained = (found.soft_label(torch.empty(0), recording.seen, memory) for memory in memories)
     # Recorded in halves, and so are the features.
@@ -272,14 +272,14 @@ def run(folder: Path) -> Callable[..., CorrectorFile]:
 
 
 def assert_alike(one: CorrectorFile, other: CorrectorFile) -> None:
-    assert (one.name, one.trained, one.experience.weights) == (
+    assert (one.name, one.trained, one.calibration_prior.weights) == (
         other.name,
         other.trained,
-        other.experience.weights,
+        other.calibration_prior.weights,
     )
     torch.testing.assert_close(one.state, other.state, rtol=0, atol=0)
     for part in ("relabelled", "right", "confidence"):
-        assert (vars(one.experience)[part] == vars(other.experience)[part]).all()
+        assert (vars(one.calibration_prior)[part] == vars(other.calibration_prior)[part]).all()
 
 
 def numbers(made: Made) -> list[int]:
@@ -311,7 +311,7 @@ def test_the_whole_of_it_gives_a_corrector_for_any_data(
         "seed": 5,
     }
     assert file.trained["versions"]["relabel"] == __version__
-    assert list(file.experience.weights) == ["early", "late", "last", "transition", "keep"]
+    assert list(file.calibration_prior.weights) == ["early", "late", "last", "transition", "keep"]
     corrector = again.transferred(7, 33)
     assert isinstance(corrector, TMLCNet)
     assert corrector.num_classes == 7
@@ -337,7 +337,7 @@ def test_the_second_generation_is_recorded_with_what_the_first_taught(
         taught.append((len(recordings), learn(recordings, *rest, **options)))
         return taught[-1][1]
 
-    def spy_experienced(recordings: list[Recording], seed: int) -> calibrate.Experience:
+    def spy_experienced(recordings: list[Recording], seed: int) -> calibrate.CalibrationPrior:
         ends.append(len(recordings))
         return experienced(recordings, seed)
 
@@ -349,7 +349,7 @@ def test_the_second_generation_is_recorded_with_what_the_first_taught(
     assert [corrector for _, corrector in made] == [None] * 4 + [first[1]] * 2
     assert (first[0], second[0], ends) == (4, 6, [2])
     torch.testing.assert_close(file.state, dict(second[1].state_dict()), rtol=0, atol=0)
-    assert len(file.experience.right) == 2 * 30
+    assert len(file.calibration_prior.right) == 2 * 30
 
 
 @pytest.mark.parametrize(

@@ -8,15 +8,15 @@ import pytest
 import torch
 
 from relabel import __version__
-from relabel.calibration.calibrate import Experience
-from relabel.correctors.base import Epoch, MetaRows, nobody
+from relabel.calibration.calibrate import CalibrationPrior
+from relabel.correctors.base import Epoch, MetaRows, no_rows
 from relabel.correctors.registry import REGISTRY, create
 from relabel.correctors.tmlc_net import TMLCNet
 from relabel.errors import RelabelError
 from relabel.saved.corrector_file import CorrectorFile, read_corrector
 
 C, D = 3, 5
-EXPERIENCE = Experience(
+EXPERIENCE = CalibrationPrior(
     weights={"late": 2.0, "last": 0.5, "transition": 0.25, "keep": -0.1},
     relabelled=np.array([True, False]),
     right=np.array([True, True]),
@@ -67,9 +67,9 @@ def test_a_corrector_comes_back_with_its_parameters_and_its_story(tmp_path: Path
     assert restored.state_dict().keys() == state.keys()
     assert all(torch.equal(value, state[key]) for key, value in restored.state_dict().items())
     assert file.trained == TRAINED
-    assert file.experience.weights == EXPERIENCE.weights
+    assert file.calibration_prior.weights == EXPERIENCE.weights
     for part in ("relabelled", "right", "confidence"):
-        assert (vars(file.experience)[part] == vars(EXPERIENCE)[part]).all()
+        assert (vars(file.calibration_prior)[part] == vars(EXPERIENCE)[part]).all()
     described = file.describe()
     assert described["corrector"] == name
     assert described["options"] == options_of(name)
@@ -98,16 +98,26 @@ def test_a_corrector_comes_back_with_its_parameters_and_its_story(tmp_path: Path
         ({"state": {3: torch.zeros(1)}}, "does not hold the parameters of mlc"),
         ({"state": None}, "is not a whole corrector file"),
         ({"trained": 3}, "is not a whole corrector file"),
-        ({"experience": None}, "is not a whole corrector file"),
-        ({"experience": {}}, "does not hold the parameters of mlc"),
-        ({"experience": kept_experience(weights={"late": 1.0})}, "does not hold the parameters of mlc"),
+        ({"calibration_prior": None}, "is not a whole corrector file"),
+        ({"calibration_prior": {}}, "does not hold the parameters of mlc"),
         (
-            {"experience": kept_experience(weights={"late": 1.0, "transition": float("nan"), "keep": 0.0})},
+            {"calibration_prior": kept_experience(weights={"late": 1.0})},
             "does not hold the parameters of mlc",
         ),
-        ({"experience": kept_experience(right=torch.ones(3).bool())}, "does not hold the parameters of mlc"),
         (
-            {"experience": kept_experience(confidence=torch.ones(2) * 2)},
+            {
+                "calibration_prior": kept_experience(
+                    weights={"late": 1.0, "transition": float("nan"), "keep": 0.0}
+                )
+            },
+            "does not hold the parameters of mlc",
+        ),
+        (
+            {"calibration_prior": kept_experience(right=torch.ones(3).bool())},
+            "does not hold the parameters of mlc",
+        ),
+        (
+            {"calibration_prior": kept_experience(confidence=torch.ones(2) * 2)},
             "does not hold the parameters of mlc",
         ),
     ],
@@ -166,7 +176,7 @@ def test_a_tmlc_net_is_transferred_as_it_is(
     probability = torch.rand(30, classes).softmax(dim=1)
     given = torch.arange(30) % classes
     everyone = torch.ones(30, dtype=torch.bool)
-    observed = made.observe(Epoch(0, probability, everyone, given, {}, nobody()))
+    observed = made.observe(Epoch(0, probability, everyone, given, {}, no_rows()))
     memory = {name: values[:] for name, values in observed.items()}
     soft_label = made.soft_label(torch.empty(0), given, memory)
     assert soft_label.shape == (30, classes)
@@ -204,4 +214,4 @@ def test_a_calibration_by_unknown_evidence_is_refused() -> None:
     file = CorrectorFile.of(create("tmlc", C, D, {}), "tmlc", C, D, {}, TRAINED, EXPERIENCE)
     file.transferred(C, D)
     with pytest.raises(RelabelError, match="asks for 'tea-leaves', which this version does not know"):
-        replace(file, experience=replace(EXPERIENCE, weights=weights)).transferred(C, D)
+        replace(file, calibration_prior=replace(EXPERIENCE, weights=weights)).transferred(C, D)

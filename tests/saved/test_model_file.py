@@ -41,7 +41,7 @@ def build(corrector: str = "mslc", name: str = "cnn8", size: int = 8) -> Model:
         image_size=None if vectors else size,
         dimension=size if vectors else None,
         class_names=CLASSES,
-        corrector=CorrectorFile.of(made, corrector, 3, width, {}, TRAINED, fitted.experience),
+        corrector=CorrectorFile.of(made, corrector, 3, width, {}, TRAINED, fitted.calibration_prior),
         calibration=fitted,
         trained=TRAINED,
     )
@@ -75,7 +75,7 @@ def test_the_calibration_comes_back_whole_and_promises_the_same(path):
     for name, value in asdict(made).items():
         np.testing.assert_array_equal(getattr(read, name), value)
     rows = np.array([1, 1]), np.array([0.98, 0.5]), np.array([0, 0])
-    assert read.promise(*rows, 0.6) == made.promise(*rows, 0.6)
+    assert read.selection(*rows, 0.6) == made.selection(*rows, 0.6)
     assert read.to_dict() == made.to_dict()
 
 
@@ -95,7 +95,7 @@ def test_a_model_describes_itself_in_plain_values(path):
     assert described["class_names"] == CLASSES
     assert described["parameters"] == sum(p.numel() for p in build().backbone.parameters())
     assert (described["corrector"], described["epochs"], described["seed"]) == ("mslc", 3, 7)
-    assert described["calibration"]["probes"] == 12
+    assert described["calibration"]["calibration_rows"] == 12
     assert kind_of(path) == "model"
 
 
@@ -110,7 +110,7 @@ def damage(content: dict, key: str, value: object) -> dict:
     [
         ("kind", "soup", "is not a model file"),
         ("kind", "relabel corrector", "is not a model file"),
-        ("format", 99, "has format 99, and this version reads format 1. Install the newest relabel"),
+        ("format", 99, "has format 99, and this version reads format 2. Install the newest relabel"),
         ("backbone", 3, "is not a whole model file"),
         ("backbone", "nosuch", "is not a whole model file"),
         ("backbone", "resnet18", "is not a whole model file"),

@@ -160,9 +160,9 @@ def test_feature_dependent_flips_the_smallest_margins_to_the_second_choice() -> 
     own = scores[np.arange(len(given)), given]
     scores[np.arange(len(given)), given] = -np.inf
     np.testing.assert_array_equal(result.labels[result.wrong], scores.argmax(axis=1)[result.wrong])
-    margin = own - scores.max(axis=1)
+    decision_threshold = own - scores.max(axis=1)
     right = np.setdiff1d(images.rows, np.flatnonzero(result.wrong))
-    assert margin[result.wrong].max() <= margin[right].min()
+    assert decision_threshold[result.wrong].max() <= decision_threshold[right].min()
 
 
 @pytest.mark.parametrize(("rate", "expected"), [(0.1, 0.129), (0.4, 0.4), (0.5, 0.5), (0.9, 0.871)])

@@ -14,10 +14,10 @@ def told(
 ) -> tuple[dict[str, Any], dict[str, str]]:
     """Of so many rows by [clean, noisy] class, rows without a label, and classes without a row."""
     clean, noisy = (np.repeat(axis.ravel(), counts.ravel()) for axis in np.indices(counts.shape))
-    nobody = np.full(unlabelled, -1)
+    no_rows = np.full(unlabelled, -1)
     names = [f"c{number}" for number in range(len(counts) + empty)]
     rows = [f"{row}.png" for row in range(len(clean) + unlabelled)]
-    made = NoisyLabels(rows, np.append(noisy, nobody), np.append(clean, nobody), names, {})
+    made = NoisyLabels(rows, np.append(noisy, no_rows), np.append(clean, no_rows), names, {})
     return made.to_dict(), dict(made.lines())
 
 

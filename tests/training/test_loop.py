@@ -17,7 +17,7 @@ from relabel import backbones
 from relabel.backbones import Backbone
 from relabel.config import META_GRADIENTS
 from relabel.correctors import registry
-from relabel.correctors.base import Epoch, Memory, MetaRows, Store, Verified, WarmUp, nobody
+from relabel.correctors.base import Epoch, Memory, MetaRows, Store, TrustedRows, WarmUp, no_rows
 from relabel.correctors.mlc import MLC
 from relabel.correctors.registry import REGISTRY
 from relabel.correctors.tmlc_net import TMLCNet
@@ -68,9 +68,9 @@ def labels() -> Tensor:
     return given
 
 
-def verified(rows: Tensor) -> Verified:
+def verified(rows: Tensor) -> TrustedRows:
     given = torch.cat([labels(), torch.full((len(TRUE) - SOURCE,), -1)])
-    return Verified(rows, TRUE[rows], given[rows])
+    return TrustedRows(rows, TRUE[rows], given[rows])
 
 
 WITNESS = TRAIN[::4]
@@ -190,7 +190,7 @@ def test_a_seed_gives_one_result_to_the_last_bit(corrector: str) -> None:
         finished(corrector=corrector, seed=1),
     )
     assert_identical(first.state_dict(), second.state_dict())
-    assert not torch.equal(first.ledger.mean[:], other.ledger.mean[:])
+    assert not torch.equal(first.sample_memory.mean[:], other.sample_memory.mean[:])
 
 
 @looking_ahead
@@ -345,10 +345,10 @@ def test_the_learning_rate_falls_at_the_milestones(
 
 
 def test_the_meta_phase_can_have_a_lower_learning_rate() -> None:
-    factors = [1.0] * 10 + [0.2] * 15
+    raking_factors = [1.0] * 10 + [0.2] * 15
     usual = rates(SCHEDULE, "mslc")
     found = rates(replace(SCHEDULE, meta_phase_rate=0.2), "mslc")
-    assert found == pytest.approx([rate * factor for rate, factor in zip(usual, factors, strict=True)])
+    assert found == pytest.approx([rate * factor for rate, factor in zip(usual, raking_factors, strict=True)])
     milestones = replace(SCHEDULE, milestones=(0.8,), meta_phase_rate=0.2)
     assert rates(milestones, "mslc")[::5] == pytest.approx([0.05, 0.05, 0.01, 0.01, 0.001])
     assert rates(AVERAGING) == rates(SCHEDULE), "plain training has no meta phase"
@@ -423,14 +423,16 @@ def test_a_step_stays_on_its_device(monkeypatch: pytest.MonkeyPatch, corrector: 
     for _ in range(SCHEDULE.warmup_epochs + 1):
         begun.run_epoch()
     monkeypatch.setattr(torch, "autocast", lambda *_, **__: nullcontext())
-    monkeypatch.setattr(begun.ledger, "write", lambda index, memory: None)
+    monkeypatch.setattr(begun.sample_memory, "write", lambda index, memory: None)
     devices = []
-    monkeypatch.setattr(begun.ledger, "add_prediction", lambda index, found: devices.append(found.device))
+    monkeypatch.setattr(
+        begun.sample_memory, "add_prediction", lambda index, found: devices.append(found.device)
+    )
     device = torch.device("meta")
     inputs, rows, schedule = begun.inputs, begun.rows, begun.schedule
     begun.corrector.__dict__.pop("_pretrained", None)  # kept on the device it was first asked for on
     moved = Training(begun.backbone, begun.corrector, inputs, rows, schedule, _Elsewhere(device, None), 0)
-    moved.ledger = begun.ledger
+    moved.sample_memory = begun.sample_memory
     generator = torch.Generator().manual_seed(0)
     meta_batch = next(moved._meta_batches(generator)) if moved.meta_optimizer else None
     trusted = None
@@ -549,8 +551,8 @@ def test_the_backbone_does_not_wait_for_an_exact_step_of_the_corrector(corrector
 @pytest.mark.parametrize("corrector", ["none", "mslc", "mlc"])
 def test_meta_rows_of_a_look_ahead_are_never_trained_on(corrector: str) -> None:
     training = finished(corrector=corrector, options=deaf(corrector))
-    assert (training.ledger.visits[TRAIN] == LATE).all()
-    assert (training.ledger.visits[META] == 0).all()
+    assert (training.sample_memory.visits[TRAIN] == LATE).all()
+    assert (training.sample_memory.visits[META] == 0).all()
     # Other given labels of the meta rows change nothing at all.
     other = finished(corrector=corrector, options=deaf(corrector), rows=with_other_given(META))
     assert_identical(other.state_dict(), training.state_dict())
@@ -566,12 +568,12 @@ def test_metalabelnet_s_meta_rows_are_trained_on_in_the_warm_up_alone() -> None:
     labelled = META[given >= 0]
     for _ in range(2):
         training.run_epoch()
-    assert (training.ledger.visits[torch.cat([TRAIN, labelled])] == 2).all()
-    assert (training.ledger.visits[unlabelled] == 0).all()
+    assert (training.sample_memory.visits[torch.cat([TRAIN, labelled])] == 2).all()
+    assert (training.sample_memory.visits[unlabelled] == 0).all()
     begun = copy.deepcopy(training.state_dict())
     run(training)
-    assert (training.ledger.visits[TRAIN] == LATE).all()
-    assert (training.ledger.visits[META] == 0).all()
+    assert (training.sample_memory.visits[TRAIN] == LATE).all()
+    assert (training.sample_memory.visits[META] == 0).all()
 
     other = Setting(corrector="metalabelnet", rows=with_other_given(META)).training()
     other.run_epoch()
@@ -589,7 +591,7 @@ def test_metalabelnet_s_meta_rows_are_trained_on_in_the_warm_up_alone() -> None:
 
 def test_tmlc_s_meta_rows_are_trained_on_like_any_other() -> None:
     training = plain("tmlc")
-    assert (training.ledger.visits[torch.cat([TRAIN, META])] == LATE).all()
+    assert (training.sample_memory.visits[torch.cat([TRAIN, META])] == LATE).all()
     other = finished(corrector="tmlc", rows=with_other_given(META))
     assert not torch.equal(other.backbone.head.weight, training.backbone.head.weight)
 
@@ -611,13 +613,13 @@ def test_verified_labels_teach_the_corrector_and_not_the_warm_up(corrector: str)
 @pytest.mark.parametrize("corrector", ["none", "mslc", "mlc", "tmlc"])
 def test_unlabelled_rows_are_predicted_and_not_trained_on(corrector: str) -> None:
     training = plain(corrector)
-    assert (training.ledger.visits[UNLABELLED] == LATE).all()
-    for mean in (training.ledger.early, training.ledger.mean):
+    assert (training.sample_memory.visits[UNLABELLED] == LATE).all()
+    for mean in (training.sample_memory.early, training.sample_memory.mean):
         torch.testing.assert_close(mean[:][UNLABELLED].sum(dim=1), torch.ones(len(UNLABELLED)))
         assert (mean[:][UNLABELLED] - 1 / CLASSES).abs().max() > 0.01
     without = finished(corrector=corrector, rows=replace(ROWS, unlabelled=UNLABELLED[:0]))
     assert_identical(without.backbone.state_dict(), training.backbone.state_dict())
-    assert (without.ledger.visits[UNLABELLED] == 0).all()
+    assert (without.sample_memory.visits[UNLABELLED] == 0).all()
 
 
 def changed_images(rows: Tensor) -> np.ndarray[Any, np.dtype[np.uint8]]:
@@ -649,8 +651,8 @@ def test_metalabelnet_trains_on_unlabelled_rows_after_the_warm_up() -> None:
     run(one)
     run(other)
     assert not torch.equal(one.backbone.head.weight, other.backbone.head.weight)
-    assert (one.ledger.visits[torch.cat([TRAIN, UNLABELLED])] == LATE).all()
-    assert (one.ledger.visits[META] == 0).all()
+    assert (one.sample_memory.visits[torch.cat([TRAIN, UNLABELLED])] == LATE).all()
+    assert (one.sample_memory.visits[META] == 0).all()
 
 
 @pytest.mark.parametrize("corrector", ["none", "tmlc", "metalabelnet"])
@@ -664,7 +666,7 @@ def test_what_was_predicted_before_half_time_is_evidence_of_its_own(
     predictions = []
     for _ in range(epochs):
         training.run_epoch()
-        predictions.append(training.ledger.latest[:].clone())
+        predictions.append(training.sample_memory.latest[:].clone())
     rows = torch.cat([TRAIN, UNLABELLED])
     found = training.evidence()
     for name, averaged in (("early", predictions[first:half]), ("late", predictions[half:])):
@@ -676,7 +678,7 @@ def test_of_one_epoch_there_is_no_early_average() -> None:
     training = finished(schedule=replace(SCHEDULE, epochs=1, warmup_epochs=0))
     found = training.evidence()
     assert (found["early"][:] == 1 / CLASSES).all(), "which says nothing"
-    assert torch.equal(found["late"][TRAIN], training.ledger.latest[TRAIN])
+    assert torch.equal(found["late"][TRAIN], training.sample_memory.latest[TRAIN])
 
 
 def test_metalabelnet_reads_no_given_label_after_the_warm_up() -> None:
@@ -701,13 +703,13 @@ def test_metalabelnet_s_features_stay_as_the_warm_up_left_them() -> None:
         expected = backbone(shown)[1]
     for _ in range(3):
         training.run_epoch()
-        torch.testing.assert_close(training.ledger.memory["features"], expected)
-    before = training.ledger.memory["features"].clone()
-    training.ledger.memory["features"].zero_()
+        torch.testing.assert_close(training.sample_memory.memory["features"], expected)
+    before = training.sample_memory.memory["features"].clone()
+    training.sample_memory.memory["features"].zero_()
     begun = Setting(corrector="metalabelnet", rows=with_external()).training()
     for _ in range(3):
         begun.run_epoch()
-    assert torch.equal(begun.ledger.memory["features"], before)
+    assert torch.equal(begun.sample_memory.memory["features"], before)
 
 
 @looking_ahead
@@ -726,8 +728,10 @@ def test_the_trusted_batch_reaches_the_backbone_through_the_corrector_only(
     assert_identical(one.backbone.state_dict(), other.backbone.state_dict())
     assert_identical(one.optimizer.state_dict(), other.optimizer.state_dict())
     for training in (one, other):
-        training.ledger.memory.pop("features", None)  # MetaLabelNet's, of the changed images themselves
-    assert_identical(one.ledger.state_dict(), other.ledger.state_dict())
+        training.sample_memory.memory.pop(
+            "features", None
+        )  # MetaLabelNet's, of the changed images themselves
+    assert_identical(one.sample_memory.state_dict(), other.sample_memory.state_dict())
 
 
 @learning
@@ -836,11 +840,11 @@ def test_the_warm_up_hands_over_what_it_knows(rows: Rows) -> None:
     training.corrector.begin = spy  # type: ignore[method-assign]
     run(training)
     (warm_up,) = handed
-    assert torch.equal(warm_up.mean_probability[:], expected.ledger.mean[:])
-    assert (expected.ledger.visits[TRAIN] == 2).all()
+    assert torch.equal(warm_up.mean_probability[:], expected.sample_memory.mean[:])
+    assert (expected.sample_memory.visits[TRAIN] == 2).all()
     assert warm_up.meta is rows.meta
-    assert torch.equal(warm_up.probability[:], expected.ledger.latest[:])
-    assert warm_up.witness is rows.witness
+    assert torch.equal(warm_up.probability[:], expected.sample_memory.latest[:])
+    assert warm_up.in_training is rows.in_training
     assert warm_up.head is training.backbone.head
     with torch.no_grad():
         shown = training.inputs.batch(torch.arange(len(TRUE)), torch.device("cpu"), None)
@@ -868,11 +872,11 @@ def test_every_epoch_is_shown_to_the_corrector(corrector: str) -> None:
         assert epoch.trained.nonzero()[:, 0].tolist() == trained.tolist()
         assert torch.equal(epoch.given, ROWS.given)
         assert epoch.meta is ROWS.meta
-        assert epoch.witness is ROWS.witness
+        assert epoch.in_training is ROWS.in_training
         torch.testing.assert_close(epoch.probability[:].sum(dim=1), torch.ones(SOURCE))
         if before is not None:
             assert (epoch.probability[trained] != before.probability[trained]).any(dim=1).all()
-    assert torch.equal(seen[-1].probability[:], training.ledger.latest[:])
+    assert torch.equal(seen[-1].probability[:], training.sample_memory.latest[:])
 
 
 @looking_ahead
@@ -951,7 +955,7 @@ def test_the_average_prediction_is_better_than_the_given_labels(
     monkeypatch.undo()
     schedule = replace(SCHEDULE, epochs=8, warmup_epochs=4, meta_gradient=gradient)
     training = finished(corrector=corrector, amp=amp, schedule=schedule)
-    mean = training.ledger.mean[:]
+    mean = training.sample_memory.mean[:]
     assert accuracy(mean, TRAIN) > 1 - WRONG + 0.1
     assert accuracy(mean, UNLABELLED) > 1 - WRONG
     assert accuracy(evidence(training)["last"], META) > 1 - WRONG
@@ -1003,13 +1007,13 @@ def transferred(kept_share: float = 0.1, schedule: Schedule = SCHEDULE) -> Train
     """A training that nobody has verified a row for, with a frozen corrector."""
     setting = Setting(
         corrector="none",
-        rows=replace(ROWS, train=EVERYONE, meta=nobody()),
+        rows=replace(ROWS, train=EVERYONE, meta=no_rows()),
         schedule=schedule,
     )
     training = setting.training()
     corrector = copy.deepcopy(learned()).requires_grad_(False)
     corrector.kept_share.fill_(kept_share)
-    corrector.structure = None  # no file holds it
+    corrector.log_ratio = None  # no file holds it
     return Training(
         training.backbone, corrector, training.inputs, training.rows, schedule, training.compute, setting.seed
     )
@@ -1017,7 +1021,7 @@ def transferred(kept_share: float = 0.1, schedule: Schedule = SCHEDULE) -> Train
 
 @functools.cache
 def uncorrected() -> Training:
-    return finished(corrector="none", rows=replace(ROWS, train=EVERYONE, meta=nobody()))
+    return finished(corrector="none", rows=replace(ROWS, train=EVERYONE, meta=no_rows()))
 
 
 def test_a_frozen_corrector_corrects_as_it_is_without_any_verified_row() -> None:
@@ -1046,12 +1050,12 @@ def test_a_frozen_corrector_corrects_as_it_is_without_any_verified_row() -> None
     assert_identical(training.corrector.state_dict(), before)
     assert not any(parameter.requires_grad for parameter in training.corrector.parameters())
     assert training.corrector.begun == {}, "anchors alone do not tell enough of the noise's structure"
-    assert (training.ledger.visits[EVERYONE] == LATE).all()
+    assert (training.sample_memory.visits[EVERYONE] == LATE).all()
 
 
 def test_a_frozen_corrector_changes_nothing_in_the_warm_up_and_much_after_it() -> None:
     training = transferred()
-    other = Setting(corrector="none", rows=replace(ROWS, train=EVERYONE, meta=nobody())).training()
+    other = Setting(corrector="none", rows=replace(ROWS, train=EVERYONE, meta=no_rows())).training()
     for epoch in range(3):
         assert torch.equal(training.backbone.head.weight, other.backbone.head.weight), epoch
         training.run_epoch()

@@ -24,7 +24,7 @@ from relabel.device import resolve
 from relabel.errors import RelabelError
 from relabel.label_noise import anchor_points
 from relabel.label_noise.transition_matrix import estimated
-from relabel.labels.assemble import promise_sentence
+from relabel.labels.assemble import selection_sentence
 from relabel.metrics import Evaluation, evaluate
 from relabel.progress import Silent
 from relabel.saved.corrector_file import CorrectorFile, read_corrector
@@ -84,7 +84,7 @@ def test_trusted_rows_come_back_as_verified_and_are_split_for_meta_and_probes(di
     wrong = result.source.given[rows] != truth[rows]
     assert (result.noise_probability[rows] == wrong).all()
     assert (result.action[rows] == np.where(wrong, "fix", "keep")).all()
-    assert result.metadata["calibration"]["probes"] == 100
+    assert result.metadata["calibration"]["calibration_rows"] == 100
     np.testing.assert_allclose(result.soft_label[:].sum(axis=1), 1, atol=1e-5)
 
 
@@ -165,13 +165,13 @@ def test_half_of_mslc_s_labelled_meta_rows_are_witnesses_and_no_trusted_row_is_l
     trusted = replace(TrustedSet.empty(), rows=rows, labels=rows % 3)
     corrector = registry.create("mslc", 3, 4, {"start": start})
     split = fit._split(trusted, given, {}, corrector, FitConfig("images", corrector="mslc"))
-    parts = [split.meta, split.witness, split.probe]
+    parts = [split.meta, split.in_training, split.calibration_rows]
     assert np.sort(np.concatenate(parts)).tolist() == rows.tolist(), "each in one part"
-    assert (split.witness_labels == split.witness % 3).all()
-    assert (given[split.witness] >= 0).all()
+    assert (split.in_training_labels == split.in_training % 3).all()
+    assert (given[split.in_training] >= 0).all()
     assert (given[split.meta] < 0).any()
     labelled = np.count_nonzero(given[split.meta] >= 0)
-    assert len(split.witness) == (0 if start == "random" else pytest.approx(labelled, abs=1))
+    assert len(split.in_training) == (0 if start == "random" else pytest.approx(labelled, abs=1))
     assert split.unseen.tolist() == split.meta.tolist(), "the backbone trains on witnesses"
 
 
@@ -183,12 +183,12 @@ def test_metalabelnet_warms_up_on_its_meta_rows_so_that_a_model_needs_others(dig
     corrector = registry.create("metalabelnet", 10, 4)
     config = FitConfig("images", corrector="metalabelnet", keep_model=keep_model)
     split = fit._split(trusted, source.given, {}, corrector, config)
-    parts = [split.meta, split.probe, split.unseen]
+    parts = [split.meta, split.calibration_rows, split.unseen]
     assert np.sort(np.concatenate(parts)).tolist() == rows.tolist(), "each in one part"
     assert len(split.unseen) == (30 if keep_model else 0)
-    assert len(split.probe) == pytest.approx(2 * len(split.meta), abs=2)
-    nobody = np.zeros(len(source), dtype=bool)
-    found = fit._rows(source, {}, split, nobody, corrector)
+    assert len(split.calibration_rows) == pytest.approx(2 * len(split.meta), abs=2)
+    no_rows = np.zeros(len(source), dtype=bool)
+    found = fit._rows(source, {}, split, no_rows, corrector)
     assert found.meta.given.tolist() == source.given[split.meta].tolist()
     assert not np.isin(split.meta, found.train.numpy()).any(), "the training adds them to the warm-up"
     assert not np.isin(split.unseen, found.train.numpy()).any()
@@ -354,7 +354,7 @@ def test_a_trusted_folder_outside_the_source_drives_the_corrector_alone(digits, 
     result = fit.fit(FitConfig(source=str(digits.images), trusted=copies, augment="shift", epochs=2))
     assert result.metadata["trusted_rows"] == 60
     assert result.metadata["corrector"] == "mslc"  # the default, tmlc, learns from rows of the source
-    assert result.metadata["calibration"]["probes"] == 0
+    assert result.metadata["calibration"]["calibration_rows"] == 0
     assert result.metadata["verified_noise_rate"] is None
     assert not result.trusted.any()
     assert not (result.action == "fix").any()
@@ -407,7 +407,7 @@ def test_anchors_among_the_rows_nobody_verified_tell_where_wrong_labels_go(digit
     result, training = observed(digits, trusted=digits.trusted, corrector="none", epochs=6, keep_model=True)
     result.model()
     given = np.where(result.trusted, -1, result.source.given)
-    expected = estimated(anchor_points.count(training.ledger.early, given))
+    expected = estimated(anchor_points.count(training.sample_memory.early, given))
     assert len(told) == 3, "of the labels, and of the model with last and with mean weights"
     for like in told:
         np.testing.assert_array_equal(like, expected)
@@ -438,14 +438,16 @@ def test_a_pretrained_corrector_repairs_labels_nobody_has_verified(digits, corre
     assert metadata["verified_noise_rate"] is None
     assert metadata["pretrained"]["file"] == str(corrector_file)
     assert metadata["pretrained"]["class_names"] == [str(digit) for digit in range(10)]
-    assert metadata["calibration"]["probes"] == 0
+    assert metadata["calibration"]["calibration_rows"] == 0
     weights = metadata["calibration"]["weights"]
-    sharpened = {name: weights[name] / file.experience.weights[name] for name in weights}
+    sharpened = {name: weights[name] / file.calibration_prior.weights[name] for name in weights}
     assert sharpened["transition"] == sharpened["keep"] == 1
     assert sharpened["early"] == pytest.approx(sharpened["late"])
     assert sharpened["last"] >= 1
-    assert metadata["calibration"]["probe_accuracy_after"] is None
-    assert result.summary["promise"].startswith("If these rows are like the data the corrector learned from")
+    assert metadata["calibration"]["accuracy_after"] is None
+    assert result.summary["selection"].startswith(
+        "If these rows are like the data the corrector learned from"
+    )
     np.testing.assert_allclose(result.soft_label[:].sum(axis=1), 1, atol=1e-5)
 
 
@@ -458,28 +460,30 @@ def test_verified_rows_calibrate_a_pretrained_corrector_and_teach_it_nothing(dig
     assert len(training.rows.meta) == 0
     metadata = result.metadata
     assert metadata["trusted_rows"] == result.trusted.sum() == 150
-    assert metadata["calibration"]["probes"] == 150, "not one of them is for the corrector"
-    assert metadata["calibration"]["probe_accuracy_after"] > metadata["calibration"]["probe_accuracy_before"]
+    assert metadata["calibration"]["calibration_rows"] == 150, "not one of them is for the corrector"
+    assert metadata["calibration"]["accuracy_after"] > metadata["calibration"]["accuracy_before"]
     rows, truth = np.flatnonzero(result.trusted), _truth(digits, result.source)
     given = result.source.given
     evidence = {name: values[:].numpy() for name, values in training.evidence().items()}
     held_out = transfer.held_out(given, 0)
     seen = np.where(held_out, -1, given)
     apart = {name: values[held_out] for name, values in evidence.items()}
-    transition = estimated(anchor_points.count(training.ledger.early, seen))
-    lent = transfer.transferred(file.experience, apart, given[held_out], transition)
-    lent = transfer.matched(lent, calibrate.joint_counts(lent.soft_labels(evidence, seen), seen))
+    transition = estimated(anchor_points.count(training.sample_memory.early, seen))
+    transferred = transfer.transferred_calibration(file.calibration_prior, apart, given[held_out], transition)
+    transferred = transfer.raked(
+        transferred, calibrate.joint_counts(transferred.soft_labels(evidence, seen), seen)
+    )
     expected = calibrate.fit(
         {name: values[rows] for name, values in evidence.items()},
         given[rows],
         truth[rows],
         np.zeros((10, 10), dtype=np.int64),
         0,
-        lent,
+        transferred,
         held_out[rows],
     )
     assert metadata["calibration"]["weights"] == pytest.approx(expected.weights, abs=1e-4)
-    assert "verified rows" in result.summary["promise"]
+    assert "verified rows" in result.summary["selection"]
     assert metadata["verified_noise_rate"] == pytest.approx(0.3, abs=0.1)
     assert (result.soft_label[:].argmax(axis=1)[result.trusted] == truth[result.trusted]).all()
 
@@ -509,11 +513,13 @@ def test_what_apply_writes_is_what_its_parts_say(digits, corrector_file):
     seen = ~without & ~held_out
     evidence = {name: values[:].double().numpy() for name, values in training.evidence().items()}
     apart = {name: values[held_out] for name, values in evidence.items()}
-    counts = anchor_points.count(training.ledger.early, np.where(seen, given, -1))
-    experience = read_corrector(corrector_file).experience
-    lent = transfer.transferred(experience, apart, given[held_out], estimated(counts))
-    weights, transition = result.metadata["calibration"]["weights"], lent.transition
-    assert weights == pytest.approx(lent.weights, abs=1e-4)
+    counts = anchor_points.count(training.sample_memory.early, np.where(seen, given, -1))
+    calibration_prior = read_corrector(corrector_file).calibration_prior
+    transferred = transfer.transferred_calibration(
+        calibration_prior, apart, given[held_out], estimated(counts)
+    )
+    weights, transition = result.metadata["calibration"]["weights"], transferred.transition
+    assert weights == pytest.approx(transferred.weights, abs=1e-4)
     logits = sum(weights[name] * np.log(np.clip(values, 1e-4, None)) for name, values in evidence.items())
     logits[seen] += weights["transition"] * np.log(transition[:, given[seen]].T)
     logits[held_out] += np.log(transition[:, given[held_out]].T)
@@ -521,35 +527,37 @@ def test_what_apply_writes_is_what_its_parts_say(digits, corrector_file):
     expected = torch.from_numpy(logits).softmax(dim=1).numpy()
     by_label = np.bincount(given[seen], minlength=10)
     own = calibrate.joint_counts(expected[seen], given[seen]) / by_label
-    factors = anchor_points.posterior(transition, by_label) / np.maximum(own, 1e-4)
-    expected[seen] *= factors[:, given[seen]].T
+    raking_factors = anchor_points.posterior(transition, by_label) / np.maximum(own, 1e-4)
+    expected[seen] *= raking_factors[:, given[seen]].T
     expected /= expected.sum(axis=1, keepdims=True)
-    margin = transfer.guarded(lent, expected[seen], given[seen]).margin
-    assert result.metadata["calibration"]["margin"] == pytest.approx(margin, abs=1e-2)
-    if margin:
-        expected = calibrate._kept(expected, given, margin)
+    decision_threshold = transfer.with_decision_threshold(
+        transferred, expected[seen], given[seen]
+    ).decision_threshold
+    assert result.metadata["calibration"]["decision_threshold"] == pytest.approx(decision_threshold, abs=1e-2)
+    if decision_threshold:
+        expected = calibrate._kept(expected, given, decision_threshold)
     np.testing.assert_allclose(result.soft_label[:], expected, atol=1e-3)
 
 
 def test_rows_that_training_saw_tell_the_margin_of_apply(digits, corrector_file, monkeypatch):
     asked = []
 
-    def guarded(fitted, soft_label, given):
+    def with_decision_threshold(fitted, soft_label, given):
         asked.append((fitted, soft_label, given))
-        return replace(fitted, margin=math.log(5))
+        return replace(fitted, decision_threshold=math.log(5))
 
-    monkeypatch.setattr(fit.borrowed, "guarded", guarded)
+    monkeypatch.setattr(fit.transferred, "guarded", with_decision_threshold)
     monkeypatch.setattr(fit, "_MOST_ASKED", 400)
     result, _ = apply(digits, corrector_file, epochs=3)
     [(fitted, soft_label, given)] = asked
-    assert fitted.factors is not None
+    assert fitted.raking_factors is not None
     assert soft_label.shape == (400, 10)
     held_out = transfer.held_out(result.source.given, 0)
     seen = np.random.default_rng(0).permutation(np.flatnonzero(~held_out))[:400]
     np.testing.assert_array_equal(given, result.source.given[seen])
     expected = calibrate._kept(soft_label, given, math.log(5))
     np.testing.assert_allclose(result.soft_label[:][seen], expected, atol=1e-6)
-    assert result.metadata["calibration"]["margin"] == math.log(5)
+    assert result.metadata["calibration"]["decision_threshold"] == math.log(5)
     assert (soft_label.argmax(axis=1) != given).sum() > (expected.argmax(axis=1) != given).sum() > 0
 
 
@@ -559,7 +567,7 @@ def test_a_corrector_that_means_nothing_here_is_refused_before_any_image_is_read
     config = FitConfig(source=str(digits.images), trusted=digits.trusted, corrector="mslc", epochs=2, **SMALL)
     torch.manual_seed(0)
     mslc = registry.create("mslc", 10, 256)
-    nothing = calibrate.fit({}, NONE, NONE, np.eye(10, dtype=np.int64), seed=0).experience
+    nothing = calibrate.fit({}, NONE, NONE, np.eye(10, dtype=np.int64), seed=0).calibration_prior
     CorrectorFile.of(mslc, "mslc", 10, 256, {}, {}, nothing).save(tmp_path / "mslc.pt")
     monkeypatch.setattr(fit, "open_images", None)
     for trusted in (None, digits.trusted):
@@ -576,7 +584,7 @@ def test_without_verified_rows_a_corrector_has_nothing_to_learn_from(digits, cor
 
 def test_without_verified_rows_plain_training_has_its_prior_weights(digits):
     result = fit.fit(FitConfig(source=str(digits.images), corrector="none", epochs=2, **SMALL))
-    assert result.metadata["calibration"]["probes"] == 0
+    assert result.metadata["calibration"]["calibration_rows"] == 0
     assert result.metadata["trusted_rows"] == 0
     assert not (result.action == "fix").any()
     figures = _evaluate(result, _truth(digits, result.source))
@@ -584,7 +592,7 @@ def test_without_verified_rows_plain_training_has_its_prior_weights(digits):
 
 
 @pytest.mark.parametrize(
-    ("threshold", "probes", "right", "rows", "words"),
+    ("threshold", "calibration_rows", "right", "rows", "words"),
     [
         (0.97, 30, 30, 40, "At least 95 % of the fixes are expected to be right; 30 of the 30 verified"),
         (None, 12, 12, 0, "Too few verified rows to promise 95 %: 12 of those that judge the result"),
@@ -592,16 +600,18 @@ def test_without_verified_rows_plain_training_has_its_prior_weights(digits):
         (None, 30, 30, 0, "No row was relabelled with a confidence of 95 %, so none is marked fix."),
     ],
 )
-def test_the_summary_says_what_fix_promises_or_why_it_cannot(threshold, probes, right, rows, words):
+def test_the_summary_says_what_fix_promises_or_why_it_cannot(threshold, calibration_rows, right, rows, words):
     fitted = calibrate.fit({}, NONE, NONE, np.eye(2, dtype=np.int64), seed=0)
-    promise = calibrate.Promise(0.95, threshold, probes, right, needed=19, rows=rows)
-    sentence = promise_sentence(fitted, promise, 150)
+    selection = calibrate.Selection(0.95, threshold, calibration_rows, right, needed=19, rows=rows)
+    sentence = selection_sentence(fitted, selection, 150)
     assert sentence.startswith(words)
-    assert ("verify more rows, about 240 in all, or lower --precision." in sentence) is (probes == 12)
-    before = promise_sentence(fitted, promise, None)
+    assert ("verify more rows, about 240 in all, or lower --precision." in sentence) is (
+        calibration_rows == 12
+    )
+    before = selection_sentence(fitted, selection, None)
     assert before.startswith(words)
     assert ("fit with more verified rows" in before) is ("verify more rows" in sentence)
-    none = promise_sentence(fitted, replace(promise, threshold=None, probes=0, right=0), 150)
+    none = selection_sentence(fitted, replace(selection, threshold=None, calibration_rows=0, right=0), 150)
     assert "marked fix; verify more rows or lower" in none
 
 
@@ -616,17 +626,19 @@ def test_the_summary_says_what_fix_promises_or_why_it_cannot(threshold, probes, 
     ],
 )
 def test_a_borrowed_promise_names_its_condition(threshold, words):
-    experience = calibrate.fit({}, NONE, NONE, np.eye(2, dtype=np.int64), seed=0).experience
-    lent = transfer.transferred(experience, {}, NONE, np.array([[0.8, 0.2], [0.3, 0.7]]))
-    promise = calibrate.Promise(0.95, threshold, 1300, 1282, needed=19, rows=40)
-    sentence = promise_sentence(lent, promise, 0)
+    calibration_prior = calibrate.fit({}, NONE, NONE, np.eye(2, dtype=np.int64), seed=0).calibration_prior
+    transferred = transfer.transferred_calibration(
+        calibration_prior, {}, NONE, np.array([[0.8, 0.2], [0.3, 0.7]])
+    )
+    selection = calibrate.Selection(0.95, threshold, 1300, 1282, needed=19, rows=40)
+    sentence = selection_sentence(transferred, selection, 0)
     assert sentence.startswith(words)
     assert "1,282 are right" in sentence
     assert "(--trusted)" in sentence
-    unsure = promise_sentence(lent, replace(promise, threshold=None, rows=0), 0)
+    unsure = selection_sentence(transferred, replace(selection, threshold=None, rows=0), 0)
     assert unsure == "No row was relabelled with a confidence of 95 %, so none is marked fix."
-    withheld = promise_sentence(replace(lent, margin=math.inf), promise, 0)
-    assert withheld.startswith("On the data the corrector learned from corrections did more harm")
+    abstains = selection_sentence(replace(transferred, decision_threshold=math.inf), selection, 0)
+    assert abstains.startswith("On the data the corrector learned from corrections did more harm")
 
 
 @pytest.mark.slow

@@ -144,10 +144,11 @@ def test_a_model_of_vectors_brings_their_standardisation(folder, tmp_path, monke
 
 
 @pytest.mark.parametrize(
-    ("corrector", "unseen", "probes"), [("mslc", 4, 16), ("mlc", 8, 16), ("tmlc", 6, 12), ("none", 6, 18)]
+    ("corrector", "unseen", "calibration_rows"),
+    [("mslc", 4, 16), ("mlc", 8, 16), ("tmlc", 6, 12), ("none", 6, 18)],
 )
 def test_the_calibration_for_unseen_images_lives_off_rows_the_backbone_never_saw(
-    folder, monkeypatch, corrector, unseen, probes
+    folder, monkeypatch, corrector, unseen, calibration_rows
 ):
     result, training = fit(folder, monkeypatch, corrector=corrector)
     verified = np.flatnonzero(result.trusted)
@@ -155,7 +156,7 @@ def test_the_calibration_for_unseen_images_lives_off_rows_the_backbone_never_saw
     model = result.model()
     fitted = model.calibration
     assert len(fitted.right) == len(never_trained) == unseen
-    assert result.metadata["calibration"]["probes"] == probes
+    assert result.metadata["calibration"]["calibration_rows"] == calibration_rows
     truth = np.array(
         [list(COLOURS).index(Path(name).stem.strip("0123456789")) for name in result.source.file_names]
     )
@@ -211,7 +212,7 @@ def test_verified_images_outside_the_source_calibrate_without_a_given_label(
     assert not fitted.relabelled.any()
     assert set(fitted.cross_validated.values()) == {None}
     assert fitted.weights[EVIDENCE] != 1, "the prior, which the rows should have moved"
-    assert result.metadata["calibration"]["probes"] == 0
+    assert result.metadata["calibration"]["calibration_rows"] == 0
 
 
 def test_trusted_rows_without_a_given_label_are_not_trained_on(folder, tmp_path, monkeypatch):
@@ -254,7 +255,7 @@ def test_images_without_labels_get_labels_and_no_probability(model, tmp_path):
     assert set(found.action) == {"review"}
     assert found.metadata["estimated_noise_rate"] is None
     assert found.metadata["noise_matrix"] is None
-    assert found.summary["promise"] == "No row has a given label, so there is none to keep or to fix."
+    assert found.summary["selection"] == "No row has a given label, so there is none to keep or to fix."
 
 
 def test_labels_that_are_no_class_of_the_model_are_refused(model, tmp_path):
