@@ -66,8 +66,8 @@ def show_result(console: Console, summary: Mapping[str, Any], output: str) -> No
         lines.append(
             (
                 "Label accuracy, measured",
-                f"{_percent(calibration['probe_accuracy_before'])} before, "
-                f"{_percent(calibration['probe_accuracy_after'])} after "
+                f"{_percent(calibration['accuracy_before'])} before, "
+                f"{_percent(calibration['accuracy_after'])} after "
                 f"(on {calibration['calibration_rows']:,} verified rows{of_the_fit}, cross-validated)",
             )
         )

@@ -84,7 +84,7 @@ def test_noise_probabilities_are_calibrated_and_labels_improve_on_fresh_rows(sha
     corrected = accuracy(soft_label.argmax(axis=1), true)
     assert corrected > accuracy(given, true) + 0.05
     assert corrected > accuracy(fresh_evidence["late"].argmax(axis=1), true)
-    before, after = (made.cross_validated[f"probe_accuracy_{when}"] for when in ("before", "after"))
+    before, after = (made.cross_validated[f"accuracy_{when}"] for when in ("before", "after"))
     assert before == pytest.approx(accuracy(given, true), abs=0.06)
     assert after == pytest.approx(corrected, abs=0.04)
 
@@ -461,7 +461,7 @@ def test_probes_without_a_given_label_judge_the_evidence_alone() -> None:
     assert made.weights["transition"] == pytest.approx(alone.weights["transition"], abs=0.1)
     assert not made.relabelled[~labelled].any()
     assert made.right[~labelled].mean() == pytest.approx(accuracy(evidence["late"].argmax(1), true), abs=0.03)
-    before, after = (alone.cross_validated[f"probe_accuracy_{when}"] for when in ("before", "after"))
+    before, after = (alone.cross_validated[f"accuracy_{when}"] for when in ("before", "after"))
     assert made.cross_validated["accuracy_before"] == before
     assert made.cross_validated["accuracy_after"] == pytest.approx(after, abs=0.02)
 

@@ -564,6 +564,6 @@ def test_the_trusted_loss_is_the_mean_over_its_rows(variant: str) -> None:
 
 
 def test_listing_the_correctors_imports_no_torch() -> None:
-    code = "import sys; from relabel.correctors.registry import REGISTRY; assert REGISTRY; print('torch' in sys.modules)"
+    code = "import sys; from relabel.correctors.registry import REGISTRY as it; print(it and 'torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"
