@@ -41,7 +41,7 @@ from relabel.data.sources import open_source
 from relabel.device import Compute
 from relabel.errors import RelabelError
 from relabel.progress import Silent
-from relabel.saved.corrector_file import read_corrector
+from relabel.saved.corrector_file import read_corrector, shipped_state
 from relabel.training.loop import Rows, Schedule, Training
 
 Epoch = Callable[[], Iterator[Tensor]]
@@ -130,7 +130,7 @@ def our_epoch(
     if name == "apply":
         corrector = read_corrector(SHIPPED_CORRECTOR).transferred(10, backbone.head.in_features)
     else:
-        corrector = registry.create(name, 10, backbone.head.in_features)
+        corrector = registry.create(name, 10, backbone.head.in_features, pretrained=shipped_state())
     warmup = 10 if corrector.transfers else 1  # a history of the length that a real run has
     schedule = Schedule(
         epochs=1000, warmup_epochs=warmup, batch_size=batch_size, learning_rate=0.1,

@@ -10,17 +10,24 @@ from typing import TYPE_CHECKING
 from relabel.errors import RelabelError
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from relabel.correctors.base import Corrector
 
 
 @dataclass(frozen=True)
 class Entry:
     """A registered corrector: its dotted class name, its options' values, the default first, and which of
-    them, when asked for, exclude which others."""
+    them, when asked for, exclude which others.
+
+    pretrained: the option's value with which φ begins at the parameters that come with relabel, unless a
+    value that it excludes was chosen.
+    """
 
     path: str
     options: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     excluded: Mapping[tuple[str, str], tuple[tuple[str, str], ...]] = field(default_factory=dict)
+    pretrained: tuple[str, str] | None = None
 
 
 REGISTRY = {
@@ -43,6 +50,7 @@ REGISTRY = {
         },
         # What comes with relabel learned to name the verified class, from these inputs.
         {("start", "pretrained"): (("target", "given"), ("without", "nnp"), ("without", "tse"))},
+        ("start", "pretrained"),
     ),
     "none": Entry("relabel.correctors.plain.Plain"),
 }
@@ -70,13 +78,34 @@ def check(name: str, options: Mapping[str, str]) -> None:
                 )
 
 
+def begins_pretrained(name: str, options: Mapping[str, str]) -> bool:
+    """Whether φ begins at the parameters that come with relabel."""
+    entry = REGISTRY[name]
+    if entry.pretrained is None:
+        return False
+    option, value = entry.pretrained
+    excluded = entry.excluded.get(entry.pretrained, ())
+    return options.get(option, entry.options[option][0]) == value and not any(
+        options.get(other) == chosen for other, chosen in excluded
+    )
+
+
 def create(
-    name: str, num_classes: int, num_features: int, options: Mapping[str, str] | None = None
+    name: str,
+    num_classes: int,
+    num_features: int,
+    options: Mapping[str, str] | None = None,
+    pretrained: Mapping[str, Tensor] | None = None,
 ) -> Corrector:
-    """A fresh corrector for C classes and D penultimate features; RelabelError as `check`."""
-    check(name, options or {})
+    """A fresh corrector for C classes and D penultimate features; RelabelError as `check`.
+
+    pretrained: the state dict that φ begins at where `begins_pretrained`; not needed to load another one.
+    """
+    options = options or {}
+    check(name, options)
     module, _, attribute = REGISTRY[name].path.rpartition(".")
+    start = {"pretrained": pretrained} if begins_pretrained(name, options) else {}
     corrector: Corrector = getattr(import_module(module), attribute)(
-        num_classes, num_features, **(options or {})
+        num_classes, num_features, **options, **start
     )
     return corrector

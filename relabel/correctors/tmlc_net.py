@@ -40,6 +40,7 @@ thinks likeliest early on; the other classes get no share of the soft label.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from functools import cached_property
 
 import numpy as np
@@ -47,7 +48,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from relabel.config import SHIPPED_CORRECTOR
 from relabel.correctors.base import Corrector, Epoch, Memory, MetaRows, Store, WarmUp
 from relabel.device import upload
 from relabel.label_noise.transition_matrix import Floats
@@ -75,9 +75,8 @@ class TMLCNet(Corrector):
     target: `verified`, the trusted rows' verified label, or `given`, eq. 10.
     without: the ablations of table V: `nnp` takes raw losses and entropies, `tse` the last epoch alone,
     `sd` the single best class in place of a distribution.
-    start: `pretrained` begins at the corrector that comes with relabel and stays near it, as far as its
-    target and inputs are those (else, and with `random`, at random), and leans by the noise's `structure`
-    [C, C].
+    start: `pretrained` begins at the state dict `pretrained` and stays near it, as far as its target and
+    inputs are those (else, and with `random`, at random), and leans by the noise's `structure` [C, C].
     """
 
     meta_rows = MetaRows.TRAINED
@@ -90,9 +89,11 @@ class TMLCNet(Corrector):
         target: str = "verified",
         without: str = "nothing",
         start: str = "pretrained",
+        pretrained: Mapping[str, Tensor] | None = None,
         hidden: int = 64,
     ) -> None:
         super().__init__()
+        self._state = pretrained
         self.num_classes = num_classes
         self.follows_unlabelled = num_classes > CANDIDATES  # which are chosen early on
         self.target = target
@@ -127,13 +128,9 @@ class TMLCNet(Corrector):
 
     @cached_property
     def _pretrained(self) -> list[Tensor]:
-        """The parameters of the corrector that comes with relabel."""
-        from relabel.saved.corrector_file import read_corrector  # which makes correctors
-
-        like = next(self.parameters())
-        with torch.random.fork_rng([]):  # a corrector is made at random first
-            shipped = read_corrector(SHIPPED_CORRECTOR).corrector()
-        return [parameter.detach().to(like.device, like.dtype) for parameter in shipped.parameters()]
+        """The pretrained parameters, in the order and on the device of this corrector's own."""
+        assert self._state is not None, "start=pretrained takes a pretrained state"
+        return [self._state[name].to(own.device, own.dtype) for name, own in self.named_parameters()]
 
     def observe(self, epoch: Epoch) -> Store:
         """Append the epoch's features to every row's history, which keeps a few epochs of a long run."""
@@ -199,11 +196,6 @@ class TMLCNet(Corrector):
                 (own - pretrained).square().sum() for own, pretrained in pairs
             )
         return loss
-
-    def describe(self) -> dict[str, object]:
-        """Where φ began, if not at random."""
-        learns = self.meta_rows is not MetaRows.NONE
-        return {"began_at": SHIPPED_CORRECTOR.name} if learns and self.start == "pretrained" else {}
 
     def states(self, given: Tensor, memory: Memory) -> Tensor:
         """The LSTM's last hidden state [B, C, H] of each row and class (or candidate), eq. 6's encoding."""

@@ -44,7 +44,7 @@ from relabel.labels.assemble import Labelling, SoftLabels, label_rows, usable_ro
 from relabel.metrics import noise_matrix
 from relabel.progress import Silent, Watcher
 from relabel.sample_memory import ProbabilityStore, blocks
-from relabel.saved.corrector_file import CorrectorFile, read_corrector
+from relabel.saved.corrector_file import CorrectorFile, read_corrector, shipped_state
 from relabel.saved.model_file import EVIDENCE, Model
 from relabel.training import checkpoint
 from relabel.training.loop import (
@@ -137,7 +137,9 @@ def fit(config: FitConfig, watcher: Watcher | None = None) -> FitResult:
         corrector = pretrained.transferred(*sizes)
     else:
         options = {**config.recipe.options, **config.options}
-        corrector = registry.create(config.recipe.corrector, *sizes, options)
+        begins = registry.begins_pretrained(config.recipe.corrector, options)
+        start = shipped_state() if begins else None
+        corrector = registry.create(config.recipe.corrector, *sizes, options, start)
         _refuse_idle(config, corrector)
 
     inputs, unreadable = _inputs(source, trusted, built, config, watcher)
@@ -513,6 +515,8 @@ def _labelled(
         "trusted_rows": len(trusted.rows) + len(trusted.external),
         **training.corrector.describe(),
     }
+    if pretrained is None and registry.begins_pretrained(config.recipe.corrector, run["options"]):
+        run["began_at"] = SHIPPED_CORRECTOR.name
     if pretrained is not None:
         shipped = config.pretrained == SHIPPED_CORRECTOR  # whose place says nothing to others
         file = SHIPPED_CORRECTOR.name if shipped else str(config.pretrained)

@@ -10,9 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from relabel.config import SHIPPED_CORRECTOR
 from relabel.correctors.base import Epoch, Memory, Store, TrustedRows, WarmUp, no_rows
-from relabel.correctors.registry import check
+from relabel.correctors.registry import check, create
 from relabel.correctors.tmlc_net import (
     CANDIDATES,
     TMLCNet,
@@ -22,9 +21,10 @@ from relabel.correctors.tmlc_net import (
     normalized_features,
 )
 from relabel.errors import RelabelError
-from relabel.saved.corrector_file import read_corrector
+from relabel.saved.corrector_file import shipped_state
 
 N, C, D, EPOCHS = 40, 5, 3, 4
+PRETRAINED = shipped_state()
 GENERATOR = torch.Generator().manual_seed(2)
 TRUE = torch.randint(C, (N,), generator=GENERATOR)
 GIVEN = torch.where(torch.rand(N, generator=GENERATOR) < 0.4, (TRUE + 1) % C, TRUE)
@@ -38,7 +38,13 @@ ROWS = torch.arange(N)
 
 def corrector(classes: int = C, target: str = "verified", without: str = "nothing") -> TMLCNet:
     torch.manual_seed(4)
-    return TMLCNet(classes, D, target, without).double()
+    return fresh(classes, target=target, without=without)
+
+
+def fresh(classes: int = C, **options: str) -> TMLCNet:
+    corrector = create("tmlc", classes, D, options, PRETRAINED).double()
+    assert isinstance(corrector, TMLCNet)
+    return corrector
 
 
 def epoch(probability: Tensor, memory: Store, number: int = 0) -> Epoch:
@@ -344,7 +350,7 @@ def test_the_same_weights_run_at_twenty_classes_and_at_a_hundred() -> None:
 def test_beyond_twenty_classes_the_given_and_the_likeliest_have_a_history(
     epochs: int, chosen: int, stored: int
 ) -> None:
-    made = TMLCNet(100, D).double()
+    made = fresh(100)
     memory, given, predictions = many_classes(made, epochs)
     assert memory["candidates"].shape == (N, 20)
     assert memory["losses"].shape == (N, stored, 20, 2)
@@ -362,12 +368,12 @@ def test_beyond_twenty_classes_the_given_and_the_likeliest_have_a_history(
 
 
 def test_candidates_are_in_the_order_of_their_classes() -> None:
-    memory, _, _ = many_classes(TMLCNet(100, D).double(), 1)
+    memory, _, _ = many_classes(fresh(100), 1)
     assert (memory["candidates"].diff(dim=1) > 0).all()
 
 
 def test_a_verified_class_that_is_no_candidate_teaches_nothing() -> None:
-    made = TMLCNet(100, D).double()
+    made = fresh(100)
     memory, given, _ = many_classes(made, 6)
     candidates = memory["candidates"].long()
     inside = candidates[:, 3]
@@ -472,11 +478,9 @@ def test_it_begins_at_the_pretrained_corrector_and_few_meta_rows_hold_it_there(
     without: str, meta: int
 ) -> None:
     made = beginning(corrector(without=without), meta)
-    shipped = read_corrector(SHIPPED_CORRECTOR).corrector()
-    for own, pretrained in zip(made.parameters(), shipped.parameters(), strict=True):
-        assert torch.equal(own, pretrained.double())
+    for name, parameter in made.named_parameters():
+        assert torch.equal(parameter, PRETRAINED[name].double())
     assert made.kept_share == 0
-    assert made.describe() == {"began_at": "tmlc.pt"}
     memory = history(made)
     at_start = made.trusted_loss(GIVEN, TRUE, memory)
     with torch.no_grad():
@@ -498,13 +502,12 @@ def test_it_begins_at_random_where_asked_to_and_where_the_pretrained_one_means_n
     options: dict[str, str],
 ) -> None:
     torch.manual_seed(4)
-    made = TMLCNet(C, D, **options).double()
+    made = fresh(**options)
     before = [parameter.detach().clone() for parameter in made.parameters()]
     beginning(made, 10)
     assert all(torch.equal(*pair) for pair in zip(made.parameters(), before, strict=True))
     assert made.kept_share == 0.5
     assert made.prior_precision == 0
-    assert made.describe() == {}
 
 
 def structured(classes: int = C) -> np.ndarray:
@@ -574,7 +577,7 @@ def test_its_loss_is_that_of_the_leaning_soft_label() -> None:
 
 def test_with_many_classes_only_candidates_lean() -> None:
     given = ROWS % 100
-    made = TMLCNet(100, D).double()
+    made = fresh(100)
     transition = structured(100)
     made.log_ratio = torch.from_numpy(log_likelihood_ratio(transition))
     generator = torch.Generator().manual_seed(5)
@@ -596,11 +599,11 @@ def test_with_many_classes_only_candidates_lean() -> None:
     [({}, True), ({"without": "sd"}, True), ({"start": "random"}, False), ({"without": "tse"}, False)],
 )
 def test_structure_comes_with_the_pretrained_start(options: dict[str, str], leans: bool) -> None:
-    made = told(structured(), TMLCNet(C, D, **options).double())
+    made = told(structured(), fresh(**options))
     assert list(made.begun) == (["log_ratio"] if leans else [])
     if made.log_ratio is not None:
         torch.testing.assert_close(made.log_ratio, torch.from_numpy(log_likelihood_ratio(structured())) / 2)
-    assert not told(None, TMLCNet(C, D, **options).double()).begun
+    assert not told(None, fresh(**options)).begun
 
 
 def test_anchors_alone_do_not_tell_structure() -> None:
@@ -608,10 +611,6 @@ def test_anchors_alone_do_not_tell_structure() -> None:
     made.begin(replace(before, meta=replace(before.meta, given=torch.full((10,), -1))))
     assert before.transition() is not None
     assert made.begun == {}
-
-
-def test_a_transferred_corrector_did_not_begin_anywhere_in_the_run_at_hand() -> None:
-    assert read_corrector(SHIPPED_CORRECTOR).transferred(C, D).describe() == {}
 
 
 @pytest.mark.parametrize("other", [{"target": "given"}, {"without": "nnp"}, {"without": "tse"}])

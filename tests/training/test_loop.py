@@ -24,6 +24,7 @@ from relabel.correctors.tmlc_net import TMLCNet
 from relabel.data.batches import ImageInputs
 from relabel.device import Compute
 from relabel.errors import DivergedError, RunError
+from relabel.saved.corrector_file import shipped_state
 from relabel.training import hypergradient, loop
 from relabel.training.loop import (
     EpochReport,
@@ -116,7 +117,8 @@ class Setting:
     def training(self) -> Training:
         torch.manual_seed(100 + self.seed)
         backbone = tiny() if self.backbone == "tiny" else backbones.build(self.backbone, CLASSES, SIZE)
-        corrector = registry.create(self.corrector, CLASSES, backbone.head.in_features, self.options)
+        features = backbone.head.in_features
+        corrector = registry.create(self.corrector, CLASSES, features, self.options, shipped_state())
         rows = self.rows
         if corrector.meta_rows is MetaRows.TRAINED:
             rows = replace(rows, train=torch.cat([rows.train, rows.meta.rows]))
