@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from relabel.config import SourceOptions
 from relabel.data.image_refs import References
+from relabel.data.in_memory import Frame
 from relabel.data.tables import first_few, nfc, printable
 from relabel.errors import RelabelError
 from relabel.progress import Watcher
@@ -29,7 +30,7 @@ class Request:
     """What is asked of a form: SOURCE as the user typed it, and how it is to be read.
 
     expect_labels: a source without labels is a mistake; largest: the most pixels a side that will be asked
-    of an image, None for no limit.
+    of an image, None for no limit; frame: SOURCE itself where it is in memory, under the name `location`.
     """
 
     location: str
@@ -37,6 +38,7 @@ class Request:
     watcher: Watcher
     expect_labels: bool
     largest: int | None
+    frame: Frame | None = None
 
 
 @dataclass

@@ -8,6 +8,7 @@ from collections.abc import Callable, Collection, Iterable, Sequence
 from pathlib import Path
 
 from relabel.data.draft_source import Request
+from relabel.data.in_memory import Frame
 from relabel.data.tables import NAME_COLUMNS, read_table
 from relabel.errors import RelabelError
 
@@ -26,7 +27,7 @@ class Listing:
         self._request = request
         self._exists = exists
         self._roots = roots
-        self._places: dict[str, tuple[Path, int]] = {}  # the table and row that a file is listed in
+        self._places: dict[str, tuple[Path | Frame, int]] = {}  # the table and row that a file is listed in
         self.names: list[str] = []
         self.labels: list[str | None] = []
         self.verified: list[str | None] | None = None if request.options.trusted_column is None else []
@@ -36,7 +37,7 @@ class Listing:
     def __contains__(self, name: str) -> bool:
         return name in self._places
 
-    def add_table(self, path: Path, folder: str, content: bytes | None = None) -> None:
+    def add_table(self, path: Path | Frame, folder: str, content: bytes | None = None) -> None:
         """Add the files that a table lists relative to `folder`; content: of a table that is no file itself.
 
         Raises RelabelError, naming the table and row, for what is no such table and for a file listed twice.
@@ -104,7 +105,9 @@ def unlisted_warnings(count: int, request: Request) -> list[str]:
     return [f"{count} image(s) in {request.location} are in no metadata file: unlabelled."]
 
 
-def listed_twice(path: Path, row: int, name: str, before: Path, row_before: int) -> RelabelError:
+def listed_twice(
+    path: Path | Frame, row: int, name: str, before: Path | Frame, row_before: int
+) -> RelabelError:
     """What to say of a file or row that two rows of tables name."""
     place = f"row {row_before}" if path == before else f"{before}, row {row_before}"
     return RelabelError(

@@ -21,6 +21,7 @@ import pyarrow.parquet as pq
 
 from relabel.data.draft_source import Request, Rows
 from relabel.data.image_refs import Embedded, Reference
+from relabel.data.in_memory import Frame
 from relabel.data.tables import (
     NAME_COLUMNS,
     brief,
@@ -29,8 +30,9 @@ from relabel.data.tables import (
     first_few,
     label_of,
     nfc,
+    opened,
+    parquet_file,
     printable,
-    unreadable,
 )
 from relabel.errors import ImageError, RelabelError
 
@@ -136,14 +138,11 @@ def open_tables(paths: Sequence[Path], request: Request) -> Rows:
     labels = LabelColumns(request)
     cells: list[str | None] = []
     for path in paths:
-        try:
-            with pq.ParquetFile(path) as file:
-                schema, metadata = file.schema_arrow, file.metadata
-                column = needed_image_column(schema, str(path), request.options.image_column)
-                names = [f"{column}.path"] if has_path(schema, column) else []
-                table = file.read(columns=names + labels.present(schema.names, str(path)))
-        except (OSError, pa.ArrowException) as error:
-            raise unreadable(path, error) from None
+        with parquet_file(path) as file:
+            schema, metadata = file.schema_arrow, file.metadata
+            column = needed_image_column(schema, str(path), request.options.image_column)
+            names = [f"{column}.path"] if has_path(schema, column) else []
+            table = file.read(columns=names + labels.present(schema.names, str(path)))
         count = metadata.num_rows
         labels.add(table, count, class_names(schema.metadata), str(path))
         cells += pc.struct_field(table[column], "path").to_pylist() if names else [None] * count
@@ -154,25 +153,22 @@ def open_tables(paths: Sequence[Path], request: Request) -> Rows:
     return rows
 
 
-def read_labels(paths: Sequence[Path], rows: Rows, request: Request) -> None:
-    """Give `rows` the labels of Parquet files that hold something other than images.
+def read_labels(paths: Sequence[Path | Frame], rows: Rows, request: Request) -> None:
+    """Give `rows` the labels of Parquet files, or of a Frame, that hold something other than images.
 
     Raises RelabelError, naming the file, when one is damaged or lacks a column.
     """
     labels = LabelColumns(request)
     for path in paths:
-        try:
-            with pq.ParquetFile(path) as file:
-                schema, count = file.schema_arrow, file.metadata.num_rows
-                table = file.read(columns=labels.present(schema.names, str(path)))
-        except (OSError, pa.ArrowException) as error:
-            raise unreadable(path, error) from None
-        labels.add(table, count, class_names(schema.metadata), str(path))
+        with opened(path) as file:
+            schema = file.schema_arrow
+            table = file.read(columns=labels.present(schema.names, str(path)))
+        labels.add(table, table.num_rows, class_names(schema.metadata), str(path))
     labels.settle(rows)
     _warn_of_index(paths, rows)
 
 
-def _warn_of_index(paths: Sequence[Path], rows: Rows) -> None:
+def _warn_of_index(paths: Sequence[Path | Frame], rows: Rows) -> None:
     if not in_order(paths):
         rows.warnings.append(
             f"{paths[0]} has a column 'index' that does not count its rows from 0. Rows that --trusted, "
@@ -180,24 +176,24 @@ def _warn_of_index(paths: Sequence[Path], rows: Rows) -> None:
         )
 
 
-def in_order(paths: Sequence[Path]) -> bool:
+def in_order(paths: Sequence[Path | Frame]) -> bool:
     """Whether the column `index` of Parquet files, where there is one, counts their rows from 0 on.
 
     What is left over from a table that was shuffled or filtered does not.
     """
     start = 0
     for path in paths:
-        with pq.ParquetFile(path) as file:
-            end = start + file.metadata.num_rows
+        with opened(path) as file:
             positions = file.schema_arrow.get_all_field_indices("index")
-            if len(positions) == 1 and pa.types.is_integer(file.schema_arrow.field(positions[0]).type):
-                try:
-                    numbers = file.read(columns=["index"])["index"].to_numpy()
-                except (OSError, pa.ArrowException):
-                    return False  # damaged, and of no other use
-                if not np.array_equal(numbers, np.arange(start, end)):
-                    return False
-            start = end
+            counts = len(positions) == 1 and pa.types.is_integer(file.schema_arrow.field(positions[0]).type)
+            try:
+                table = file.read(columns=["index"] if counts else [])
+            except (OSError, pa.ArrowException):
+                return False  # damaged, and of no other use
+        end = start + table.num_rows
+        if counts and not np.array_equal(table["index"].to_numpy(), np.arange(start, end)):
+            return False
+        start = end
     return True
 
 
@@ -405,7 +401,7 @@ def _texts(
 def _text(value: object, names: Sequence[str] | None, where: str, column: str) -> str | None:
     """A label as text. Raises ValueError for the number of a class that is not there."""
     if names is None or not isinstance(value, int):
-        return label_of(cell_text(value, Path(where), 0, column))
+        return label_of(cell_text(value, where, 0, column))
     if value == -1:  # how datasets writes that there is no label
         return None
     if not 0 <= value < len(names):

@@ -32,6 +32,7 @@ from relabel.data.draft_source import (
     suggestion,
 )
 from relabel.data.image_refs import Files, References
+from relabel.data.in_memory import Frame
 from relabel.data.manifests import Listing, file_key, listed_twice, locate, root_prefixes, unlisted_warnings
 from relabel.data.shards import ARCHIVE_SUFFIXES, SHARD_SUFFIXES, check_one_split, expand, is_junk, suffix_of
 from relabel.data.tables import (
@@ -40,7 +41,9 @@ from relabel.data.tables import (
     TABLE_SUFFIXES,
     Table,
     first_few,
+    named,
     nfc,
+    opened,
     printable,
     read_table,
 )
@@ -88,6 +91,7 @@ class Source:
     ignored_files: int  # files left alone because they are not images
     warnings: list[str]
     vectors: NDArray[np.float32] | None = None  # [N, D], zeros in rows with an error
+    frame: Frame | None = None  # what the rows were read from, where it is in memory
 
     def __len__(self) -> int:
         return len(self.file_names)
@@ -135,12 +139,20 @@ class FileIndex:
             return [self.find(name) for name in table.names]
         return [_position(text, len(self._names)) for text in table.names]
 
-    def read(self, path: Path, label_columns: Sequence[str] = ("label",)) -> tuple[Table, list[int | None]]:
+    def read(
+        self, path: Path | Frame, label_columns: Sequence[str] = ("label",)
+    ) -> tuple[Table, list[int | None]]:
         """The table `path`, which names rows by one of `ROW_COLUMNS`, and each entry's row, None if unknown.
 
         Where it has both `index` and `id`, it names rows by `id` if any is the name of one: an `index` may be
-        left over from a table whose rows had another order. Raises RelabelError as `read_table`.
+        left over from a table whose rows had another order. Raises RelabelError as `read_table`, and for a
+        Frame with an entry for each row of another number of rows.
         """
+        if isinstance(path, Frame) and path.source_rows not in (None, len(self._names)):
+            raise RelabelError(
+                f"{path} has an entry for each of {path.source_rows} rows, and there are {len(self._names)}.",
+                "Give one entry for each row, in the order of the rows.",
+            )
         table = read_table(path, ROW_COLUMNS, label_columns=label_columns)
         if table.name_column == "index" and any(
             name != str(number) for number, name in enumerate(self._names)
@@ -155,15 +167,18 @@ class FileIndex:
 
 
 def open_source(
-    location: str,
-    labels: Path | None = None,
+    location: str | Frame,
+    labels: Path | Frame | None = None,
     options: SourceOptions | None = None,
     *,
     need_classes: bool = True,
     largest: int | None = None,
     watcher: Watcher | None = None,
 ) -> Source:
-    """Open what the user named as SOURCE; `labels` (`--labels`) replaces or adds given labels.
+    """Open what the user gave as SOURCE; `labels` (`--labels`) replaces or adds given labels.
+
+    A Frame with the columns of `--features` is one of vectors, and any other a list of image files, relative
+    to the working directory.
 
     `need_classes=False` accepts a source with fewer than two classes or no label at all, for commands that
     bring their own classes. largest: the most pixels a side that will be asked of an image; what is streamed
@@ -172,7 +187,9 @@ def open_source(
     """
     options = options or SourceOptions()
     expect_labels = need_classes and labels is None
-    rows = _open(Request(location, options, watcher or Silent(), expect_labels, largest))
+    frame = location if isinstance(location, Frame) else None
+    location = str(location)
+    rows = _open(Request(location, options, watcher or Silent(), expect_labels, largest, frame))
     flags, form = _FLAGS[rows.kind]
     if idle := [flag for flag in options.given() if flag not in flags]:
         raise RelabelError(f"{idle[0]} has no meaning for {location}, which is {form}.", "Leave it out.")
@@ -184,12 +201,12 @@ def open_source(
     else:
         own = rows.class_names()
         _override(rows, labels, location)
-    _fix_classes(rows, location, options.classes)
+    _fix_classes(rows, location, options.classes, in_memory=frame is not None)
     class_names = rows.class_names()
     known = {*own, *rows.order}  # --classes may have named the others
-    if own and (strangers := [name for name in class_names if name not in known]):
+    if labels is not None and own and (strangers := [name for name in class_names if name not in known]):
         rows.warnings.append(
-            f"--labels {labels} has labels that are no class of {location}, and become classes: "
+            f"{named('--labels', labels)} has labels that are no class of {location}, and become classes: "
             f"{first_few(list(map(repr, strangers)))}. {suggestion(strangers[0], own)}"
         )
     ids: dict[str | None, int] = {name: position for position, name in enumerate(class_names)}
@@ -208,6 +225,7 @@ def open_source(
         ignored_files=rows.ignored,
         warnings=rows.warnings + _lookalikes(class_names),
         vectors=rows.vectors,
+        frame=frame,
     )
     if need_classes:
         try:
@@ -233,9 +251,11 @@ def check_there(location: str) -> None:
 
 def _open(request: Request) -> Rows:
     location = request.location
+    if request.frame is not None:
+        return _from_frame(request.frame, request)
     if request.options.features is not None:
         check_there(location)
-        return _from_vectors(request, request.options.features)
+        return _from_vectors(_vector_files(request, request.options.features), request)
     if os.path.isdir(location):
         return (
             hub_datasets.open_saved(request)
@@ -250,10 +270,12 @@ def _open(request: Request) -> Rows:
     return hub_datasets.open_hub(request)
 
 
-def _fix_classes(rows: Rows, location: str, given: str | None) -> None:
+def _fix_classes(rows: Rows, location: str, given: str | None, *, in_memory: bool) -> None:
     """Let `--classes`, or else a file `classes.txt` in the source or beside it, order the classes."""
     if given is not None:
         rows.fix_classes(read_classes(given), location, "--classes")
+        return
+    if in_memory:
         return
     inside, beside = Path(location, CLASSES_FILE), Path(location).parent / CLASSES_FILE
     content = None
@@ -380,28 +402,48 @@ def _from_file(request: Request) -> Rows:
         return archives.open_archives([path], request)
     if suffix not in TABLE_SUFFIXES:
         raise RelabelError(f"{path} is not a kind of file that can be a SOURCE.", _FORMS)
-    if suffix == ".parquet" and _holds_images(path, request.options):
+    if suffix == ".parquet" and _holds_images(path, path.parent, request.options):
         return parquet_images.open_tables([path], request)
-    rows = _Files(path.parent, "manifest")
-    roots = root_prefixes(rows.root)
-    listing = Listing(roots, request, lambda name: os.path.isfile(rows.root / name))
+    return _from_manifest(path, path.parent, request)
+
+
+def _from_frame(frame: Frame, request: Request) -> Rows:
+    if request.options.features is not None:
+        return _from_vectors([frame], request)
+    if _holds_images(frame, Path.cwd(), request.options):
+        raise RelabelError(
+            f"{frame} holds images themselves, not the names of files.",
+            "Write it to a .parquet file, and name that as SOURCE.",
+        )
+    return _from_manifest(frame, Path.cwd(), request)
+
+
+def _from_manifest(path: Path | Frame, root: Path, request: Request) -> Rows:
+    """The files that a table lists, relative to `root`."""
+    rows = _Files(root, "manifest")
+    listing = Listing(root_prefixes(root), request, lambda name: os.path.isfile(root / name))
     listing.add_table(path, "")
     _add_listed(rows, listing)
     return rows
 
 
-def _from_vectors(request: Request, features: str) -> Rows:
+def _vector_files(request: Request, features: str) -> list[Path]:
     paths = parquet_files(request.location)
     if not paths:
         raise RelabelError(
             f"--features {features}: {request.location} is neither a .parquet file nor some in a folder.",
             "Write the vectors to one, one a row.",
         )
-    rows = Rows(paths[0].parent, "vectors")
-    parquet_images.read_labels(paths, rows, request)
+    return paths
+
+
+def _from_vectors(paths: Sequence[Path] | Sequence[Frame], request: Request) -> Rows:
     options = request.options
+    assert options.features is not None
+    rows = Rows(paths[0].parent if isinstance(paths[0], Path) else Path.cwd(), "vectors")
+    parquet_images.read_labels(paths, rows, request)
     labels = [column for column in (options.label_column, options.trusted_column) if column]
-    table = read_vectors(paths, features, labels)
+    table = read_vectors(paths, options.features, labels)
     rows.vectors, rows.errors = table.vectors, table.errors
     roots = root_prefixes(rows.root)
     seen: dict[str, int] = {}
@@ -488,7 +530,8 @@ def _check_verified(rows: Rows, options: SourceOptions) -> None:
         )
 
 
-def _override(rows: Rows, path: Path, location: str) -> None:
+def _override(rows: Rows, path: Path | Frame, location: str) -> None:
+    flag = named("--labels", path)
     rows.classes.update(label for label in rows.labels if label)
     table, positions = FileIndex(rows.root, rows.names).read(path)
     ids = class_ids(rows.order, numbered=True)
@@ -496,12 +539,12 @@ def _override(rows: Rows, path: Path, location: str) -> None:
     for name, label, row, position in zip(table.names, table.labels, table.rows, positions, strict=True):
         if position is None:
             raise RelabelError(
-                f"--labels {path}, row {row}: {name!r} is not in {location}.",
+                f"{flag}, row {row}: {name!r} is not in {location}.",
                 naming_hint(table, rows.names),
             )
         if position in seen:
             raise RelabelError(
-                f"--labels {path}, rows {seen[position]} and {row} both name {name!r}.",
+                f"{flag}, rows {seen[position]} and {row} both name {name!r}.",
                 "Remove one of the two.",
             )
         seen[position] = row
@@ -587,25 +630,26 @@ def _no_image(location: str, rows: Rows) -> RelabelError:
     )
 
 
-def _holds_images(path: Path, options: SourceOptions) -> bool:
-    """Whether a Parquet file holds images themselves instead of file names; mere vectors are refused."""
+def _holds_images(path: Path | Frame, root: Path, options: SourceOptions) -> bool:
+    """Whether a table holds images, not names of files relative to `root`; mere vectors are refused."""
     try:
-        schema = pq.read_schema(path)
-    except (OSError, pa.ArrowException):
+        with opened(path) as file:
+            schema = file.schema_arrow
+    except RelabelError:
         return False  # read_table() says what is wrong
     if parquet_images.image_column(schema, str(path), options.image_column) is not None:
         return True
     if options.image_column is None and parquet_images.vector_column(schema) is not None:
         if not set(NAME_COLUMNS) & set(schema.names):
             parquet_images.refuse_vectors(schema, str(path))
-        elif not _lists_files(path):
+        elif not _lists_files(path, root):
             parquet_images.refuse_vectors(
-                schema, str(path), f"A list of images needs files that exist, relative to {path.parent}."
+                schema, str(path), f"A list of images needs files that exist, relative to {root}."
             )
     return False
 
 
-def _lists_files(path: Path) -> bool:
+def _lists_files(path: Path | Frame, root: Path) -> bool:
     """Whether one of the files exists that a table names: the names of vectors need not be files."""
     names = read_table(path, label_columns=(), label_required=False).names
-    return any(locate(name, "", lambda name: os.path.isfile(path.parent / name))[1] for name in names)
+    return any(locate(name, "", lambda name: os.path.isfile(root / name))[1] for name in names)

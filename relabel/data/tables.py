@@ -11,6 +11,7 @@ import math
 import os
 import unicodedata
 from collections.abc import Collection, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
@@ -18,6 +19,7 @@ from typing import IO
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from relabel.data.in_memory import Frame
 from relabel.errors import RelabelError
 
 NAME_COLUMNS = ("file_name", "filename", "image_path", "path")
@@ -46,7 +48,7 @@ class _Cells:
 
 
 def read_table(
-    path: Path,
+    path: Path | Frame,
     name_columns: Sequence[str] = NAME_COLUMNS,
     *,
     label_columns: Sequence[str] = ("label",),
@@ -61,27 +63,8 @@ def read_table(
     from 0. content: what `path`, then only a name, would hold. Raises RelabelError, naming the file and row,
     for anything that is not such a table.
     """
-    suffix = path.suffix.lower()
-    if suffix not in TABLE_SUFFIXES:
-        raise RelabelError(
-            f"{path} is not a kind of table that can be read here.",
-            "Use .csv, .parquet or .jsonl with the columns file_name and label.",
-        )
-    read = {".parquet": _read_parquet, ".jsonl": _read_jsonl}.get(suffix, _read_csv)
-
     trusted = [] if trusted_column is None else [trusted_column]
-    try:
-        cells = read(path, content, list(dict.fromkeys((*name_columns, *label_columns, *trusted))))
-    except FileNotFoundError:
-        raise RelabelError(f"There is no file {path}.", "Check the spelling of the path.") from None
-    except UnicodeDecodeError:
-        raise RelabelError(
-            f"{path}, row {_undecodable_line(path, content)}: the text is not UTF-8.",
-            "Save the file as UTF-8.",
-        ) from None
-    except (OSError, pa.ArrowException) as error:
-        raise unreadable(path, error) from None
-
+    cells = _read_cells(path, content, list(dict.fromkeys((*name_columns, *label_columns, *trusted))))
     name_column = next((column for column in name_columns if column in cells.columns), None)
     label_column = next((column for column in label_columns if column in cells.columns), None)
     if (
@@ -112,18 +95,74 @@ def read_table(
     return Table(name_column or "", names, labels, cells.rows, verified)
 
 
-def _texts(cells: _Cells, column: str, path: Path) -> Iterator[str]:
+def _read_cells(path: Path | Frame, content: bytes | None, wanted: Sequence[str]) -> _Cells:
+    if isinstance(path, Frame) or path.suffix.lower() == ".parquet":
+        return _read_columns(path, content, wanted)
+    if path.suffix.lower() not in TABLE_SUFFIXES:
+        raise RelabelError(
+            f"{path} is not a kind of table that can be read here.",
+            "Use .csv, .parquet or .jsonl with the columns file_name and label.",
+        )
+    read = _read_jsonl if path.suffix.lower() == ".jsonl" else _read_csv
+    try:
+        return read(path, content, wanted)
+    except FileNotFoundError:
+        raise _missing(path) from None
+    except UnicodeDecodeError:
+        raise RelabelError(
+            f"{path}, row {_undecodable_line(path, content)}: the text is not UTF-8.",
+            "Save the file as UTF-8.",
+        ) from None
+    except OSError as error:
+        raise unreadable(path, error) from None
+
+
+def _texts(cells: _Cells, column: str, path: Path | Frame) -> Iterator[str]:
     for value, row in zip(cells.columns[column], cells.rows, strict=True):
         yield cell_text(value, path, row, column)
 
 
-def _labels(cells: _Cells, column: str, path: Path) -> list[str | None]:
+def _labels(cells: _Cells, column: str, path: Path | Frame) -> list[str | None]:
     return [label_of(text) for text in _texts(cells, column, path)]
 
 
-def unreadable(path: Path, error: Exception) -> RelabelError:
+def opened(
+    path: Path | Frame, content: bytes | None = None
+) -> AbstractContextManager[pq.ParquetFile | Frame]:
+    """As `parquet_file`, or a Frame in place of one."""
+    return nullcontext(path) if isinstance(path, Frame) else parquet_file(path, content)
+
+
+@contextmanager
+def parquet_file(path: Path, content: bytes | None = None) -> Iterator[pq.ParquetFile]:
+    """A Parquet file to read columns of; content: what `path`, then only a name, would hold.
+
+    What goes wrong while it is open raises RelabelError, naming the file.
+    """
+    try:
+        # Not through a Python file: a thread of Arrow's that still holds a buffer of one when the interpreter
+        # ends aborts the process.
+        source = pa.OSFile(os.fsencode(path), "r") if content is None else pa.BufferReader(content)
+        with source, pq.ParquetFile(source) as file:
+            yield file
+    except FileNotFoundError:
+        raise _missing(path) from None
+    except (OSError, pa.ArrowException) as error:
+        raise unreadable(path, error) from None
+
+
+def named(flag: str, path: Path | Frame) -> str:
+    """What a message calls the table of a flag: the flag and the path, or the name of what is in memory."""
+    return str(path) if isinstance(path, Frame) else f"{flag} {path}"
+
+
+def unreadable(path: Path | Frame, error: Exception) -> RelabelError:
     """What to say of a table that the file system or Arrow gave up on."""
     return RelabelError(f"{path} cannot be read: {brief(error)}.", "Write the file again.")
+
+
+def _missing(path: Path) -> RelabelError:
+    return RelabelError(f"There is no file {path}.", "Check the spelling of the path.")
 
 
 def check_single(columns: Sequence[str], wanted: Iterable[str], where: str) -> None:
@@ -243,19 +282,16 @@ def _read_jsonl(path: Path, content: bytes | None, wanted: Sequence[str]) -> _Ce
     return _Cells(list(found), {name: columns[name] for name in wanted if name in found}, rows)
 
 
-def _read_parquet(path: Path, content: bytes | None, wanted: Sequence[str]) -> _Cells:
-    # Not through a Python file: a thread of Arrow's that still holds a buffer of one when the interpreter
-    # ends aborts the process.
-    source = pa.OSFile(os.fsencode(path), "r") if content is None else pa.BufferReader(content)
-    with source, pq.ParquetFile(source) as file:
+def _read_columns(path: Path | Frame, content: bytes | None, wanted: Sequence[str]) -> _Cells:
+    with opened(path, content) as file:
         found = list(file.schema_arrow.names)
         check_single(found, wanted, str(path))
         table = file.read(columns=[name for name in wanted if name in found])
         columns = {name: table.column(name).to_pylist() for name in wanted if name in found}
-        return _Cells(found, columns, range(1, file.metadata.num_rows + 1))
+        return _Cells(found, columns, range(1, table.num_rows + 1))
 
 
-def cell_text(value: object, path: Path, row: int, column: str) -> str:
+def cell_text(value: object, path: object, row: int, column: str) -> str:
     """A cell as text, empty where there is nothing; RelabelError for anything but text and numbers."""
     match value:
         case str():

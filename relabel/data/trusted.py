@@ -15,8 +15,9 @@ from numpy.typing import NDArray
 from relabel.data.draft_source import METADATA_NAMES, class_ids, suggestion
 from relabel.data.image_refs import Reference, known_size
 from relabel.data.image_spool import original
+from relabel.data.in_memory import Frame
 from relabel.data.sources import FileIndex, Source, naming_hint, open_source
-from relabel.data.tables import first_few
+from relabel.data.tables import first_few, named
 from relabel.errors import RelabelError
 from relabel.files import digest
 
@@ -45,7 +46,7 @@ class TrustedSet:
         return cls(nothing, nothing, [], nothing, [])
 
 
-def trusted_of(source: Source, path: Path | None) -> TrustedSet:
+def trusted_of(source: Source, path: Path | Frame | None) -> TrustedSet:
     """What `--trusted` names, or `--trusted-column` in the source, or nothing."""
     if path is not None:
         return read_trusted(path, source)
@@ -54,7 +55,7 @@ def trusted_of(source: Source, path: Path | None) -> TrustedSet:
     return TrustedSet.empty()
 
 
-def read_trusted(path: Path, source: Source) -> TrustedSet:
+def read_trusted(path: Path | Frame, source: Source) -> TrustedSet:
     """Read a table that points into `source`, or a folder of verified images in class folders.
 
     Images of a folder that are images of SOURCE, by their path or as copies of the same bytes, become trusted
@@ -62,6 +63,10 @@ def read_trusted(path: Path, source: Source) -> TrustedSet:
     of a compressed archive or a stream, whose bytes are gone, are not recognised. Raises RelabelError for
     whatever cannot be trusted as it stands.
     """
+    if isinstance(path, Frame):
+        if source.frame is not None and path.origin is source.frame.origin:
+            raise _is_source(f"{path} is SOURCE itself")
+        return _trusted_set(str(path), _table_entries(path, source), source)
     if not path.exists():
         raise RelabelError(
             f"--trusted: there is no file or folder {path}.", "Check the spelling of the path."
@@ -78,6 +83,8 @@ def read_trusted(path: Path, source: Source) -> TrustedSet:
 
 def _refuse_source(path: Path, source: Source) -> None:
     """Refuse the table or folder that the given labels come from: it would verify every one of them."""
+    if source.frame is not None:
+        return
     own, place, root = path.resolve(), Path(source.location).resolve(), source.root.resolve()
     holds = source.kind in ("folder", "metadata", "manifest") and own in (root, *root.parents)
     lists = source.kind == "metadata" and own.name in METADATA_NAMES and root in own.parents
@@ -85,10 +92,14 @@ def _refuse_source(path: Path, source: Source) -> None:
         what = (
             "is SOURCE itself" if own == place else "holds SOURCE" if holds else "lists SOURCE's own labels"
         )
-        raise RelabelError(
-            f"--trusted {path} {what}, so every given label would count as verified.",
-            "Name a table or a folder of those rows alone that a person has verified.",
-        )
+        raise _is_source(f"--trusted {path} {what}")
+
+
+def _is_source(what: str) -> RelabelError:
+    return RelabelError(
+        f"{what}, so every given label would count as verified.",
+        "Name a table or a folder of those rows alone that a person has verified.",
+    )
 
 
 def _trusted_set(flag: str, entries: _Entries, source: Source) -> TrustedSet:
@@ -154,11 +165,12 @@ class _Entries:
         self.positions.append(position)
 
 
-def _table_entries(path: Path, source: Source) -> _Entries:
+def _table_entries(path: Path | Frame, source: Source) -> _Entries:
+    flag = named("--trusted", path)
     table, positions = FileIndex(source.root, source.file_names).read(path)
     if len(table.names) > len(source):
         raise RelabelError(
-            f"--trusted {path} has {len(table.names)} rows, more than the {len(source)} of SOURCE.",
+            f"{flag} has {len(table.names)} rows, more than the {len(source)} of SOURCE.",
             "Every trusted row must be a row of SOURCE, listed once.",
         )
     where = [f"row {row}" for row in table.rows]
@@ -167,11 +179,9 @@ def _table_entries(path: Path, source: Source) -> _Entries:
         for at, name, position in zip(where, table.names, positions, strict=True)
         if position is None
     ]
-    _refuse(f"--trusted {path}", "not in SOURCE", unknown, naming_hint(table, source.file_names))
+    _refuse(flag, "not in SOURCE", unknown, naming_hint(table, source.file_names))
     empty = [at for at, label in zip(where, table.labels, strict=True) if label is None]
-    _refuse(
-        f"--trusted {path}", "the label is empty", empty, "Fill in the verified class, or remove the row."
-    )
+    _refuse(flag, "the label is empty", empty, "Fill in the verified class, or remove the row.")
     return _Entries(where, [label for label in table.labels if label], positions)
 
 

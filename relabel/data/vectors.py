@@ -15,10 +15,10 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from relabel.data.tables import NAME_COLUMNS, ROW_COLUMNS, check_single, first_few, read_table, unreadable
+from relabel.data.in_memory import Frame
+from relabel.data.tables import NAME_COLUMNS, ROW_COLUMNS, check_single, first_few, opened, read_table
 from relabel.errors import RelabelError
 from relabel.files import scratch_array
 
@@ -38,18 +38,18 @@ class VectorTable:
     """
 
     names: list[str]
-    paths: Sequence[Path]
+    paths: Sequence[Path | Frame]
     starts: Sequence[int]
     vectors: NDArray[np.float32]
     errors: dict[int, str]
 
-    def place(self, row: int) -> tuple[Path, int]:
+    def place(self, row: int) -> tuple[Path | Frame, int]:
         """The file that a row lies in, and its number there, from 1."""
         file = bisect_right(self.starts, row) - 1
         return self.paths[file], row - self.starts[file] + 1
 
 
-def read_vectors(paths: Sequence[Path], features: str, labels: Sequence[str] = ()) -> VectorTable:
+def read_vectors(paths: Sequence[Path | Frame], features: str, labels: Sequence[str] = ()) -> VectorTable:
     """Read the vectors that `features` names, and the names that lie beside them.
 
     labels: columns that hold labels, beside those that always do. Raises RelabelError, naming the file and
@@ -62,10 +62,8 @@ def read_vectors(paths: Sequence[Path], features: str, labels: Sequence[str] = (
     columns: list[str] = []
     kinds: list[pa.DataType] = []
     for path in paths:
-        try:
-            schema = pq.read_schema(path)
-        except (OSError, pa.ArrowException) as error:
-            raise unreadable(path, error) from None
+        with opened(path) as file:
+            schema = file.schema_arrow
         found = _columns(schema, features, path, (*_LABELS, *labels))
         kinds.append(_storage(schema.field(found[0]).type))
         if (columns and found != columns) or _is_list(kinds[-1]) != _is_list(kinds[0]):
@@ -88,7 +86,7 @@ def read_vectors(paths: Sequence[Path], features: str, labels: Sequence[str] = (
     return table
 
 
-def names_of(paths: Sequence[Path]) -> tuple[list[str], list[int]]:
+def names_of(paths: Sequence[Path | Frame]) -> tuple[list[str], list[int]]:
     """The names of all rows of Parquet files with vectors, and the first row of each file."""
     tables = [
         read_table(path, (*NAME_COLUMNS, "id"), label_columns=(), name_required=False, label_required=False)
@@ -98,7 +96,7 @@ def names_of(paths: Sequence[Path]) -> tuple[list[str], list[int]]:
     named = [path for path, table in zip(paths, tables, strict=True) if table.name_column]
     if not named:
         return list(map(str, range(starts[-1]))), starts[:-1]
-    if bare := set(paths).difference(named):
+    if bare := {str(path) for path in paths if path not in named}:
         raise RelabelError(
             f"{min(bare)} does not name its rows, as {named[0]} does.",
             f"Add one of the columns {', '.join((*NAME_COLUMNS, 'id'))}.",
@@ -132,7 +130,7 @@ def standardisation(
     return mean.astype(np.float32), scale.astype(np.float32)
 
 
-def _columns(schema: pa.Schema, features: str, path: Path, labels: Sequence[str]) -> list[str]:
+def _columns(schema: pa.Schema, features: str, path: Path | Frame, labels: Sequence[str]) -> list[str]:
     """The columns that `features` stands for, all of numbers or one of lists."""
     names = schema.names
     chosen = [features] if features in names else _matching(names, features, path, labels)
@@ -157,7 +155,7 @@ def _columns(schema: pa.Schema, features: str, path: Path, labels: Sequence[str]
     return chosen
 
 
-def _matching(names: Sequence[str], features: str, path: Path, labels: Sequence[str]) -> list[str]:
+def _matching(names: Sequence[str], features: str, path: Path | Frame, labels: Sequence[str]) -> list[str]:
     apart = {*labels, *_NO_FEATURES}
     chosen: dict[str, None] = {}
     for pattern in (part.strip() for part in features.split(",")):
@@ -185,24 +183,15 @@ def _is_number(kind: pa.DataType) -> bool:
     return bool(pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_boolean(kind))
 
 
-def _batches(paths: Sequence[Path], columns: Sequence[str]) -> Iterator[tuple[int, list[pa.Array]]]:
+def _batches(paths: Sequence[Path | Frame], columns: Sequence[str]) -> Iterator[tuple[int, list[pa.Array]]]:
     """(first row, the columns' arrays) batch by batch. Raises RelabelError for a damaged file."""
     start = 0
     for path in paths:
-        try:
-            with pq.ParquetFile(path) as file:
-                for batch in file.iter_batches(_BATCH, columns=columns):
-                    arrays = [batch.column(name) for name in columns]
-                    yield (
-                        start,
-                        [
-                            array.storage if isinstance(array, pa.ExtensionArray) else array
-                            for array in arrays
-                        ],
-                    )
-                    start += len(batch)
-        except (OSError, pa.ArrowException) as error:
-            raise unreadable(path, error) from None
+        with opened(path) as file:
+            for batch in file.iter_batches(_BATCH, columns=columns):
+                arrays = [batch.column(name) for name in columns]
+                yield start, [getattr(array, "storage", array) for array in arrays]
+                start += len(batch)
 
 
 def _read_lists(

@@ -31,7 +31,7 @@ COMMIT = "0123456789" * 4
 OPEN = """
 import json, sys
 from relabel.config import SourceOptions
-from relabel.data.loading import decode_all
+from relabel.data.batches import decode_all
 from relabel.data.sources import open_source
 from relabel.errors import RelabelError
 for words in sys.argv[1:]:
