@@ -49,7 +49,8 @@ from relabel.data.trusted import TrustedSet, read_trusted
 from relabel.device import Compute, resolve
 from relabel.errors import RelabelError
 from relabel.labels.parquet import write_labels
-from relabel.training.loop import Rows, Schedule, Training
+from relabel.schedule import Schedule
+from relabel.training.loop import Rows, Training
 from relabel.verbs import fit
 
 FOLDS = 3

@@ -42,7 +42,8 @@ from relabel.device import Compute
 from relabel.errors import RelabelError
 from relabel.progress import Silent
 from relabel.saved.corrector_file import read_corrector, shipped_state
-from relabel.training.loop import Rows, Schedule, Training
+from relabel.schedule import Schedule
+from relabel.training.loop import Rows, Training
 
 Epoch = Callable[[], Iterator[Tensor]]
 

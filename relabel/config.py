@@ -1,4 +1,4 @@
-"""What one run is asked to do: a command's flags as one value, and the recipes behind those of `fit`."""
+"""What one run is asked to do: a command's flags as one value."""
 
 from __future__ import annotations
 
@@ -9,87 +9,9 @@ from pathlib import Path
 
 from relabel.errors import RelabelError
 
-
-@dataclass(frozen=True)
-class Recipe:
-    """How a corrector is trained unless flags say otherwise; None means "decide from the data".
-
-    warmup: share of the epochs before the corrector; least_warmup: epochs that it has at least, as far as
-    they are no more than `LONGEST_WARMUP` of the run; milestones: shares of the run after which the learning
-    rate is divided by 10, None for one cycle; meta_weight_decay: of φ's optimizer; meta_optimizer,
-    virtual_learning_rate, meta_phase_rate, averaged_weights and averaged_model: as in `training.Schedule`.
-    """
-
-    corrector: str
-    options: Mapping[str, str] = field(default_factory=dict)
-    epochs: int | None = None
-    warmup: float = 0.4
-    least_warmup: int = 0
-    batch_size: int | None = None
-    learning_rate: float | None = None
-    weight_decay: float | None = None
-    milestones: tuple[float, ...] | None = None
-    meta_learning_rate: float = 1e-3
-    meta_weight_decay: float = 0.0
-    meta_optimizer: str = "adam"
-    virtual_learning_rate: float | None = None
-    meta_batch_size: int = 64
-    meta_every: int = 1
-    meta_phase_rate: float = 1.0
-    averaged_weights: float = 0.0
-    averaged_model: float = 0.0
-
-
-RECIPES = {
-    recipe.corrector: recipe
-    for recipe in (
-        Recipe("mslc", meta_learning_rate=1e-4, averaged_model=0.5),
-        Recipe("mlc", averaged_model=0.5),
-        Recipe(
-            "metalabelnet", warmup=0.5, least_warmup=27, meta_phase_rate=0.2, averaged_weights=1 / 3,
-            averaged_model=0.5,
-        ),
-        Recipe("tmlc", meta_learning_rate=3e-3, meta_every=4, averaged_model=0.5),
-        Recipe("none", averaged_model=0.5),
-    )
-}  # fmt: skip
-"""Defaults that suit budgets of tens of epochs."""
-
-PRESETS = {
-    # Wu et al. 2020, section 4: random start of the nets and rates from their released code.
-    "mslc-paper": Recipe(
-        "mslc", {"start": "random"}, epochs=120, warmup=80 / 120, batch_size=100, learning_rate=0.1,
-        weight_decay=5e-4, milestones=(80 / 120, 100 / 120), meta_batch_size=100,
-    ),
-    # Wang et al. 2020, section 4.1 (CIFAR); plain gradient descent moves T (eq. 7), at the rate beta, after a
-    # virtual step at the rate alpha. The length of training is not printed.
-    "mlc-paper": Recipe(
-        "mlc", {"start": "identity", "transition": "projection"}, epochs=120, batch_size=64,
-        learning_rate=1e-4, weight_decay=5e-4, milestones=(), meta_learning_rate=1e-2,
-        meta_optimizer="sgd", virtual_learning_rate=1e-3,
-    ),
-    # Algan and Ulusoy 2022, section IV-B (CIFAR-10).
-    "metalabelnet-paper": Recipe(
-        "metalabelnet", {"start": "random"}, epochs=120, warmup=44 / 120, batch_size=128, learning_rate=1e-2,
-        weight_decay=1e-4, milestones=(40 / 120, 80 / 120), meta_learning_rate=1e-2, meta_weight_decay=1e-4,
-        meta_batch_size=128,
-    ),
-    # TMLC-Net, section IV-C (CIFAR); the rate of the meta-learner is not printed.
-    "tmlc-paper": Recipe(
-        "tmlc", {"start": "random"}, epochs=200, warmup=0.1, batch_size=128, learning_rate=0.1,
-        weight_decay=1e-4, milestones=(80 / 200, 120 / 200), meta_learning_rate=1e-3, meta_batch_size=128,
-    ),
-}  # fmt: skip
-"""The papers' own settings (`--preset`)."""
-
 META_GRADIENTS = ("last-layer", "exact")
-LONGEST_WARMUP = 0.9
 DEFAULT_CORRECTOR = "tmlc"
 DEFAULT_AUGMENTATION = "flip"
-BATCH_SIZE, LARGE_BATCH_SIZE = 64, 256
-LARGE_BATCHES_FROM = 40_000  # labelled rows
-WEIGHT_DECAY, MOST_WEIGHT_DECAY = 5e-4, 3e-3
-LEAST_DECAY_FROM = 10_000  # labelled rows
 SHIPPED_CORRECTOR = Path(__file__).parent / "pretrained" / "tmlc.pt"
 CORRECTOR_FOR_OTHER_IMAGES = "mslc"
 """The default where the verified images are not those of SOURCE."""
@@ -161,18 +83,12 @@ class FitConfig:
 
     def __post_init__(self) -> None:
         """Refuse values no run can have; the message names the flag."""
-        for flag, name, names in (
-            ("--preset", self.preset, tuple(PRESETS)),
-            ("--meta-gradient", self.meta_gradient, META_GRADIENTS),
-        ):
-            if name is not None and name not in names:
-                raise RelabelError(f"{flag} {name}: there is no such one.", f"Use {' or '.join(names)}.")
-        _check_trusted(self)
-        if self.preset is not None and self.corrector not in (None, PRESETS[self.preset].corrector):
+        if self.meta_gradient not in META_GRADIENTS:
             raise RelabelError(
-                f"--preset {self.preset} is for {PRESETS[self.preset].corrector}, not {self.corrector}.",
-                "Drop --corrector.",
+                f"--meta-gradient {self.meta_gradient}: there is no such one.",
+                f"Use {' or '.join(META_GRADIENTS)}.",
             )
+        _check_trusted(self)
         _check_precision(self.precision)
         if self.image_size is not None and not 8 <= self.image_size <= 1024:
             raise RelabelError(f"--image-size {self.image_size}: must lie between 8 and 1024.")
@@ -207,13 +123,6 @@ class FitConfig:
     def has_trusted(self) -> bool:
         """Whether verified rows were named."""
         return self.trusted is not None or self.reading.trusted_column is not None
-
-    @property
-    def recipe(self) -> Recipe:
-        """The preset's recipe, or the corrector's own."""
-        if self.preset is not None:
-            return PRESETS[self.preset]
-        return RECIPES.get(self.corrector or DEFAULT_CORRECTOR, Recipe(self.corrector or DEFAULT_CORRECTOR))
 
 
 @dataclass(frozen=True)

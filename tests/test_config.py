@@ -2,11 +2,8 @@ from pathlib import Path
 
 import pytest
 
-from relabel.config import DEFAULT_CORRECTOR, PRESETS, RECIPES, FitConfig, PredictConfig, SourceOptions
-from relabel.correctors import registry
-from relabel.correctors.registry import REGISTRY
+from relabel.config import FitConfig, PredictConfig, SourceOptions
 from relabel.errors import RelabelError
-from relabel.verbs.fit import schedule_for
 
 
 def config(**values) -> FitConfig:
@@ -27,7 +24,7 @@ def config(**values) -> FitConfig:
         ("--meta-lr", [{"meta_learning_rate": value} for value in (0, -1, float("nan"), float("inf"))]),
         ("--seed", [{"seed": value} for value in (-1, 2**63)]),
         ("--freeze", [{"freeze": True}]),
-        ("--preset", [{"preset": "mslc"}, {"preset": "mslc-paper", "corrector": "mlc"}]),
+        ("--meta-gradient", [{"meta_gradient": "first-layer"}]),
     ],
 )
 def test_a_value_no_run_can_have_is_refused_by_its_flag(flag, values):
@@ -66,55 +63,3 @@ def test_the_mlp_goes_with_vectors_alone():
 def test_the_edges_are_allowed():
     config(image_size=8, epochs=2, warmup=1, batch_size=2, seed=2**63 - 1, precision=0.999)
     config(warmup=100, weights="imagenet", freeze=True, meta_every=1, meta_batch_size=1)
-
-
-def test_a_preset_names_its_corrector_or_agrees_with_the_one_asked_for():
-    for name, preset in PRESETS.items():
-        for corrector in (None, preset.corrector):
-            assert config(preset=name, corrector=corrector).recipe is preset
-
-
-@pytest.mark.parametrize("corrector", REGISTRY)
-def test_without_a_preset_the_recipe_is_the_corrector_s_own(corrector):
-    assert config(corrector=corrector).recipe is RECIPES[corrector]
-    assert RECIPES[corrector].corrector == corrector
-
-
-def test_the_default_corrector_is_registered():
-    assert config().recipe is RECIPES[DEFAULT_CORRECTOR]
-
-
-@pytest.mark.parametrize("recipe", [*RECIPES.values(), *PRESETS.values()], ids=[*RECIPES, *PRESETS])
-def test_a_recipe_can_be_followed(recipe):
-    registry.check(recipe.corrector, recipe.options)
-    assert 0 < recipe.warmup < 1
-    assert recipe.meta_every >= 1
-    assert recipe.meta_batch_size >= 1
-    config(
-        epochs=recipe.epochs,
-        batch_size=recipe.batch_size,
-        learning_rate=recipe.learning_rate,
-        meta_learning_rate=recipe.meta_learning_rate,
-    )
-
-
-def test_the_recipe_s_rates_and_optimizer_reach_the_schedule():
-    """MLC's paper moves T by plain gradient descent after a virtual step of 1e-3 (section 4.1)."""
-    schedule = schedule_for(config(preset="mlc-paper"), 1000)
-    assert (schedule.meta_optimizer, schedule.meta_learning_rate) == ("sgd", 1e-2)
-    assert schedule.virtual_learning_rate == 1e-3
-    assert schedule_for(config(corrector="mlc"), 1000).meta_optimizer == "adam"
-
-
-@pytest.mark.parametrize("name", PRESETS)
-def test_a_paper_s_milestones_are_whole_epochs(name):
-    preset = PRESETS[name]
-    assert name == f"{preset.corrector}-paper"
-    assert preset.epochs
-    assert preset.epochs * preset.warmup == pytest.approx(round(preset.epochs * preset.warmup))
-    assert preset.milestones is not None, "no paper has the one cycle"
-    for milestone in preset.milestones:
-        reached = preset.epochs * milestone
-        assert reached == pytest.approx(round(reached))
-        assert round(reached) >= milestone * preset.epochs, "reached by the epoch's first batch"
-    assert list(preset.milestones) == sorted(preset.milestones)

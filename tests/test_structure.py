@@ -20,7 +20,7 @@ LAYERS = (
     ("calibration",),
     ("label_noise",),
     ("data", "sample_memory"),
-    ("config", "device", "files", "hub", "interrupts", "metrics", "progress"),
+    ("config", "device", "files", "hub", "interrupts", "metrics", "progress", "schedule"),
     ("errors",),
     ("__init__",),
 )

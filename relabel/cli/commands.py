@@ -74,14 +74,13 @@ from relabel.cli.streams import (
 )
 from relabel.config import (
     DEFAULT_CORRECTOR,
-    PRESETS,
     SHIPPED_CORRECTOR,
     FitConfig,
     PredictConfig,
     SourceOptions,
 )
 from relabel.correctors import registry
-from relabel.correctors.registry import REGISTRY
+from relabel.correctors.registry import PRESETS, REGISTRY
 from relabel.errors import DivergedError, RelabelError, RunError
 from relabel.files import make_folder
 from relabel.interrupts import Stopped
@@ -210,8 +209,9 @@ def fit(
         checkpoint=state,
         resume=resume,
     )
-    registry.check(config.recipe.corrector, config.options)
-    if save_corrector and config.recipe.corrector == "none":
+    chosen = registry.chosen(config.corrector, config.preset)
+    registry.check(chosen, config.options)
+    if save_corrector and chosen == "none":
         raise RelabelError(
             "--save-corrector: with --corrector none there is nothing to save.", "Leave it out."
         )

@@ -12,8 +12,9 @@ from typing import Annotated, Any, get_type_hints
 
 import typer
 
-from relabel.config import BATCH_SIZE, LARGE_BATCH_SIZE, LARGE_BATCHES_FROM, SourceOptions
+from relabel.config import SourceOptions
 from relabel.correctors.registry import REGISTRY
+from relabel.schedule import BATCH_SIZE, LARGE_BATCH_SIZE, LARGE_BATCHES_FROM
 
 OPTIONS_TOLD = ", ".join(
     f"{name}={'|'.join(values)} ({corrector})"

@@ -18,6 +18,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from enum import Enum
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -27,6 +28,7 @@ from relabel.label_noise import anchor_points
 from relabel.label_noise.transition_matrix import Floats, estimated
 from relabel.metrics import noise_matrix
 from relabel.sample_memory import PerSample, ProbabilityStore
+from relabel.schedule import Schedule, Settings
 
 Memory = dict[str, Tensor]
 """A batch's rows [B, ...] of what is remembered, by name."""
@@ -112,6 +114,12 @@ class Epoch:
 class Corrector(nn.Module, ABC):
     """Turns logits, given labels and a per-sample memory into soft labels, with learnable parameters φ."""
 
+    recipe: ClassVar[Schedule] = Schedule()
+    """How it is trained by default, in budgets of tens of epochs."""
+
+    presets: ClassVar[Mapping[str, Settings]] = {}
+    """The paper's own settings, by the name that the registry lists."""
+
     corrects = True
     """Whether there is a meta phase at all."""
 
@@ -132,9 +140,6 @@ class Corrector(nn.Module, ABC):
 
     follows_unlabelled = False
     """Whether `observe` needs predictions of the unlabelled rows from the first epoch on."""
-
-    virtual_learning_rate: float | None = None
-    """The look-ahead step's learning rate, above 0; None is the backbone's current one."""
 
     @property
     def begun(self) -> dict[str, Tensor]:

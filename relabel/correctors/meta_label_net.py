@@ -27,12 +27,14 @@ entry: of 10,000 beside 5,000 labelled ones (human noise, 30 epochs) 57.4 % were
 from __future__ import annotations
 
 import copy
+from types import MappingProxyType
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from relabel.correctors.base import Corrector, Epoch, Memory, MetaRows, Store, WarmUp
+from relabel.schedule import Schedule, Settings
 
 _FLOOR = 1e-4  # of q: without it one confident q would outweigh a batch
 _TOLERANCE = 1.02  # a loss this much above the best is more than the noise of a meta step
@@ -45,8 +47,18 @@ class MetaLabelNet(Corrector):
     `random` is the paper's, whose meta rows the backbone never trains on.
     """
 
+    recipe = Schedule(
+        warmup=0.5, least_warmup=27, meta_phase_rate=0.2, averaged_weights=1 / 3, averaged_model=0.5,
+        virtual_learning_rate=1.0,
+    )  # fmt: skip
+    # Section IV-B (CIFAR-10).
+    paper = Schedule(
+        epochs=120, warmup=44 / 120, batch_size=128, learning_rate=1e-2, weight_decay=1e-4,
+        milestones=(40 / 120, 80 / 120), meta_learning_rate=1e-2, meta_weight_decay=1e-4, meta_batch_size=128,
+        virtual_learning_rate=1.0,
+    )  # fmt: skip
+    presets = MappingProxyType({"metalabelnet-paper": Settings(paper, {"start": "random"})})
     reads_given_labels = False
-    virtual_learning_rate = 1.0
 
     def __init__(self, num_classes: int, num_features: int, start: str = "classifier") -> None:
         super().__init__()

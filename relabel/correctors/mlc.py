@@ -13,11 +13,14 @@ the Bayes posterior that belongs to its model.
 
 from __future__ import annotations
 
+from types import MappingProxyType
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from relabel.correctors.base import Corrector, Memory, Store, WarmUp
+from relabel.schedule import Schedule, Settings
 
 _TINY = 1e-8  # below what any noise rate means; keeps the logarithm finite and a zero entry learnable
 
@@ -29,6 +32,17 @@ class MLC(Corrector):
     start: `trusted` begins at the meta rows' noise matrix, with anchors to tell where wrong labels go;
     `identity` at no noise.
     """
+
+    recipe = Schedule(averaged_model=0.5)
+    # Section 4.1 (CIFAR): plain gradient descent moves T (eq. 7) at the rate beta, after a virtual step at
+    # the rate alpha. The length of training is not printed.
+    paper = Schedule(
+        epochs=120, batch_size=64, learning_rate=1e-4, weight_decay=5e-4, milestones=(),
+        meta_learning_rate=1e-2, meta_optimizer="sgd", virtual_learning_rate=1e-3,
+    )  # fmt: skip
+    presets = MappingProxyType(
+        {"mlc-paper": Settings(paper, {"start": "identity", "transition": "projection"})}
+    )
 
     def __init__(
         self, num_classes: int, num_features: int, transition: str = "softmax", start: str = "trusted"

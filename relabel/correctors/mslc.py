@@ -19,11 +19,21 @@ other row (*witnesses*): the log-probability that q gives to their verified labe
 
 from __future__ import annotations
 
+from types import MappingProxyType
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from relabel.correctors.base import Corrector, Epoch, Memory, Store, WarmUp, soft_cross_entropy
+from relabel.correctors.base import (
+    Corrector,
+    Epoch,
+    Memory,
+    Store,
+    WarmUp,
+    soft_cross_entropy,
+)
+from relabel.schedule import Schedule, Settings
 
 _FLOOR = 1e-4  # of a probability: what bf16 logits resolve
 _FIT_STEPS = 300  # from a random start; after an epoch, when little has changed, a sixth of it
@@ -40,6 +50,14 @@ class MSLC(Corrector):
 
     targets: `soft` or `hard`; start: `trusted` fits both nets to the witnesses, `random` is the paper's.
     """
+
+    recipe = Schedule(meta_learning_rate=1e-4, averaged_model=0.5)
+    # Section 4; the rates are those of the released code.
+    paper = Schedule(
+        epochs=120, warmup=80 / 120, batch_size=100, learning_rate=0.1, weight_decay=5e-4,
+        milestones=(80 / 120, 100 / 120), meta_batch_size=100,
+    )  # fmt: skip
+    presets = MappingProxyType({"mslc-paper": Settings(paper, {"start": "random"})})
 
     def __init__(
         self, num_classes: int, num_features: int, targets: str = "soft", start: str = "trusted"

@@ -6,11 +6,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from relabel.correctors.base import Corrector, Memory, MetaRows
+from relabel.schedule import Schedule
 
 
 class Plain(Corrector):
     """Trains on the given labels; only the calibration corrects."""
 
+    recipe = Schedule(averaged_model=0.5)
     corrects = False
     meta_rows = MetaRows.NONE
 

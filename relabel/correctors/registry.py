@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from importlib import import_module
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from relabel.config import DEFAULT_CORRECTOR
 from relabel.errors import RelabelError
+from relabel.schedule import Settings
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -22,24 +24,46 @@ class Entry:
 
     pretrained: the option's value with which φ begins at the parameters that come with relabel, unless a
     value that it excludes was chosen.
+    presets: the names of the class's `presets`, and what of the paper each leaves out.
     """
 
     path: str
     options: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     excluded: Mapping[tuple[str, str], tuple[tuple[str, str], ...]] = field(default_factory=dict)
     pretrained: tuple[str, str] | None = None
+    presets: Mapping[str, str] = field(default_factory=dict)
 
+
+_ALL_PAPERS = (
+    "SGD has Nesterov momentum, one-dimensional parameters do not decay, and the backbone is cnn8 unless "
+    "--backbone names another"
+)
+_LOOK_AHEAD = f"the look-ahead moves the last layer alone unless --meta-gradient is exact, {_ALL_PAPERS}"
 
 REGISTRY = {
     "mslc": Entry(
-        "relabel.correctors.mslc.MSLC", {"targets": ("soft", "hard"), "start": ("trusted", "random")}
+        "relabel.correctors.mslc.MSLC",
+        {"targets": ("soft", "hard"), "start": ("trusted", "random")},
+        presets={
+            "mslc-paper": "β's loss is taken against the likeliest class of the previous soft label, the "
+            f"look-ahead has the current learning rate, {_LOOK_AHEAD}."
+        },
     ),
     "mlc": Entry(
         "relabel.correctors.mlc.MLC",
         {"transition": ("softmax", "projection"), "start": ("trusted", "identity")},
+        presets={
+            "mlc-paper": "T acts on probabilities and its rows sum to 1, the length of training is ours, "
+            f"{_LOOK_AHEAD}."
+        },
     ),
     "metalabelnet": Entry(
-        "relabel.correctors.meta_label_net.MetaLabelNet", {"start": ("classifier", "random")}
+        "relabel.correctors.meta_label_net.MetaLabelNet",
+        {"start": ("classifier", "random")},
+        presets={
+            "metalabelnet-paper": "the generator still returns to its best state when the trusted rows' loss "
+            f"rises, {_LOOK_AHEAD}."
+        },
     ),
     "tmlc": Entry(
         "relabel.correctors.tmlc_net.TMLCNet",
@@ -51,10 +75,33 @@ REGISTRY = {
         # What comes with relabel learned to name the verified class, from these inputs.
         {("start", "pretrained"): (("target", "given"), ("without", "nnp"), ("without", "tse"))},
         ("start", "pretrained"),
+        {
+            "tmlc-paper": "the corrector scores each pair of row and class, it has 300 steps before its "
+            "first soft label, it replays 8 of at most 16 kept epochs, the rate of the meta-learner is ours, "
+            f"{_ALL_PAPERS}."
+        },
     ),
     "none": Entry("relabel.correctors.plain.Plain"),
 }
 """Listing the correctors and their options imports none of them, and so no torch."""
+
+
+PRESETS = {preset: name for name, entry in REGISTRY.items() for preset in entry.presets}
+"""The corrector of every preset."""
+
+
+def chosen(name: str | None, preset: str | None = None) -> str:
+    """The corrector that a name or a preset asks for, by default `DEFAULT_CORRECTOR`.
+
+    RelabelError for an unknown preset, and for one of another corrector.
+    """
+    if preset is None:
+        return name or DEFAULT_CORRECTOR
+    if preset not in PRESETS:
+        raise RelabelError(f"--preset {preset}: there is no such one.", f"Use {' or '.join(PRESETS)}.")
+    if name not in (None, PRESETS[preset]):
+        raise RelabelError(f"--preset {preset} is for {PRESETS[preset]}, not {name}.", "Drop --corrector.")
+    return PRESETS[preset]
 
 
 def check(name: str, options: Mapping[str, str]) -> None:
@@ -103,9 +150,18 @@ def create(
     """
     options = options or {}
     check(name, options)
+    start: dict[str, Any] = {"pretrained": pretrained} if begins_pretrained(name, options) else {}
+    return class_of(name)(num_classes, num_features, **options, **start)
+
+
+def settings_of(name: str, preset: str | None = None) -> Settings:
+    """A corrector's own recipe, or one of its presets."""
+    corrector = class_of(name)
+    return Settings(corrector.recipe) if preset is None else corrector.presets[preset]
+
+
+def class_of(name: str) -> type[Corrector]:
+    """The class of a registered corrector; importing it imports torch."""
     module, _, attribute = REGISTRY[name].path.rpartition(".")
-    start = {"pretrained": pretrained} if begins_pretrained(name, options) else {}
-    corrector: Corrector = getattr(import_module(module), attribute)(
-        num_classes, num_features, **options, **start
-    )
-    return corrector
+    found: type[Corrector] = getattr(import_module(module), attribute)
+    return found

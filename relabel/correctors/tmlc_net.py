@@ -42,6 +42,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from functools import cached_property
+from types import MappingProxyType
 
 import numpy as np
 import torch
@@ -52,6 +53,7 @@ from relabel.correctors.base import Corrector, Epoch, Memory, MetaRows, Store, W
 from relabel.device import upload
 from relabel.label_noise.transition_matrix import Floats
 from relabel.sample_memory import History, ProbabilityStore, blocks, class_type, per_sample
+from relabel.schedule import Schedule, Settings
 
 _FLOOR = 1e-4  # of p: what bf16 logits resolve
 _SMOOTHING = 0.1  # ε of eq. 10
@@ -79,6 +81,13 @@ class TMLCNet(Corrector):
     inputs are those (else, and with `random`, at random), and leans by the noise's `structure` [C, C].
     """
 
+    recipe = Schedule(meta_learning_rate=3e-3, meta_every=4, averaged_model=0.5)
+    # Section IV-C (CIFAR); the rate of the meta-learner is not printed.
+    paper = Schedule(
+        epochs=200, warmup=0.1, batch_size=128, learning_rate=0.1, weight_decay=1e-4,
+        milestones=(80 / 200, 120 / 200), meta_learning_rate=1e-3, meta_batch_size=128,
+    )  # fmt: skip
+    presets = MappingProxyType({"tmlc-paper": Settings(paper, {"start": "random"})})
     meta_rows = MetaRows.TRAINED
     transfers = True
 

@@ -21,7 +21,6 @@ from torch import Tensor
 
 from relabel import backbones
 from relabel.calibration import transfer
-from relabel.config import WEIGHT_DECAY
 from relabel.correctors.base import Corrector
 from relabel.correctors.plain import Plain
 from relabel.correctors.tmlc_net import TMLCNet
@@ -29,8 +28,9 @@ from relabel.data.batches import Inputs
 from relabel.data.sources import UNLABELLED
 from relabel.data.vectors import standardisation
 from relabel.device import Compute
+from relabel.schedule import BATCH_SIZE, WEIGHT_DECAY, Schedule, averaged_epochs, default_learning_rate
 from relabel.simulate import noise
-from relabel.training.loop import Rows, Schedule, Training, averaged_epochs, default_learning_rate
+from relabel.training.loop import Rows, Training
 
 # Noise models and the largest share of wrong labels; beyond it a wrong class may outnumber the right one.
 _NOISE = {
@@ -83,12 +83,9 @@ class Pool:
             self.true,
             Schedule(
                 epochs=max(4, min(30, _JUDGE_SAMPLES // len(rows))),
-                warmup_epochs=0,
-                batch_size=64,
-                learning_rate=default_learning_rate(64),
+                batch_size=BATCH_SIZE,
+                learning_rate=default_learning_rate(BATCH_SIZE),
                 weight_decay=WEIGHT_DECAY,
-                meta_learning_rate=0.0,
-                meta_batch_size=1,
             ),
             self.compute,
             0,
@@ -272,8 +269,6 @@ def training_of(
             batch_size=episode.batch_size,
             learning_rate=episode.learning_rate,
             weight_decay=episode.weight_decay,
-            meta_learning_rate=0.0,
-            meta_batch_size=1,
         ),
         compute,
         episode.seed,

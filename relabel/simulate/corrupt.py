@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from relabel import __version__
-from relabel.config import WEIGHT_DECAY, SourceOptions
+from relabel.config import SourceOptions
 from relabel.data.decode import probe_sizes
 from relabel.data.sources import Source, open_source, too_few_classes
 from relabel.data.vectors import standardisation
@@ -24,6 +24,7 @@ from relabel.errors import RelabelError
 from relabel.labels.parquet import matrix_metadata
 from relabel.metrics import noise_matrix
 from relabel.progress import Watcher
+from relabel.schedule import WEIGHT_DECAY, Schedule, default_batch_size, default_learning_rate
 from relabel.simulate import noise
 from relabel.simulate.noisy_labels_file import shares
 
@@ -152,14 +153,7 @@ class SourceValues:
         from relabel import backbones
         from relabel.correctors import registry
         from relabel.device import resolve
-        from relabel.training.loop import (
-            EpochReport,
-            Rows,
-            Schedule,
-            Training,
-            default_batch_size,
-            default_learning_rate,
-        )
+        from relabel.training.loop import EpochReport, Rows, Training
 
         compute = resolve(config.device)
         # Drawn, because torch takes no seed beyond 64 bits.
@@ -169,12 +163,9 @@ class SourceValues:
         batch_size = default_batch_size(len(rows))
         schedule = Schedule(
             epochs=epochs,
-            warmup_epochs=0,
             batch_size=batch_size,
             learning_rate=default_learning_rate(batch_size),
             weight_decay=WEIGHT_DECAY,
-            meta_learning_rate=0.0,
-            meta_batch_size=1,
         )
 
         def on_epoch(report: EpochReport) -> None:

@@ -24,14 +24,6 @@ from torch import Tensor
 from torch.optim.swa_utils import AveragedModel, get_swa_multi_avg_fn
 
 from relabel.backbones import Backbone, evaluate, frozen_features, untracked
-from relabel.config import (
-    BATCH_SIZE,
-    LARGE_BATCH_SIZE,
-    LARGE_BATCHES_FROM,
-    LEAST_DECAY_FROM,
-    MOST_WEIGHT_DECAY,
-    WEIGHT_DECAY,
-)
 from relabel.correctors.base import Corrector, Epoch, Memory, MetaRows, TrustedRows, WarmUp, no_rows
 from relabel.correctors.plain import Plain
 from relabel.data.batches import Inputs
@@ -39,6 +31,7 @@ from relabel.data.sources import UNLABELLED
 from relabel.device import Compute, upload
 from relabel.errors import DivergedError
 from relabel.sample_memory import ProbabilityStore, SampleMemory
+from relabel.schedule import HEAD_START, Schedule, averaged_epochs
 from relabel.training import hypergradient
 from relabel.training.hypergradient import Hypergradient
 
@@ -46,73 +39,6 @@ _Tensors = tuple[Tensor, ...] | list[Tensor]
 
 _KEPT_BACK = 2**18  # values; an accelerator is waited for once they are as many
 _META_PHASE, _MODEL = "meta phase", "model"  # what begins with averaged weights
-_HEAD_START = 300  # steps of a directly learned φ before its first soft label
-
-
-@dataclass(frozen=True)
-class Schedule:
-    """How long and how fast: epochs, steps and rates of one run.
-
-    milestones: shares of the run after which the learning rate is divided by 10; None is one cycle.
-    meta_optimizer: of φ, `adam` or `sgd`, plain gradient descent; virtual_learning_rate: of the look-ahead
-    step, None for the corrector's own; meta_every: batches from one meta step to the next; meta_phase_rate:
-    what the meta phase multiplies the learning rate by; averaged_weights: the meta phase begins with the mean
-    weights over this share of the warm-up, its last; averaged_model: `Training.averaged` has the mean
-    weights over this share of the run, its last.
-    """
-
-    epochs: int
-    warmup_epochs: int
-    batch_size: int
-    learning_rate: float
-    weight_decay: float
-    meta_learning_rate: float
-    meta_batch_size: int
-    meta_weight_decay: float = 0.0
-    meta_optimizer: str = "adam"
-    virtual_learning_rate: float | None = None
-    meta_every: int = 1
-    meta_gradient: str = "last-layer"
-    milestones: tuple[float, ...] | None = None
-    meta_phase_rate: float = 1.0
-    averaged_weights: float = 0.0
-    averaged_model: float = 0.0
-
-
-def default_batch_size(rows: int) -> int:
-    """What suits so many labelled rows.
-
-    Many steps are worth more to small data than the quiet ones of a large batch, and cost an eighth more time
-    on a CPU. Label accuracy in batches of 256 and of 64: of 10,000 rows of CIFAR-10N with human noise after
-    60 epochs of TMLC-Net 74.2 and 76.2 %, of plain training 73.6 and 74.9 %; of 25,000 rows with 40 % of
-    symmetric noise after 30 epochs 83.7 and 84.2 %, 83.1 and 83.9 %.
-    """
-    return LARGE_BATCH_SIZE if rows >= LARGE_BATCHES_FROM else BATCH_SIZE
-
-
-def default_learning_rate(batch_size: int) -> float:
-    """The peak rate that suits a batch size: its square root keeps the noise of a step the same."""
-    return 0.2 * math.sqrt(batch_size / 256)
-
-
-def default_weight_decay(rows: int) -> float:
-    """What suits so many labelled rows: more for small data, which are seen often and learned by heart.
-
-    Label accuracy of TMLC-Net on CIFAR-10N with human noise: of 2,500 rows after 80 epochs with 5e-4, 1.5e-3
-    and 3e-3 65.6, 66.5 and 68.0 % (40 % of symmetric noise: 68.5, 68.5 and 70.0 %), of 5,000 rows after 60
-    with 5e-4, 1e-3, 2e-3 and 5e-3 71.0, 71.3, 71.5 and 70.0 %, of 10,000 rows with 5e-4, 1e-3 and 2e-3 75.2,
-    74.8 and 74.0 %. Hence a little faster than the rows grow fewer.
-    """
-    return min(MOST_WEIGHT_DECAY, WEIGHT_DECAY * math.pow(max(1.0, LEAST_DECAY_FROM / rows), 1.25))
-
-
-def averaged_epochs(epochs: int) -> tuple[range, range]:
-    """The epochs of the early and of the late average: from a sixth to half of the run, and from there on.
-
-    Of one epoch the early average is over none, and stays uniform.
-    """
-    half = epochs // 2
-    return range(epochs // 6, half), range(half, epochs)
 
 
 @dataclass(frozen=True)
@@ -186,7 +112,7 @@ class Training:
         decayed = [p for p in backbone.parameters() if p.ndim > 1]
         others = [p for p in backbone.parameters() if p.ndim <= 1]
         groups: list[dict[str, Any]] = [
-            {"params": decayed, "weight_decay": schedule.weight_decay},
+            {"params": decayed, "weight_decay": schedule.weight_decay or 0.0},
             {"params": others},
         ]
         self.optimizer = torch.optim.SGD(
@@ -265,7 +191,7 @@ class Training:
         if learns and epoch == schedule.warmup_epochs:
             self._begin_meta_phase()
             if not corrector.looks_ahead:
-                for _ in range(_HEAD_START):  # an unlearned φ would undo the warm-up within an epoch
+                for _ in range(HEAD_START):  # an unlearned φ would undo the warm-up within an epoch
                     self._direct_step(next(meta_batches))
         self._begin_averages()
         loss_sum = torch.zeros((), device=self.compute.device)
@@ -436,8 +362,7 @@ class Training:
     ) -> Hypergradient:
         """One step of φ down the trusted loss after a look-ahead step of the backbone."""
         corrector = self.corrector
-        own = self.schedule.virtual_learning_rate or corrector.virtual_learning_rate
-        virtual_rate = own or rate
+        virtual_rate = self.schedule.virtual_learning_rate or rate
 
         def virtual_loss(z: Tensor) -> Tensor:
             return corrector.virtual_loss(z, given, memory)
@@ -498,20 +423,7 @@ class Training:
             )
 
     def _set_learning_rate(self, position: float, step: float) -> float:
-        """The rate `position` epochs into the run, for a batch that is `step` of an epoch.
-
-        One cycle: up over the first fifth of the run, then down to zero, both linear (Smith 2018).
-        """
-        epochs, milestones = self.schedule.epochs, self.schedule.milestones
-        if milestones is not None:
-            share: float = 0.1 ** sum(position >= milestone * epochs for milestone in milestones)
-        elif position < epochs / 5:
-            share = (position + step) / (epochs / 5)
-        else:
-            share = (epochs - position) / (epochs * 4 / 5)
-        if self._corrects(int(position)):
-            share *= self.schedule.meta_phase_rate
-        rate = self.schedule.learning_rate * min(1.0, share)
+        rate = self.schedule.learning_rate_at(position, step, self._corrects(int(position)))
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         return rate

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -22,9 +21,7 @@ from relabel.config import (
     CORRECTOR_FOR_OTHER_IMAGES,
     DEFAULT_AUGMENTATION,
     DEFAULT_CORRECTOR,
-    LONGEST_WARMUP,
     SHIPPED_CORRECTOR,
-    WEIGHT_DECAY,
     FitConfig,
 )
 from relabel.correctors import registry
@@ -46,30 +43,17 @@ from relabel.progress import Silent, Watcher
 from relabel.sample_memory import ProbabilityStore, blocks
 from relabel.saved.corrector_file import CorrectorFile, read_corrector, shipped_state
 from relabel.saved.model_file import EVIDENCE, Model
+from relabel.schedule import Schedule, Settings
 from relabel.training import checkpoint
 from relabel.training.loop import (
     EpochReport,
     Rows,
-    Schedule,
     Training,
-    default_batch_size,
-    default_learning_rate,
-    default_weight_decay,
 )
 
 CALIBRATION_SHARE = 2 / 3  # a corrector has few parameters; calibration and promise live off every probe
 IN_TRAINING_SHARE = 1 / 2  # of the meta rows, for a corrector that has witnesses
 UNSEEN_SHARE = 1 / 4  # of the trusted rows, for the calibration of a model that is kept
-# The default budget: epochs are as many as make this many, within limits. Plain training has had its best by
-# half of it and begins to memorise; a corrector goes on learning.
-SAMPLES_SEEN = 1_500_000
-EPOCH_LIMITS = (20, 80)
-# A transferred corrector is cautious and nothing steers it: in a long run the wrong labels that it leaves are
-# learned by heart, in a short one too many labels are doubted. Before labels were held out of training, after
-# 20, 30, 40 and 60 epochs of 10,000 rows with human noise, 70.5, 72.8, 72.9 and 71.6 % of the labels were
-# right, and the calibration error was .045, .023, .057 and .125.
-TRANSFERRED_SAMPLES_SEEN = 1_000_000
-TRANSFERRED_EPOCH_LIMITS = (20, 40)
 _MOST_ASKED = 20_000  # rows, for the margin of corrections
 
 
@@ -113,7 +97,7 @@ def fit(config: FitConfig, watcher: Watcher | None = None) -> FitResult:
     pretrained = read_corrector(config.pretrained) if config.pretrained else None
     if pretrained is not None:
         config = replace(config, corrector=pretrained.name, options=pretrained.options)
-    registry.check(config.recipe.corrector, config.options)
+    registry.check(_corrector_name(config), config.options)
     source = open_source(
         config.source,
         config.labels,
@@ -136,10 +120,10 @@ def fit(config: FitConfig, watcher: Watcher | None = None) -> FitResult:
     if pretrained is not None:
         corrector = pretrained.transferred(*sizes)
     else:
-        options = {**config.recipe.options, **config.options}
-        begins = registry.begins_pretrained(config.recipe.corrector, options)
+        options = _options(config)
+        begins = registry.begins_pretrained(_corrector_name(config), options)
         start = shipped_state() if begins else None
-        corrector = registry.create(config.recipe.corrector, *sizes, options, start)
+        corrector = registry.create(_corrector_name(config), *sizes, options, start)
         _refuse_idle(config, corrector)
 
     inputs, unreadable = _inputs(source, trusted, built, config, watcher)
@@ -165,7 +149,7 @@ def fit(config: FitConfig, watcher: Watcher | None = None) -> FitResult:
     extent = f"{built['image_size']} px" if source.vectors is None else f"{built['dimension']} dimensions"
     watcher.say(
         f"{len(source):,} {source.noun}, {len(source.class_names)} classes, {extent}; {built['backbone']} on "
-        f"{compute.describe()}; {config.recipe.corrector}: {schedule.epochs} epochs"
+        f"{compute.describe()}; {_corrector_name(config)}: {schedule.epochs} epochs"
         + (f", {schedule.warmup_epochs} of them warm-up; " if corrector.corrects else "; ")
         + f"{len(split.meta) + len(split.in_training)} verified rows guide the corrector, "
         f"{len(split.calibration_rows)} judge the result"
@@ -180,7 +164,7 @@ def fit(config: FitConfig, watcher: Watcher | None = None) -> FitResult:
     described = (*built, "epochs", "seed", "trusted_rows", "class_names")
     trained = CorrectorFile.of(
         corrector,
-        config.recipe.corrector,
+        _corrector_name(config),
         len(source.class_names),
         training.backbone.head.in_features,
         labelling.metadata["options"],
@@ -201,7 +185,7 @@ def _with_corrector(config: FitConfig, source: Source, trusted: TrustedSet, watc
     labelled = int(np.count_nonzero(source.given[trusted.rows] >= 0))
     others = len(trusted.rows) + len(trusted.external) - labelled
     if config.corrector or config.preset or labelled >= others:
-        return replace(config, corrector=config.recipe.corrector)
+        return replace(config, corrector=_corrector_name(config))
     watcher.say(
         f"Most verified {source.noun} have no given label in SOURCE, and {DEFAULT_CORRECTOR} cannot learn "
         f"from such: {CORRECTOR_FOR_OTHER_IMAGES} does."
@@ -211,7 +195,7 @@ def _with_corrector(config: FitConfig, source: Source, trusted: TrustedSet, watc
 
 def _refuse_idle(config: FitConfig, corrector: Corrector) -> None:
     """Refuse flags that the corrector has no use for: a comparison of two values would be one of chance."""
-    name = config.recipe.corrector
+    name = _corrector_name(config)
     if config.meta_gradient == "exact" and not corrector.looks_ahead:
         raise RelabelError(
             f"--meta-gradient exact: {name} is not learned through a look-ahead step.",
@@ -362,44 +346,36 @@ def _verified(rows: NDArray[np.int64], labels: NDArray[np.int64], source: Source
 
 
 def schedule_for(config: FitConfig, rows: int) -> Schedule:
-    """Fill in what the flags leave open, from the number of labelled rows.
+    """The settings of the corrector or the preset under the flags; the rest by the labelled rows.
 
     Raises RelabelError when the warm-up asked for would take all of the epochs.
     """
-    recipe = config.recipe
-    samples, (low, high) = SAMPLES_SEEN, EPOCH_LIMITS
-    if config.pretrained is not None:
-        samples, (low, high) = TRANSFERRED_SAMPLES_SEEN, TRANSFERRED_EPOCH_LIMITS
-    epochs = config.epochs or recipe.epochs or min(high, max(low, math.ceil(samples / rows)))
-    batch_size = config.batch_size or recipe.batch_size or default_batch_size(rows)
-    # More did nothing for a transferred corrector (65.2 % of 2,500 rows were right with 5e-4, 65.0 % with
-    # 2.8e-3), and with pretrained weights, which it might make the network forget, it was not measured.
-    from_scratch = config.pretrained is None and config.weights == "none"
-    weight_decay = default_weight_decay(rows) if from_scratch else WEIGHT_DECAY
-    share = max(recipe.warmup, min(LONGEST_WARMUP, recipe.least_warmup / epochs))
-    warmup = config.warmup or max(1, round(epochs * share))
-    if config.warmup and warmup >= epochs:
-        raise RelabelError(
-            f"--warmup {warmup}: the run has {epochs} epochs in all.", "Lower it, or set --epochs."
-        )
-    return Schedule(
-        epochs=epochs,
-        warmup_epochs=min(warmup, epochs - 1),
-        batch_size=batch_size,
-        learning_rate=config.learning_rate or recipe.learning_rate or default_learning_rate(batch_size),
-        weight_decay=recipe.weight_decay or weight_decay,
-        milestones=recipe.milestones,
+    asked = _settings(config).schedule.overridden(
+        epochs=config.epochs,
+        warmup_epochs=config.warmup,
+        batch_size=config.batch_size,
+        learning_rate=config.learning_rate,
         meta_gradient=config.meta_gradient,
-        meta_every=config.meta_every or recipe.meta_every,
-        meta_batch_size=config.meta_batch_size or recipe.meta_batch_size,
-        meta_learning_rate=config.meta_learning_rate or recipe.meta_learning_rate,
-        meta_weight_decay=recipe.meta_weight_decay,
-        meta_optimizer=recipe.meta_optimizer,
-        virtual_learning_rate=recipe.virtual_learning_rate,
-        meta_phase_rate=recipe.meta_phase_rate,
-        averaged_weights=recipe.averaged_weights,
-        averaged_model=recipe.averaged_model if config.keep_model else 0.0,
+        meta_every=config.meta_every,
+        meta_batch_size=config.meta_batch_size,
+        meta_learning_rate=config.meta_learning_rate,
+        averaged_model=None if config.keep_model else 0.0,
     )
+    return asked.resolved(
+        rows, transferred=config.pretrained is not None, from_scratch=config.weights == "none"
+    )
+
+
+def _corrector_name(config: FitConfig) -> str:
+    return registry.chosen(config.corrector, config.preset)
+
+
+def _settings(config: FitConfig) -> Settings:
+    return registry.settings_of(_corrector_name(config), config.preset)
+
+
+def _options(config: FitConfig) -> dict[str, str]:
+    return {**_settings(config).options, **config.options}
 
 
 @dataclass(frozen=True)
@@ -506,16 +482,16 @@ def _labelled(
             None if transferred else _told_by_anchors(training, source, trusted, errors),
         )
     run = {
-        "corrector": config.recipe.corrector,
+        "corrector": _corrector_name(config),
         "preset": config.preset,
-        "options": {**config.recipe.options, **config.options},
+        "options": _options(config),
         **built,
         "epochs": training.schedule.epochs,
         "seed": config.seed,
         "trusted_rows": len(trusted.rows) + len(trusted.external),
         **training.corrector.describe(),
     }
-    if pretrained is None and registry.begins_pretrained(config.recipe.corrector, run["options"]):
+    if pretrained is None and registry.begins_pretrained(_corrector_name(config), run["options"]):
         run["began_at"] = SHIPPED_CORRECTOR.name
     if pretrained is not None:
         shipped = config.pretrained == SHIPPED_CORRECTOR  # whose place says nothing to others

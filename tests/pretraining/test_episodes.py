@@ -14,8 +14,8 @@ from relabel.data.batches import AUGMENTATIONS
 from relabel.device import Compute
 from relabel.pretraining import episodes
 from relabel.pretraining.episodes import Episode, Pool, Recording, draw, record, stage, training_of
+from relabel.schedule import default_learning_rate
 from relabel.simulate import noise
-from relabel.training.loop import default_learning_rate
 
 CPU = Compute(torch.device("cpu"), None)
 EPISODE = Episode(

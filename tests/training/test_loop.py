@@ -25,14 +25,12 @@ from relabel.data.batches import ImageInputs
 from relabel.device import Compute
 from relabel.errors import DivergedError, RunError
 from relabel.saved.corrector_file import shipped_state
+from relabel.schedule import Schedule
 from relabel.training import hypergradient, loop
 from relabel.training.loop import (
     EpochReport,
     Rows,
-    Schedule,
     Training,
-    averaged_epochs,
-    default_learning_rate,
 )
 
 CLASSES, SIZE, WRONG = 3, 8, 0.25
@@ -136,7 +134,7 @@ class Setting:
 @pytest.fixture(autouse=True)
 def short_head_start(monkeypatch: pytest.MonkeyPatch) -> None:
     """Most tests ask what a step does, not what hundreds of them learn."""
-    monkeypatch.setattr(loop, "_HEAD_START", 5)
+    monkeypatch.setattr(loop, "HEAD_START", 5)
 
 
 def run(training: Training) -> list[EpochReport]:
@@ -308,11 +306,6 @@ def test_unlabelled_rows_add_batches_where_nothing_reads_given_labels() -> None:
     # 120 rows and 30 meta rows before the meta phase, 120 and 12 unlabelled rows in it.
     assert [steps.count(epoch) for epoch in range(5)] == [7, 7, 6, 6, 6]
     assert [training.steps_before(epoch) for epoch in range(6)] == [0, 7, 14, 20, 26, 32]
-
-
-@pytest.mark.parametrize(("batch_size", "rate"), [(256, 0.2), (64, 0.1), (1024, 0.4)])
-def test_the_peak_rate_of_a_batch_of_256_is_a_fifth(batch_size: int, rate: float) -> None:
-    assert default_learning_rate(batch_size) == pytest.approx(rate)
 
 
 def rates(schedule: Schedule, corrector: str = "none") -> list[float]:
@@ -662,7 +655,6 @@ def test_metalabelnet_trains_on_unlabelled_rows_after_the_warm_up() -> None:
 def test_what_was_predicted_before_half_time_is_evidence_of_its_own(
     corrector: str, epochs: int, first: int, half: int
 ) -> None:
-    assert averaged_epochs(epochs) == (range(first, half), range(half, epochs))
     schedule = replace(SCHEDULE, epochs=epochs, warmup_epochs=1)
     training = Setting(corrector=corrector, schedule=schedule).training()
     predictions = []
@@ -676,7 +668,6 @@ def test_what_was_predicted_before_half_time_is_evidence_of_its_own(
 
 
 def test_of_one_epoch_there_is_no_early_average() -> None:
-    assert averaged_epochs(1) == (range(0), range(1))
     training = finished(schedule=replace(SCHEDULE, epochs=1, warmup_epochs=0))
     found = training.evidence()
     assert (found["early"][:] == 1 / CLASSES).all(), "which says nothing"

@@ -14,6 +14,7 @@ import pytest
 import torch
 from PIL import Image
 
+from relabel import schedule
 from relabel.calibration import calibrate, transfer
 from relabel.config import FitConfig, SourceOptions
 from relabel.correctors import registry
@@ -88,55 +89,6 @@ def test_trusted_rows_come_back_as_verified_and_are_split_for_meta_and_probes(di
     np.testing.assert_allclose(result.soft_label[:].sum(axis=1), 1, atol=1e-5)
 
 
-@pytest.mark.parametrize(
-    ("rows", "guided", "transferred"),
-    [(1_000, 80, 40), (20_000, 75, 40), (40_000, 38, 25), (60_000, 25, 20), (10**6, 20, 20)],
-)
-def test_larger_data_get_fewer_epochs_and_nobody_steers_a_transferred_corrector_for_long(
-    rows, guided, transferred
-):
-    for pretrained, expected in ((None, guided), (Path("tmlc.pt"), transferred)):
-        config = FitConfig("images", pretrained=pretrained)
-        assert fit.schedule_for(config, rows).epochs == expected
-        assert fit.schedule_for(replace(config, epochs=7), rows).epochs == 7
-
-
-@pytest.mark.parametrize(("rows", "expected"), [(1_000, 64), (25_000, 64), (50_000, 256)])
-def test_small_data_are_trained_in_small_batches(rows, expected):
-    schedule = fit.schedule_for(FitConfig("images"), rows)
-    assert schedule.batch_size == expected
-    larger = fit.schedule_for(FitConfig("images", batch_size=4 * expected), rows)
-    assert larger.learning_rate == pytest.approx(2 * schedule.learning_rate)
-
-
-def test_small_data_get_more_weight_decay_where_training_begins_from_scratch_and_no_paper_says_how_much():
-    def decay(rows, **flags):
-        return fit.schedule_for(FitConfig("images", **flags), rows).weight_decay
-
-    assert decay(10_000) == decay(10**6) == 5e-4
-    assert decay(5_000) == pytest.approx(1.19e-3, rel=1e-2)
-    assert decay(2_500) == pytest.approx(2.83e-3, rel=1e-2)
-    assert decay(1_000) == decay(10) == 3e-3
-    assert decay(1_000, preset="mslc-paper") == decay(1_000, pretrained=Path("tmlc.pt")) == 5e-4
-    assert decay(1_000, weights="imagenet") == decay(1_000, weights="imagenet", freeze=True) == 5e-4
-    assert decay(1_000, preset="tmlc-paper") == 1e-4
-
-
-@pytest.mark.parametrize(
-    ("epochs", "expected"), [(2, 1), (10, 9), (20, 18), (30, 27), (40, 27), (54, 27), (60, 30), (80, 40)]
-)
-def test_metalabelnet_looks_at_the_given_labels_until_there_is_something_to_learn_by_heart(epochs, expected):
-    config = FitConfig("images", corrector="metalabelnet", epochs=epochs)
-    assert fit.schedule_for(config, 10_000).warmup_epochs == expected
-    if epochs > 3:
-        assert fit.schedule_for(replace(config, warmup=3), 10_000).warmup_epochs == 3
-        assert fit.schedule_for(replace(config, corrector="tmlc"), 10_000).warmup_epochs == round(
-            0.4 * epochs
-        )
-    preset = FitConfig("images", preset="metalabelnet-paper", epochs=epochs)
-    assert fit.schedule_for(preset, 10_000).warmup_epochs == max(1, round(epochs * 44 / 120))
-
-
 @pytest.mark.parametrize("corrector", ["none", "mslc", "mlc", "metalabelnet", "tmlc"])
 def test_every_corrector_trains_in_the_batches_that_suit_the_source(digits, monkeypatch, corrector):
     """However many verified rows it keeps out of the training."""
@@ -148,7 +100,7 @@ def test_every_corrector_trains_in_the_batches_that_suit_the_source(digits, monk
         raise BegunError(training.schedule.batch_size)
 
     monkeypatch.setattr(fit, "_train", train)
-    monkeypatch.setattr(fit, "default_batch_size", lambda rows: rows)
+    monkeypatch.setattr(schedule, "default_batch_size", lambda rows: rows)
     with pytest.raises(BegunError, match="1797"):
         fit.fit(
             FitConfig(
