@@ -40,10 +40,11 @@ from baselines import without_issues
 from numpy.typing import NDArray
 from torch import Tensor
 
-from relabel.calibration import calibrate, transfer
-from relabel.calibration.calibrate import CalibrationPrior
+from relabel.calibration import calibrate, labelled_runs
+from relabel.calibration.prior import CalibrationPrior
 from relabel.correctors.tmlc_net import TMLCNet
 from relabel.errors import RelabelError
+from relabel.label_noise.transition_matrix import TransitionEstimate
 from relabel.metrics import noise_matrix
 from relabel.pretraining.episodes import Episode, Pool, Recording, stage, training_of
 from relabel.pretraining.meta_train import (
@@ -157,7 +158,9 @@ class Teacher:
 
     def calibrated(self, run: Run) -> Tensor:
         """The labels [n] of a run's rows as `relabel apply` corrects them."""
-        return torch.from_numpy(transfer.labelled(self.calibration_prior, solved(run[1])).argmax(axis=1))
+        return torch.from_numpy(
+            labelled_runs.soft_labels(self.calibration_prior, solved(run[1])).argmax(axis=1)
+        )
 
 
 def transfer_table(
@@ -246,8 +249,8 @@ def own_rows_calibrated(run: Run) -> Tensor:
     end, rows = solved(run[1]), verified(run)
     given, true = end.given[rows], end.true[rows]
     of_rows = {name: values[rows] for name, values in end.evidence.items()}
-    counts = noise_matrix(given, true, run[1].probability.shape[2])
-    fitted = calibrate.fit(of_rows, given, true, counts, seed=0)
+    transition = TransitionEstimate.of(noise_matrix(given, true, run[1].probability.shape[2]))
+    fitted = calibrate.fit(of_rows, given, true, transition, seed=0)
     labels = torch.from_numpy(fitted.soft_labels(end.evidence, end.given).argmax(axis=1))
     return labels.index_fill(0, rows, -1)
 

@@ -18,6 +18,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from enum import Enum
+from functools import cached_property
 from typing import ClassVar
 
 import torch
@@ -25,7 +26,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from relabel.label_noise import anchor_points
-from relabel.label_noise.transition_matrix import Floats, estimated
+from relabel.label_noise.transition_matrix import TransitionEstimate
 from relabel.metrics import noise_matrix
 from relabel.sample_memory import PerSample, ProbabilityStore
 from relabel.schedule import Schedule, Settings
@@ -83,15 +84,14 @@ class WarmUp:
     meta: TrustedRows
     in_training: TrustedRows = field(default_factory=no_rows)
 
-    def transition(self) -> Floats | None:
-        """p(given | true) [C, C] by the meta rows and the anchors among the others; None if there is none."""
+    @cached_property
+    def transition(self) -> TransitionEstimate | None:
+        """p(given | true) by the meta rows and the anchor points among the others; None without either."""
         meta, others = self.meta, self.given.clone()
         others[meta.rows[meta.rows < len(others)]] = -1
-        told = anchor_points.count(self.mean_probability, others.numpy())
+        anchors = anchor_points.count(self.mean_probability, others.numpy())
         counts = noise_matrix(meta.given.numpy(), meta.true.numpy(), self.mean_probability.shape[1])
-        if not (told.any() or counts.any()):
-            return None
-        return estimated(counts, estimated(told) if told.any() else None)
+        return TransitionEstimate.of(counts, anchors) if anchors.any() or counts.any() else None
 
 
 @dataclass(frozen=True)

@@ -60,9 +60,9 @@ class MLC(Corrector):
 
     def begin(self, warm_up: WarmUp) -> Store:
         """Start T, by default from how the meta rows were labelled, and the anchors among the other rows."""
-        transition = warm_up.transition() if self.start == "trusted" else None
+        transition = warm_up.transition if self.start == "trusted" else None
         if transition is not None:
-            self._set(torch.from_numpy(transition))
+            self._set(torch.from_numpy(transition.matrix))
         return {}
 
     def loss(self, logits: Tensor, given: Tensor, memory: Memory) -> Tensor:

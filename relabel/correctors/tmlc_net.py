@@ -125,9 +125,9 @@ class TMLCNet(Corrector):
         if self.start == "random":
             self.kept_share.fill_(_PSEUDO_ROWS / (len(warm_up.meta) + _PSEUDO_ROWS))
             return {}
-        transition = warm_up.transition() if (warm_up.meta.given >= 0).any() else None
+        transition = warm_up.transition if (warm_up.meta.given >= 0).any() else None
         if transition is not None:
-            log_ratio = torch.from_numpy(_LOG_RATIO_SHARE * log_likelihood_ratio(transition))
+            log_ratio = torch.from_numpy(_LOG_RATIO_SHARE * log_likelihood_ratio(transition.matrix))
             self.log_ratio = log_ratio.to(next(self.parameters()))
         self.prior_precision.fill_(_PRIOR_PRECISION / len(warm_up.meta))
         with torch.no_grad():

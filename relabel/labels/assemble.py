@@ -14,10 +14,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from relabel import __version__
-from relabel.calibration import calibrate
-from relabel.calibration.calibrate import Calibration, Selection
+from relabel.calibration.calibrate import Calibration
+from relabel.calibration.selection import Selection, actions, best
 from relabel.data.sources import UNLABELLED, Source
 from relabel.data.trusted import TrustedSet
+from relabel.label_noise.transition_matrix import expected_noise_matrix, joint_counts
 from relabel.labels.parquet import largest_confusions, matrix_metadata
 from relabel.metrics import noise_matrix, wilson_interval
 from relabel.progress import Watcher
@@ -150,19 +151,19 @@ def label_rows(
     joint = np.zeros((num_classes, num_classes))
     for block in blocks(len(source), num_classes):
         soft = soft_label[block]
-        corrected[block], confidence[block] = calibrate.best(soft)
+        corrected[block], confidence[block] = best(soft)
         noise_probability[block] = noise_probabilities(soft, given[block])
-        joint += calibrate.joint_counts(soft, np.where(usable[block], given[block], UNLABELLED))
+        joint += joint_counts(soft, np.where(usable[block], given[block], UNLABELLED))
 
     is_trusted = np.zeros(len(source), dtype=bool)
     is_trusted[trusted.rows] = True
     unverified = usable & ~is_trusted
     selection = fitted.selection(corrected[unverified], confidence[unverified], given[unverified], precision)
-    action = calibrate.actions(corrected, confidence, given, selection)
+    action = actions(corrected, confidence, given, selection)
     changed = trusted.labels != given[trusted.rows]
     action[trusted.rows] = np.where(changed, "fix", "keep")
 
-    matrix = calibrate.expected_noise_matrix(joint)
+    matrix = expected_noise_matrix(joint)
     # Of a class that no row turns out to be of, the matrix tells nothing but chance.
     known = np.bincount(corrected[usable], minlength=num_classes) > 0
     judged = noise_probability[usable & labelled]

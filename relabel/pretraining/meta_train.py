@@ -19,9 +19,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from relabel import __version__, files
-from relabel.calibration import transfer
-from relabel.calibration.calibrate import CalibrationPrior
-from relabel.calibration.transfer import LabelledRun
+from relabel.calibration import labelled_runs
+from relabel.calibration.labelled_runs import LabelledRun
+from relabel.calibration.prior import CalibrationPrior
 from relabel.config import SourceOptions
 from relabel.correctors.base import Memory
 from relabel.correctors.registry import create
@@ -40,7 +40,7 @@ from relabel.data.sources import Source, open_source
 from relabel.device import Compute, resolve
 from relabel.errors import RelabelError, RunError
 from relabel.label_noise import anchor_points
-from relabel.label_noise.transition_matrix import estimated
+from relabel.label_noise.transition_matrix import TransitionEstimate
 from relabel.labels.assemble import versions
 from relabel.pretraining.episodes import Episode, Pool, Recording, draw, drawn_from, record
 from relabel.progress import Silent, Watcher
@@ -209,7 +209,7 @@ class Dynamics:
 
 def experienced(recordings: Sequence[Recording], seed: int) -> CalibrationPrior:
     """What the ends of corrected runs teach on calibration."""
-    return transfer.learn([solved(recording) for recording in recordings], seed)
+    return labelled_runs.learn([solved(recording) for recording in recordings], seed)
 
 
 def solved(recording: Recording) -> LabelledRun:
@@ -219,9 +219,13 @@ def solved(recording: Recording) -> LabelledRun:
         "late": recording.late.numpy(),
         "last": recording.last.float().numpy(),
     }
-    transition = estimated(anchor_points.count(recording.early, recording.seen.numpy()))
+    anchors = anchor_points.count(recording.early, recording.seen.numpy())
     return LabelledRun(
-        evidence, recording.given.numpy(), recording.true.numpy(), recording.held_out.numpy(), transition
+        evidence,
+        recording.given.numpy(),
+        recording.true.numpy(),
+        recording.held_out.numpy(),
+        TransitionEstimate.of(anchors).matrix,
     )
 
 

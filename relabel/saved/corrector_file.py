@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from relabel import __version__
-from relabel.calibration.calibrate import CalibrationPrior
+from relabel.calibration.prior import CalibrationPrior
 from relabel.config import SHIPPED_CORRECTOR
 from relabel.correctors.base import Corrector, MetaRows
 from relabel.correctors.registry import REGISTRY, create

@@ -16,7 +16,8 @@ from torch import Tensor
 from relabel import __version__, backbones
 from relabel.backbones import Backbone
 from relabel.calibration import calibrate, transfer
-from relabel.calibration.calibrate import Calibration, CalibrationPrior
+from relabel.calibration.calibrate import Calibration
+from relabel.calibration.prior import CalibrationPrior
 from relabel.config import (
     CORRECTOR_FOR_OTHER_IMAGES,
     DEFAULT_AUGMENTATION,
@@ -36,7 +37,7 @@ from relabel.device import Compute, resolve
 from relabel.errors import RelabelError
 from relabel.files import digest
 from relabel.label_noise import anchor_points
-from relabel.label_noise.transition_matrix import estimated
+from relabel.label_noise.transition_matrix import TransitionEstimate, joint_counts
 from relabel.labels.assemble import Labelling, SoftLabels, label_rows, usable_rows, versions, warn_of_errors
 from relabel.metrics import noise_matrix
 from relabel.progress import Silent, Watcher
@@ -158,8 +159,9 @@ def fit(config: FitConfig, watcher: Watcher | None = None) -> FitResult:
     )
     _train(training, config, source, split, shown, watcher)
     watcher.stage("Calibrating", None)
+    transition = None if pretrained else _transition(training, source, trusted, errors)
     labelling, fitted = _labelled(
-        training, pretrained, source, trusted, split, held_out, errors, config, built
+        training, pretrained, source, trusted, split, held_out, errors, config, built, transition
     )
     described = (*built, "epochs", "seed", "trusted_rows", "class_names")
     trained = CorrectorFile.of(
@@ -175,7 +177,7 @@ def fit(config: FitConfig, watcher: Watcher | None = None) -> FitResult:
         **vars(labelling),
         corrector=trained,
         model=partial(
-            _model, training, trained, frozen, source, trusted, split, errors, config, labelling.metadata
+            _model, training, trained, frozen, source, trusted, split, transition, config, labelling.metadata
         ),
     )
 
@@ -457,6 +459,7 @@ def _labelled(
     errors: dict[int, str],
     config: FitConfig,
     built: Mapping[str, Any],
+    transition: TransitionEstimate | None,
 ) -> tuple[Labelling, Calibration]:
     """Calibrate and put every row's labels, probability and action together."""
     evidence: Mapping[str, ProbabilityStore] = training.evidence()
@@ -468,19 +471,16 @@ def _labelled(
         evidence = {name: evidence[name] for name in pretrained.calibration_prior.evidence}
     labelled = source.given[split.calibration_rows] >= 0
     calibration_rows = split.calibration_rows[labelled]
-    if transferred is not None and len(calibration_rows) == 0:
-        fitted = transferred
+    given, true = source.given[calibration_rows], split.calibration_labels[labelled]
+    of_rows = _of_rows(evidence, calibration_rows)
+    if transferred is None:
+        assert transition is not None
+        fitted = calibrate.fit(of_rows, given, true, transition, config.seed)
+    elif len(calibration_rows):
+        held_out_rows = held_out[calibration_rows]
+        fitted = calibrate.refit(transferred, of_rows, given, true, held_out_rows, config.seed)
     else:
-        fitted = calibrate.fit(
-            _of_rows(evidence, calibration_rows),
-            source.given[calibration_rows],
-            split.calibration_labels[labelled],
-            _counts(source, trusted),
-            config.seed,
-            transferred,
-            held_out[calibration_rows],
-            None if transferred else _told_by_anchors(training, source, trusted, errors),
-        )
+        fitted = transferred
     run = {
         "corrector": _corrector_name(config),
         "preset": config.preset,
@@ -511,19 +511,19 @@ def _borrowed(
 ) -> Calibration:
     """The calibration of a source that nobody has verified a row of; given: [N], −1 where it is of no use."""
     seen = np.where(held_out, UNLABELLED, given)
-    counts = anchor_points.count(evidence["early"], seen)
-    transition = estimated(counts)
-    # Without an anchor, after a single epoch, nothing is known of what is mistaken for what.
-    judges = np.flatnonzero(held_out & counts.any())
+    anchors = anchor_points.count(evidence["early"], seen)
+    transition = TransitionEstimate.of(anchors).matrix
+    # Without an anchor point, after a single epoch, nothing is known of what is mistaken for what.
+    judges = np.flatnonzero(held_out & anchors.any())
     weighed = {name: evidence[name] for name in calibration_prior.evidence}
     transferred = transfer.transferred_calibration(
         calibration_prior, _of_rows(weighed, judges), given[judges], transition
     )
-    if not counts.any():
+    if not anchors.any():
         return transferred
     soft_label = SoftLabels(weighed, seen, transferred, TrustedSet.empty())
     parts = blocks(*soft_label.shape)
-    joint = sum(calibrate.joint_counts(soft_label[rows], seen[rows]) for rows in parts)
+    joint = sum(joint_counts(soft_label[rows], seen[rows]) for rows in parts)
     transferred = transfer.raked(transferred, np.asarray(joint))
     # A share of all rows, which a part of them tells as well.
     trained = np.random.default_rng(seed).permutation(np.flatnonzero(seen >= 0))
@@ -533,14 +533,14 @@ def _borrowed(
     )
 
 
-def _told_by_anchors(
+def _transition(
     training: Training, source: Source, trusted: TrustedSet, errors: dict[int, str]
-) -> NDArray[np.float64] | None:
-    """The p(given | true) [C, C] by the anchors among the rows that nobody verified; None without any."""
+) -> TransitionEstimate:
+    """p(given | true) by the trusted rows of the source and the anchor points among the others."""
     given = _usable_labels(source, errors)
     given[trusted.rows] = UNLABELLED
-    counts = anchor_points.count(training.sample_memory.early, given)
-    return estimated(counts) if counts.any() else None
+    counts = noise_matrix(source.given[trusted.rows], trusted.labels, len(source.class_names))
+    return TransitionEstimate.of(counts, anchor_points.count(training.sample_memory.early, given))
 
 
 def _of_rows(
@@ -550,11 +550,6 @@ def _of_rows(
     return {name: values[index].numpy() for name, values in evidence.items()}
 
 
-def _counts(source: Source, trusted: TrustedSet) -> NDArray[np.int64]:
-    """[C, C] trusted rows of the source by (verified, given) class."""
-    return noise_matrix(source.given[trusted.rows], trusted.labels, len(source.class_names))
-
-
 def _model(
     training: Training,
     corrector: CorrectorFile,
@@ -562,14 +557,15 @@ def _model(
     source: Source,
     trusted: TrustedSet,
     split: _Split,
-    errors: dict[int, str],
+    transition: TransitionEstimate | None,
     config: FitConfig,
     metadata: Mapping[str, Any],
 ) -> Model:
     """What labels images that were not in this fit."""
+    assert transition is not None
     kept = ("preset", "weights", "features", "epochs", "seed", "trusted_rows")
     trained = {name: metadata[name] for name in kept if name in metadata}
-    backbone, fitted = _for_unseen(training, source, trusted, split, errors, config.seed)
+    backbone, fitted = _for_unseen(training, source, trusted, split, transition, config.seed)
     trained |= {"freeze": config.freeze, "averaged": backbone is training.averaged, "versions": versions()}
     if frozen is not None:
         backbone = backbones.with_head(frozen.backbone, backbone.head, frozen.mean, frozen.scale)
@@ -590,7 +586,7 @@ def _for_unseen(
     source: Source,
     trusted: TrustedSet,
     split: _Split,
-    errors: dict[int, str],
+    transition: TransitionEstimate,
     seed: int,
 ) -> tuple[Backbone, Calibration]:
     """The backbone for images that were not in the fit, and the calibration of its softmax.
@@ -605,7 +601,6 @@ def _for_unseen(
     """
     given = np.concatenate([source.given, np.full(len(trusted.external), UNLABELLED)])[split.unseen]
     rows = torch.from_numpy(split.unseen)
-    counts, like = _counts(source, trusted), _told_by_anchors(training, source, trusted, errors)
 
     def judged(backbone: Backbone) -> tuple[float, Calibration]:
         # As `predict` will keep them: of many classes the likeliest.
@@ -614,7 +609,7 @@ def _for_unseen(
         for index, logits in training.predict(rows, backbone):
             probability[start : (start := start + len(index))] = torch.softmax(logits, dim=1).cpu()
         evidence = {EVIDENCE: probability[:].numpy()}
-        fitted = calibrate.fit(evidence, given, split.unseen_labels, counts, seed, like=like)
+        fitted = calibrate.fit(evidence, given, split.unseen_labels, transition, seed)
         shares = fitted.soft_labels(evidence, given)[np.arange(len(rows)), split.unseen_labels]
         return float(np.log(shares).sum()), fitted
 

@@ -8,18 +8,12 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from relabel.calibration import calibrate
-from relabel.calibration.calibrate import (
-    Calibration,
-    Selection,
-    actions,
-    best,
-    expected_noise_matrix,
-    fit,
-    joint_counts,
-)
+from relabel.calibration import calibrate, decision_threshold
+from relabel.calibration.calibrate import Calibration, fit, refit
+from relabel.calibration.decision_threshold import by_sign_test, keep_given
 from relabel.calibration.log_linear_pool import DesignMatrix
-from relabel.label_noise.transition_matrix import estimated
+from relabel.calibration.selection import Selection, actions, best
+from relabel.label_noise.transition_matrix import TransitionEstimate, expected_noise_matrix, joint_counts
 from relabel.metrics import expected_calibration_error, noise_matrix
 
 C = 4
@@ -49,9 +43,17 @@ def simulate(rows: int, seed: int, sharpness: float = 1.0) -> Simulated:
     return {"late": softmax(sharpness * SIGNAL * image)}, given, true
 
 
+def transition_of(given: Labels, true: Labels, classes: int = C) -> TransitionEstimate:
+    return TransitionEstimate.of(noise_matrix(given, true, classes))
+
+
+NOTHING = TransitionEstimate.of(np.zeros((C, C), dtype=np.int64))
+SEEN = np.zeros(10_000, dtype=bool)  # of rows, how many were held out
+
+
 def fitted(simulated: Simulated, seed: int = 0) -> Calibration:
     evidence, given, true = simulated
-    return fit(evidence, given, true, noise_matrix(given, true, C), seed)
+    return fit(evidence, given, true, transition_of(given, true), seed)
 
 
 def accuracy(labels: Labels, true: Labels) -> float:
@@ -125,7 +127,7 @@ def test_the_cross_validation_does_not_see_the_label_it_judges() -> None:
     true = np.arange(60) % 30
     given = rng.permutation(true)
     evidence = {"late": np.full((60, 30), 1 / 30)}
-    made = fit(evidence, given, true, noise_matrix(given, true, 30), 0)
+    made = fit(evidence, given, true, transition_of(given, true, 30), 0)
     assert made.right.mean() < 0.15
 
 
@@ -179,10 +181,9 @@ def test_without_probes_the_given_label_is_leant_to_and_nothing_is_promised() ->
 
 def test_without_probes_a_model_s_prediction_is_taken_at_its_word() -> None:
     nothing, none = np.zeros((0, C)), np.zeros(0, dtype=np.int64)
-    counts = np.zeros((C, C), dtype=np.int64)
-    made = fit({"prediction": nothing}, none, none, counts, 0)
+    made = fit({"prediction": nothing}, none, none, NOTHING, 0)
     assert made.weights == {"prediction": 1.0, "transition": 0.25, "keep": 0.0}
-    made = fit({"early": nothing, "late": nothing, "last": nothing}, none, none, counts, 0)
+    made = fit({"early": nothing, "late": nothing, "last": nothing}, none, none, NOTHING, 0)
     assert list(made.weights.values()) == [1.0, 1.0, 0.0, 0.25, 0.0]
 
 
@@ -196,7 +197,7 @@ def misled() -> Calibration:
         evidence[f"{k}"][k] = [1e-4, 1, 1e-4, 1e-4]
     weights = {**dict.fromkeys(evidence, 1.0), "transition": 1.0, "keep": 0.0}
     transferred = replace(fitted(simulate(0, 0)), weights=weights)
-    made = fit(evidence, given, given, noise_matrix(given, given, C), 0, transferred)
+    made = refit(transferred, evidence, given, given, SEEN[:6], 0)
     return replace(made, weights={"late": 1.0, "transition": 0.25, "keep": 0.0})
 
 
@@ -211,7 +212,7 @@ def test_corrections_need_a_margin_unless_the_probes_show_good(
     broken: int, mended: int, decision_threshold: float
 ) -> None:
     """Harm at one chance in ten: 1/8 for (3, 0), 1/16 for (4, 0). Good at one in four: 5/16 for (1, 3)."""
-    assert calibrate._decision_threshold(broken, mended) == pytest.approx(decision_threshold)
+    assert by_sign_test(broken, mended) == pytest.approx(decision_threshold)
 
 
 def test_one_right_label_broken_withholds_no_correction_with_a_margin() -> None:
@@ -234,7 +235,7 @@ def test_of_two_classes_alike_the_given_one_is_kept_where_corrections_need_a_mar
     decision_threshold: float,
 ) -> None:
     soft_label, given = np.full((2, 2), 0.5), np.array([0, 1])
-    assert calibrate._kept(soft_label, given, decision_threshold).argmax(axis=1).tolist() == [0, 1]
+    assert keep_given(soft_label, given, decision_threshold).argmax(axis=1).tolist() == [0, 1]
 
 
 @pytest.mark.parametrize(("own", "other", "relabelled"), [(0.28, 0.6, False), (0.2, 0.68, True)])
@@ -269,7 +270,7 @@ def test_a_leaning_does_not_take_right_probes_for_proof_that_every_label_is_righ
     """Six of six are right: seven in eight."""
     assert misled.abstains
     assert misled.confidence.mean() == pytest.approx(7 / 8, abs=1e-6)
-    assert 0 < misled.given_label_bias < calibrate._FURTHEST_LEANING
+    assert 0 < misled.given_label_bias < decision_threshold.MAX_GIVEN_LABEL_BIAS
 
 
 @pytest.mark.parametrize("frequent", [0.25, 0.85])
@@ -288,7 +289,7 @@ def test_where_corrections_are_withheld_noise_probabilities_still_rank_and_their
     made = replace(made, decision_threshold=math.inf, weights={"late": 1.0, "transition": 0.0, "keep": 0.0})
     plain = replace(made, decision_threshold=0.0).soft_labels(evidence, given)
     right = float((given == true)[:300].mean())
-    given_label_bias = calibrate._given_label_bias(plain[:300], given[:300], right)
+    given_label_bias = decision_threshold.given_label_bias(plain[:300], given[:300], right)
     soft_label = replace(made, given_label_bias=given_label_bias).soft_labels(evidence, given)
     assert accuracy(plain.argmax(axis=1), true) < accuracy(given, true)
     assert (soft_label.argmax(axis=1) == given).all()
@@ -302,9 +303,12 @@ def test_where_corrections_are_withheld_noise_probabilities_still_rank_and_their
 def test_a_leaning_has_its_limits() -> None:
     """None where the labels are doubted as much as they should be, and not without end."""
     soft_label, given = np.array([[0.9, 0.1]]), np.array([0])
-    assert calibrate._given_label_bias(soft_label, given, 0.8) == 0
-    assert calibrate._given_label_bias(soft_label, given, 0.95) == pytest.approx(np.log(19 / 9))
-    assert calibrate._given_label_bias(np.array([[1e-12, 1.0]]), given, 0.9999) == calibrate._FURTHEST_LEANING
+    assert decision_threshold.given_label_bias(soft_label, given, 0.8) == 0
+    assert decision_threshold.given_label_bias(soft_label, given, 0.95) == pytest.approx(np.log(19 / 9))
+    assert (
+        decision_threshold.given_label_bias(np.array([[1e-12, 1.0]]), given, 0.9999)
+        == decision_threshold.MAX_GIVEN_LABEL_BIAS
+    )
 
 
 def test_corrections_that_help_need_no_margin() -> None:
@@ -503,14 +507,16 @@ def test_nothing_to_relabel_makes_no_promise() -> None:
 
 
 def test_a_prior_is_where_the_weights_stand_without_probes_and_start_with_few() -> None:
-    transferred = {"late": 5.0, "transition": 1.5, "keep": -2.0}
-    transferred = replace(fitted(simulate(0, 0)), weights=transferred, transition=KNOWN)
+    prior = {"late": 5.0, "transition": 1.5, "keep": -2.0}
+    transferred = replace(fitted(simulate(0, 0)), weights=prior, transition=KNOWN)
 
     def weights(calibration_rows: int, transferred: Calibration | None) -> dict[str, float]:
-        evidence, given, true = simulate(calibration_rows, 0)
-        return fit(evidence, given, true, noise_matrix(given, true, C), 0, transferred).weights
+        simulated = simulate(calibration_rows, 0)
+        if transferred is None:
+            return fitted(simulated).weights
+        return refit(transferred, *simulated, SEEN[:calibration_rows], 0).weights
 
-    assert weights(0, transferred) == transferred
+    assert weights(0, transferred) == prior
     few, many = weights(4, transferred), weights(4000, transferred)
     assert few["late"] > 3.5
     assert weights(4, None)["late"] < 3
@@ -520,14 +526,10 @@ def test_a_prior_is_where_the_weights_stand_without_probes_and_start_with_few() 
 @pytest.mark.parametrize("calibration_rows", [0, 5, 400])
 def test_a_transition_that_is_known_takes_the_place_of_the_verified_pairs(calibration_rows: int) -> None:
     evidence, given, true = simulate(calibration_rows, 0)
-    pairs = noise_matrix(given, true, C)
     transferred = replace(fitted(simulate(0, 0)), transition=KNOWN, transferred=True)
-    made = fit(evidence, given, true, pairs, 0, transferred)
+    made = refit(transferred, evidence, given, true, SEEN[:calibration_rows], 0)
     assert made.transition is KNOWN
     assert not made.transferred
-    without_pairs = fit(evidence, given, true, np.zeros_like(pairs), 0, transferred)
-    assert without_pairs.weights == made.weights
-    assert (without_pairs.confidence == made.confidence).all()
     if calibration_rows == 400:
         assert made.weights["transition"] == pytest.approx(1, abs=0.25)
         assert made.weights != fitted((evidence, given, true)).weights
@@ -544,19 +546,18 @@ def test_where_probes_show_nothing_corrections_need_no_less_than_the_borrowed_ma
     transferred = replace(
         fitted(simulate(0, 0)), transition=KNOWN, transferred=True, decision_threshold=transferred
     )
-    pairs = np.zeros((C, C), dtype=np.int64)
     few = {name: values[:1] for name, values in evidence.items()}
-    assert fit(few, true[:1], true[:1], pairs, 0, transferred).decision_threshold == pytest.approx(made)
-    assert fit(evidence, given, true, pairs, 0, transferred).decision_threshold == 0
+    found = refit(transferred, few, true[:1], true[:1], SEEN[:1], 0)
+    assert found.decision_threshold == pytest.approx(made)
+    assert refit(transferred, evidence, given, true, SEEN[:400], 0).decision_threshold == 0
 
 
 def test_the_noise_matrix_is_that_of_the_verified_pairs_and_of_where_wrong_labels_go() -> None:
     evidence, given, true = simulate(60, 3)
     pairs = noise_matrix(given, true, C)
-    told = fit(evidence, given, true, pairs, 0, like=KNOWN)
-    np.testing.assert_array_equal(told.transition, estimated(pairs, KNOWN))
-    alone = fit(evidence, given, true, pairs, 0)
-    np.testing.assert_array_equal(alone.transition, estimated(pairs))
+    estimate = TransitionEstimate.of(pairs, noise_matrix(*simulate(5_000, 4)[1:], C))
+    told, alone = fit(evidence, given, true, estimate, 0), fitted((evidence, given, true))
+    np.testing.assert_array_equal(told.transition, estimate.matrix)
     assert np.abs(told.transition - KNOWN).max() < np.abs(alone.transition - KNOWN).max()
 
 
@@ -567,16 +568,15 @@ def test_probes_whose_label_was_held_out_count_by_bayes() -> None:
     weights = {"late": 1.0, "transition": 0.0, "keep": 9.0}
     transferred = replace(fitted(simulate(0, 0)), transition=KNOWN, weights=weights)
     none = {name: values[:0] for name, values in evidence.items()}
-    pairs = np.zeros((C, C), dtype=np.int64)
-    unfitted = fit(none, given[:0], true[:0], pairs, 0, transferred, held_out[:0])
+    unfitted = refit(transferred, none, given[:0], true[:0], held_out[:0], 0)
     soft_label = replace(unfitted, decision_threshold=0.0).soft_labels(evidence, given, held_out)
     bayes = evidence["late"] * KNOWN[:, given].T
     bayes /= bayes.sum(axis=1, keepdims=True)
     np.testing.assert_allclose(soft_label[:200], bayes[:200], atol=1e-6)
     assert (soft_label[200:].argmax(axis=1) == given[200:]).mean() > 0.95
-    made = fit(evidence, given, true, pairs, 0, transferred, held_out)
+    made = refit(transferred, evidence, given, true, held_out, 0)
     assert made.weights["late"] == pytest.approx(1, abs=0.4)
     assert made.weights["keep"] < 6, "what the probes that training saw say"
     of_held_out = {name: values[:200] for name, values in evidence.items()}
-    alone = fit(of_held_out, given[:200], true[:200], pairs, 0, transferred, held_out[:200])
+    alone = refit(transferred, of_held_out, given[:200], true[:200], held_out[:200], 0)
     assert alone.weights["keep"] == pytest.approx(9), "nothing is said"

@@ -3,7 +3,7 @@
 import numpy as np
 from numpy.typing import NDArray
 
-from relabel.calibration.log_linear_pool import PRIOR_STRENGTH, DesignMatrix, fit_weights, softmax
+from relabel.calibration.log_linear_pool import PRIOR_PRECISION, DesignMatrix, fit_weights, softmax
 
 Floats = NDArray[np.float64]
 
@@ -66,7 +66,7 @@ def test_the_weights_are_where_the_posterior_has_its_maximum() -> None:
 
     def objective(weights: Floats) -> float:
         likelihood = softmax(made.scores(weights))[np.arange(N), true]
-        return float(-np.log(likelihood).sum() + PRIOR_STRENGTH / 2 * ((weights - prior) ** 2).sum())
+        return float(-np.log(likelihood).sum() + PRIOR_PRECISION / 2 * ((weights - prior) ** 2).sum())
 
     def slopes(weights: Floats) -> Floats:
         steps = 1e-5 * np.eye(4)

@@ -2,23 +2,20 @@
 
 import json
 import math
+from collections.abc import Mapping
 from dataclasses import asdict, replace
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from relabel.calibration.calibrate import Calibration, CalibrationPrior, actions, best, fit, joint_counts
-from relabel.calibration.transfer import (
-    LabelledRun,
-    held_out,
-    labelled,
-    learn,
-    raked,
-    transferred_calibration,
-    with_decision_threshold,
-)
+from relabel.calibration.calibrate import Calibration, fit, refit
+from relabel.calibration.labelled_runs import LabelledRun, learn, soft_labels
+from relabel.calibration.prior import CalibrationPrior
+from relabel.calibration.selection import actions, best
+from relabel.calibration.transfer import held_out, raked, transferred_calibration, with_decision_threshold
 from relabel.label_noise.anchor_points import posterior
+from relabel.label_noise.transition_matrix import TransitionEstimate, joint_counts
 from relabel.metrics import expected_calibration_error
 
 C = 4
@@ -61,6 +58,12 @@ def solved(
     return LabelledRun(
         {"late": softmax(sharpness * SIGNAL * image + by_heart)}, given, true, apart, transition
     )
+
+
+def labels_of(data: LabelledRun) -> tuple[Mapping[str, NDArray[np.floating]], Labels, Floats]:
+    """What a transferred calibration sees of it."""
+    apart = data[np.flatnonzero(data.held_out)]
+    return apart.evidence, apart.given, data.transition
 
 
 def of_rows(data: LabelledRun, rows: slice) -> LabelledRun:
@@ -131,7 +134,7 @@ def test_no_more_labels_are_held_out_than_two_numbers_need_and_rare_classes_keep
 def test_held_out_labels_tell_that_a_network_is_too_cautious(classes: int, memorised: float) -> None:
     """Whatever training made of the labels it has seen."""
     data = solved(4_000, 0, classes, sharpness=0.3, memorised=memorised)
-    made = transferred_calibration(weighing(late=1.0, transition=0.5, keep=0.25), *data.labels)
+    made = transferred_calibration(weighing(late=1.0, transition=0.5, keep=0.25), *labels_of(data))
     assert made.weights["late"] == pytest.approx(1 / 0.3, rel=0.25)
     assert (made.weights["transition"], made.weights["keep"]) == (0.5, 0.25)
     assert np.abs(made.transition - data.transition).max() < 0.08
@@ -153,7 +156,7 @@ def test_sharpness_and_shift_are_where_the_posterior_has_its_maximum(classes: in
     """On a grid, of the likelihood and the prior written out."""
     data = solved(4_000, 1, classes, sharpness=0.5)
     transition = solved(10, 0, classes, noise_rate=said).transition
-    evidence, given, _ = data.labels
+    evidence, given, _ = labels_of(data)
     made = transferred_calibration(weighing(late=1.0, transition=0.5, keep=0.25), evidence, given, transition)
 
     scores = np.log(evidence["late"].clip(1e-4))
@@ -189,7 +192,7 @@ def as_anchors_tell(data: LabelledRun) -> Floats:
 
 def test_nothing_but_the_level_moves_where_the_labels_agree_as_often_as_expected() -> None:
     data = solved(4_000, 0)
-    evidence, given, _ = data.labels
+    evidence, given, _ = labels_of(data)
     made = transferred_calibration(
         weighing(late=1.0, transition=0.5, keep=0.25), evidence, given, as_anchors_tell(data)
     )
@@ -203,9 +206,7 @@ def test_held_out_labels_move_a_noise_level_that_the_anchors_have_wrong(said: fl
     """The more easily where labels learned by heart have made it too low."""
     data = solved(4_000, 0)
     wrong = solved(4_000, 0, noise_rate=said).transition
-    made = transferred_calibration(
-        weighing(late=1.0, transition=1.0, keep=0.0), data.labels[0], data.labels[1], wrong
-    )
+    made = transferred_calibration(weighing(late=1.0, transition=1.0, keep=0.0), *labels_of(data)[:2], wrong)
     level = 1 - np.diag(made.transition).mean()
     assert abs(level - 0.3) < left * abs(said - 0.3)
     assert made.transition.sum(axis=1) == pytest.approx(1)
@@ -215,7 +216,7 @@ def test_held_out_labels_move_a_noise_level_that_the_anchors_have_wrong(said: fl
 
 def test_a_network_that_is_too_sure_is_not_told_from_noise() -> None:
     data = solved(4_000, 0, sharpness=2.0)
-    made = transferred_calibration(weighing(late=1.0, transition=0.5, keep=0.25), *data.labels)
+    made = transferred_calibration(weighing(late=1.0, transition=0.5, keep=0.25), *labels_of(data))
     assert made.weights["late"] == pytest.approx(1, abs=0.01)
 
 
@@ -224,7 +225,7 @@ def test_no_number_of_held_out_labels_counts_as_more_than_a_hundred() -> None:
     few, many = solved(4_000, 1, sharpness=0.2), solved(40_000, 1, sharpness=0.2)
     transferred = weighing(late=1.0, transition=0.5, keep=0.25)
     one, other = (
-        transferred_calibration(transferred, *data.labels[:2], as_anchors_tell(data)).weights["late"]
+        transferred_calibration(transferred, *labels_of(data)[:2], as_anchors_tell(data)).weights["late"]
         for data in (few, many)
     )
     assert one == pytest.approx(other, rel=0.25)
@@ -286,7 +287,7 @@ def test_what_is_learned_is_judged_on_data_sets_that_were_left_out() -> None:
     data[2] = replace(data[2], evidence={"late": np.roll(data[2].evidence["late"], 1, axis=1)})
     found = learn(data, 0)
     others = [learn([*data[:k], *data[k + 1 :]], 0) for k in range(3)]
-    soft = [labelled(replace(others[k], abstains=False), data[k]) for k in range(3)]
+    soft = [soft_labels(replace(others[k], abstains=False), data[k]) for k in range(3)]
     expected = np.concatenate([each.max(axis=1) for each in soft])
     assert np.sort(found.confidence) == pytest.approx(np.sort(expected), abs=1e-3)
     right = [int((each.argmax(axis=1) == made.true).sum()) for each, made in zip(soft, data, strict=True)]
@@ -294,7 +295,7 @@ def test_what_is_learned_is_judged_on_data_sets_that_were_left_out() -> None:
     assert abs(found.right.sum() - sum(right)) <= 2
     relabelled = sum((each.argmax(axis=1) != made.given).sum() for each, made in zip(soft, data, strict=True))
     assert abs(found.relabelled.sum() - relabelled) <= 2
-    seen = [labelled(found, made).max(axis=1) for made in data]
+    seen = [soft_labels(found, made).max(axis=1) for made in data]
     assert np.abs(np.sort(np.concatenate(seen)) - np.sort(expected)).max() > 0.1
 
 
@@ -310,8 +311,10 @@ def test_rows_of_right_relabelled_and_confidence_belong_together() -> None:
 
 def test_one_data_set_alone_is_judged_by_the_weights_without_any() -> None:
     data, none = solved(200, 0), np.zeros(0, dtype=np.int64)
-    prior = fit({"late": np.ones((0, C))}, none, none, np.zeros((C, C), dtype=np.int64), 0)
-    expected = labelled(prior.calibration_prior, data)
+    prior = fit(
+        {"late": np.ones((0, C))}, none, none, TransitionEstimate.of(np.zeros((C, C), dtype=np.int64)), 0
+    )
+    expected = soft_labels(prior.calibration_prior, data)
     assert np.sort(learn([data], 0).confidence) == pytest.approx(np.sort(expected.max(axis=1)), abs=1e-4)
 
 
@@ -322,12 +325,12 @@ def test_a_borrowed_calibration_serves_a_data_set_nobody_verified(
 ) -> None:
     """One whose averages are flatter than those of any other data set, too."""
     data = solved(8_000, 53, classes, sharpness)
-    soft_label = labelled(calibration_prior, data)
+    soft_label = soft_labels(calibration_prior, data)
     assert accuracy(soft_label.argmax(axis=1), data.true) > accuracy(data.given, data.true) + 0.08
     assert error(soft_label, data) < (0.06 if sharpness == 0.5 else 0.08)
     as_others = matched_to(without_labels(calibration_prior.weights, data.transition), data)
     assert sharpness == 0.5 or error(by_all(as_others, data), data) > 0.1
-    made = transferred_calibration(calibration_prior, *data.labels)
+    made = transferred_calibration(calibration_prior, *labels_of(data))
     assert made.transferred
     assert not made.abstains
     selection = made.selection(*best(soft_label), data.given, 0.8)
@@ -343,7 +346,7 @@ def test_a_borrowed_calibration_serves_a_data_set_nobody_verified(
 
 
 def test_a_borrowed_calibration_says_so_and_can_be_lent_again(calibration_prior: CalibrationPrior) -> None:
-    made = transferred_calibration(calibration_prior, *solved(500, 0, sharpness=0.2).labels)
+    made = transferred_calibration(calibration_prior, *labels_of(solved(500, 0, sharpness=0.2)))
     told = json.loads(json.dumps(made.to_dict(), allow_nan=False))
     assert told["calibration_rows"] == 0
     assert told["weights"] == made.weights != calibration_prior.weights
@@ -361,7 +364,7 @@ def test_what_did_more_harm_than_good_is_withheld_from_other_data_too() -> None:
     harmful = learn([replace(made, evidence={"late": np.roll(made.evidence["late"], 1, axis=1)})], 0)
     assert harmful.abstains
     data = solved(500, 9)
-    transferred = transferred_calibration(CalibrationPrior.restored(vars(harmful)), *data.labels)
+    transferred = transferred_calibration(CalibrationPrior.restored(vars(harmful)), *labels_of(data))
     assert (by_all(transferred, data).argmax(axis=1) == data.given).all()
     assert transferred.calibration_prior.abstains
     assert not learn([solved(300, seed) for seed in range(4)], 0).abstains
@@ -404,11 +407,11 @@ def test_a_data_set_is_labelled_with_its_margin() -> None:
     unknown = np.arange(1_500)[:, None] % 3 > 0
     data = replace(data, evidence={"late": np.where(unknown, 1 / C, data.evidence["late"])})
     seen = data[np.flatnonzero(~data.held_out)]
-    made = matched_to(transferred_calibration(transferred, *data.labels), seen)
+    made = matched_to(transferred_calibration(transferred, *labels_of(data)), seen)
     kept = with_decision_threshold(made, by_all(made, seen), seen.given)
     assert 0 < kept.decision_threshold < math.inf
     expected = kept.soft_labels(data.evidence, data.given, data.held_out)
-    np.testing.assert_allclose(labelled(transferred, data), expected, atol=1e-9)
+    np.testing.assert_allclose(soft_labels(transferred, data), expected, atol=1e-9)
     assert np.abs(expected - made.soft_labels(data.evidence, data.given, data.held_out)).max() > 1e-3
 
 
@@ -451,9 +454,9 @@ def test_a_level_that_is_right_stays_and_one_that_is_wrong_comes_nearer(
 
 def test_soft_labels_are_matched_over_the_rows_whose_label_training_saw() -> None:
     transferred, data = weighing(late=1.0, transition=0.5, keep=1.0), solved(600, 2)
-    made, seen = transferred_calibration(transferred, *data.labels), data[np.flatnonzero(~data.held_out)]
+    made, seen = transferred_calibration(transferred, *labels_of(data)), data[np.flatnonzero(~data.held_out)]
     expected = matched_to(made, seen).soft_labels(data.evidence, data.given, data.held_out)
-    np.testing.assert_allclose(labelled(transferred, data), expected, atol=1e-9)
+    np.testing.assert_allclose(soft_labels(transferred, data), expected, atol=1e-9)
 
 
 def test_one_way_mistakes_are_mended_one_way() -> None:
@@ -480,8 +483,8 @@ def test_probes_improve_on_what_was_matched(calibration_rows: int) -> None:
         without_labels({"late": 2.0, "transition": 1.0, "keep": -3.0}, data.transition), data
     )
     first = of_rows(data, slice(calibration_rows))
-    pairs = np.zeros((C, C), dtype=np.int64)
-    made = fit(first.evidence, first.given, first.true, pairs, 0, transferred)
+    seen = np.zeros(calibration_rows, dtype=bool)
+    made = refit(transferred, first.evidence, first.given, first.true, seen, 0)
     assert made.raking_factors is transferred.raking_factors
     rest = of_rows(data, slice(calibration_rows, None))
     before, after = (error(by_all(calibrated, rest), rest) for calibrated in (transferred, made))

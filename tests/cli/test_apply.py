@@ -175,13 +175,14 @@ def written(tmp_path_factory):
     from relabel.calibration import calibrate
     from relabel.correctors import registry
     from relabel.files import save_tensors
+    from relabel.label_noise.transition_matrix import TransitionEstimate
     from relabel.saved.corrector_file import CorrectorFile
 
     written = tmp_path_factory.mktemp("correctors")
     no_rows = torch.zeros(0, dtype=torch.int64).numpy()
     nothing = calibrate.fit(
         {"late": torch.zeros(0, 2).numpy(), "last": torch.zeros(0, 2).numpy()},
-        no_rows, no_rows, torch.zeros(2, 2, dtype=torch.int64).numpy(), 0,
+        no_rows, no_rows, TransitionEstimate.of(torch.zeros(2, 2, dtype=torch.int64).numpy()), 0,
     ).calibration_prior  # fmt: skip
     for name in ("tmlc", "mslc"):
         torch.manual_seed(0)

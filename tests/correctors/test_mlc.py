@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from relabel.correctors.base import TrustedRows, WarmUp
 from relabel.correctors.mlc import MLC, projected
-from relabel.label_noise.transition_matrix import estimated
+from relabel.label_noise.transition_matrix import TransitionEstimate
 from relabel.metrics import noise_matrix
 
 B, C, D = 9, 4, 3
@@ -157,7 +157,7 @@ def test_the_trusted_start_is_how_the_meta_rows_were_labelled(parametrization: s
     made = corrector(parametrization)
     assert made.begin(warm_up(given, true)) == {}
     counts = noise_matrix(np.array([0, 1, 1, 2, 3, 1]), np.array([0, 0, 1, 2, 2, 1]), C)
-    expected = torch.from_numpy(estimated(counts))
+    expected = torch.from_numpy(TransitionEstimate.of(counts).matrix)
     torch.testing.assert_close(made.transition.detach(), expected, rtol=1e-6, atol=1e-6)
     assert expected[0, 1] > expected[1, 0], "by true class"
 
@@ -175,7 +175,7 @@ def test_it_is_drawn_towards_what_the_anchors_among_the_other_rows_tell(
     for row, label in ((0, 0), (2, 3), (3, 3)):  # the surest of each, one for each class that is given
         told[row, label] += 1
     pairs = noise_matrix(np.array(given), np.array([0, 0, 1]), C)
-    expected = torch.from_numpy(estimated(pairs, estimated(told)))
+    expected = torch.from_numpy(TransitionEstimate.of(pairs, told).matrix)
     torch.testing.assert_close(made.transition.detach(), expected, rtol=1e-6, atol=1e-6)
 
 

@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from relabel.label_noise import anchor_points
-from relabel.label_noise.transition_matrix import estimated
+from relabel.label_noise.transition_matrix import Counts, TransitionEstimate
 from relabel.sample_memory import ProbabilityStore
 
 C = 5
@@ -19,6 +19,10 @@ ASYMMETRIC[3, 3:] = 0.7, 0.3
 
 Floats = NDArray[np.float64]
 Labels = NDArray[np.int64]
+
+
+def estimated(anchors: Counts) -> Floats:
+    return TransitionEstimate.of(anchors).matrix
 
 
 def simulated(rows: int, transition: Floats, seed: int = 0) -> tuple[Tensor, Labels, Labels]:

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from relabel.label_noise.transition_matrix import Prior, at_pooled_rate, estimated
+from relabel.label_noise.transition_matrix import DirichletPrior, TransitionEstimate, at_pooled_rate
 from relabel.metrics import noise_matrix
 
 Floats = NDArray[np.float64]
@@ -21,6 +21,10 @@ def drawn(truth: Floats, rows: int, seed: int = 0) -> Counts:
     """[C, C] pairs, so many rows a class."""
     rng = np.random.default_rng(seed)
     return np.stack([rng.multinomial(rows, chances) for chances in truth])
+
+
+def estimated(counts: Counts, prior_matrix: Floats | None = None) -> Floats:
+    return DirichletPrior.fitted(counts, prior_matrix).posterior(counts)
 
 
 def symmetric(rate: float, classes: int = 6) -> Floats:
@@ -60,7 +64,7 @@ def test_strengths_are_the_likeliest_of_the_dirichlet_multinomial(classes: int) 
     """Against the sequential form: each label's chance given those before it."""
     counts = drawn(symmetric(0.4, classes), 12, seed=classes)
     like = estimated(drawn(symmetric(0.3, classes), 50))
-    made = Prior.fitted(counts, like)
+    made = DirichletPrior.fitted(counts, like)
     mean = made.mean
 
     def log_likelihood(cells: Floats, of: Floats, rows: float) -> float:
@@ -115,7 +119,10 @@ def test_classes_differ_in_their_noise_as_far_as_the_pairs_say() -> None:
     rates = np.array([0.05, 0.1, 0.5, 0.6])
     counts = np.stack([drawn(symmetric(rate, 4), 200)[row] for row, rate in enumerate(rates)])
     assert 1 - np.diag(estimated(counts)) == pytest.approx(rates, abs=0.06)
-    assert Prior.fitted(counts).rate_rows < Prior.fitted(drawn(symmetric(0.3, 4), 200)).rate_rows
+    assert (
+        DirichletPrior.fitted(counts).rate_rows
+        < DirichletPrior.fitted(drawn(symmetric(0.3, 4), 200)).rate_rows
+    )
 
 
 @pytest.mark.parametrize("like", [None, 0.8 * TRUTH + 0.05])
@@ -124,11 +131,11 @@ def test_a_row_s_own_pair_is_taken_out_of_the_matrix_that_scores_it(like: Floats
     true = rng.integers(4, size=50)
     given = np.where(rng.random(50) < 0.4, rng.integers(4, size=50), true)
     counts = noise_matrix(given, true, 4)
-    made = Prior.fitted(counts, like)
-    for row, found in enumerate(made.without_own(counts, true, given)):
+    made = TransitionEstimate(counts, DirichletPrior.fitted(counts, like))
+    for row, found in enumerate(made.leave_one_out(true, given)):
         rest = counts.copy()
         rest[true[row], given[row]] -= 1
-        np.testing.assert_allclose(found, made.posterior(rest)[:, given[row]], rtol=1e-12)
+        np.testing.assert_allclose(found, made.prior.posterior(rest)[:, given[row]], rtol=1e-12)
 
 
 def test_two_classes_have_noise_rates_alone() -> None:

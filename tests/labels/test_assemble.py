@@ -10,6 +10,7 @@ import torch
 from relabel.calibration import calibrate
 from relabel.data.sources import Source
 from relabel.data.trusted import TrustedSet
+from relabel.label_noise.transition_matrix import TransitionEstimate
 from relabel.labels.assemble import Labelling, SoftLabels, label_rows
 
 EVIDENCE = np.array(
@@ -22,7 +23,9 @@ FAILED, VERIFIED, TRUE = 4, 6, 0  # row 4, which alone looks like class 2, canno
 def labelled() -> Labelling:
     """By the evidence alone."""
     none = np.zeros(0, dtype=np.int64)
-    fitted = calibrate.fit({"last": np.zeros((0, 3))}, none, none, np.zeros((3, 3), dtype=np.int64), 0)
+    fitted = calibrate.fit(
+        {"last": np.zeros((0, 3))}, none, none, TransitionEstimate.of(np.zeros((3, 3), dtype=np.int64)), 0
+    )
     fitted = replace(fitted, weights={"last": 1.0, "transition": 0.0, "keep": 0.0}, decision_threshold=0.0)
     source = Source(
         location="here", root=Path(), kind="folder", file_names=list("01234567"), references=[], given=GIVEN,

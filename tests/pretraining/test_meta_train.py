@@ -14,7 +14,7 @@ from PIL import Image
 from torch import Tensor
 
 from relabel import __version__
-from relabel.calibration import calibrate
+from relabel.calibration.prior import CalibrationPrior
 from relabel.correctors.base import Epoch, Memory, no_rows
 from relabel.correctors.registry import REGISTRY
 from relabel.correctors.tmlc_net import TMLCNet
@@ -337,7 +337,7 @@ def test_the_second_generation_is_recorded_with_what_the_first_taught(
         taught.append((len(recordings), learn(recordings, *rest, **options)))
         return taught[-1][1]
 
-    def spy_experienced(recordings: list[Recording], seed: int) -> calibrate.CalibrationPrior:
+    def spy_experienced(recordings: list[Recording], seed: int) -> CalibrationPrior:
         ends.append(len(recordings))
         return experienced(recordings, seed)
 

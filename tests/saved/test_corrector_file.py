@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from relabel import __version__
-from relabel.calibration.calibrate import CalibrationPrior
+from relabel.calibration.prior import CalibrationPrior
 from relabel.correctors.base import Epoch, MetaRows, no_rows
 from relabel.correctors.registry import REGISTRY, create
 from relabel.correctors.tmlc_net import TMLCNet

@@ -14,6 +14,7 @@ from relabel.data.batches import ImageInputs, VectorInputs
 from relabel.device import resolve
 from relabel.errors import RelabelError
 from relabel.files import kind_of
+from relabel.label_noise.transition_matrix import TransitionEstimate
 from relabel.metrics import noise_matrix
 from relabel.saved.corrector_file import CorrectorFile
 from relabel.saved.model_file import EVIDENCE, Model, read_model
@@ -33,7 +34,7 @@ def build(corrector: str = "mslc", name: str = "cnn8", size: int = 8) -> Model:
         backbones.mlp(3, torch.randn(size), torch.rand(size)) if vectors else backbones.build(name, 3, size)
     )
     width = backbone.head.in_features
-    fitted = calibrate.fit(evidence, given, true, noise_matrix(given, true, 3), 0)
+    fitted = calibrate.fit(evidence, given, true, TransitionEstimate.of(noise_matrix(given, true, 3)), 0)
     made = create(corrector, 3, width)
     return Model(
         backbone=backbone,

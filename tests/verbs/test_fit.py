@@ -16,6 +16,8 @@ from PIL import Image
 
 from relabel import schedule
 from relabel.calibration import calibrate, transfer
+from relabel.calibration.decision_threshold import keep_given
+from relabel.calibration.selection import Selection
 from relabel.config import FitConfig, SourceOptions
 from relabel.correctors import registry
 from relabel.data.batches import VectorInputs
@@ -24,9 +26,9 @@ from relabel.data.trusted import TrustedSet
 from relabel.device import resolve
 from relabel.errors import RelabelError
 from relabel.label_noise import anchor_points
-from relabel.label_noise.transition_matrix import estimated
+from relabel.label_noise.transition_matrix import TransitionEstimate, joint_counts
 from relabel.labels.assemble import selection_sentence
-from relabel.metrics import Evaluation, evaluate
+from relabel.metrics import Evaluation, evaluate, noise_matrix
 from relabel.progress import Silent
 from relabel.saved.corrector_file import CorrectorFile, read_corrector
 from relabel.saved.model_file import EVIDENCE
@@ -349,20 +351,22 @@ def apply(digits, corrector_file, **options):
 def test_anchors_among_the_rows_nobody_verified_tell_where_wrong_labels_go(digits, monkeypatch):
     told = []
 
-    def fit(*arguments, **keywords):
-        parameters = inspect.signature(made).bind(*arguments, **keywords).arguments
-        told.append(parameters["like"])
-        return made(*arguments, **keywords)
+    def spy(*arguments):
+        told.append(inspect.signature(made).bind(*arguments).arguments["transition"])
+        return made(*arguments)
 
     made = calibrate.fit
-    monkeypatch.setattr(fit.calibration, "fit", fit)
+    monkeypatch.setattr(calibrate, "fit", spy)
     result, training = observed(digits, trusted=digits.trusted, corrector="none", epochs=6, keep_model=True)
     result.model()
     given = np.where(result.trusted, -1, result.source.given)
-    expected = estimated(anchor_points.count(training.sample_memory.early, given))
+    anchors = anchor_points.count(training.sample_memory.early, given)
+    counts = noise_matrix(
+        result.source.given, np.where(result.trusted, _truth(digits, result.source), -1), 10
+    )
     assert len(told) == 3, "of the labels, and of the model with last and with mean weights"
-    for like in told:
-        np.testing.assert_array_equal(like, expected)
+    assert len(set(map(id, told))) == 1, "estimated once"
+    np.testing.assert_array_equal(told[0].matrix, TransitionEstimate.of(counts, anchors).matrix)
 
 
 def test_a_pretrained_corrector_repairs_labels_nobody_has_verified(digits, corrector_file):
@@ -420,19 +424,16 @@ def test_verified_rows_calibrate_a_pretrained_corrector_and_teach_it_nothing(dig
     held_out = transfer.held_out(given, 0)
     seen = np.where(held_out, -1, given)
     apart = {name: values[held_out] for name, values in evidence.items()}
-    transition = estimated(anchor_points.count(training.sample_memory.early, seen))
+    transition = TransitionEstimate.of(anchor_points.count(training.sample_memory.early, seen)).matrix
     transferred = transfer.transferred_calibration(file.calibration_prior, apart, given[held_out], transition)
-    transferred = transfer.raked(
-        transferred, calibrate.joint_counts(transferred.soft_labels(evidence, seen), seen)
-    )
-    expected = calibrate.fit(
+    transferred = transfer.raked(transferred, joint_counts(transferred.soft_labels(evidence, seen), seen))
+    expected = calibrate.refit(
+        transferred,
         {name: values[rows] for name, values in evidence.items()},
         given[rows],
         truth[rows],
-        np.zeros((10, 10), dtype=np.int64),
-        0,
-        transferred,
         held_out[rows],
+        0,
     )
     assert metadata["calibration"]["weights"] == pytest.approx(expected.weights, abs=1e-4)
     assert "verified rows" in result.summary["selection"]
@@ -468,7 +469,7 @@ def test_what_apply_writes_is_what_its_parts_say(digits, corrector_file):
     counts = anchor_points.count(training.sample_memory.early, np.where(seen, given, -1))
     calibration_prior = read_corrector(corrector_file).calibration_prior
     transferred = transfer.transferred_calibration(
-        calibration_prior, apart, given[held_out], estimated(counts)
+        calibration_prior, apart, given[held_out], TransitionEstimate.of(counts).matrix
     )
     weights, transition = result.metadata["calibration"]["weights"], transferred.transition
     assert weights == pytest.approx(transferred.weights, abs=1e-4)
@@ -478,7 +479,7 @@ def test_what_apply_writes_is_what_its_parts_say(digits, corrector_file):
     logits[seen, given[seen]] += weights["keep"]
     expected = torch.from_numpy(logits).softmax(dim=1).numpy()
     by_label = np.bincount(given[seen], minlength=10)
-    own = calibrate.joint_counts(expected[seen], given[seen]) / by_label
+    own = joint_counts(expected[seen], given[seen]) / by_label
     raking_factors = anchor_points.posterior(transition, by_label) / np.maximum(own, 1e-4)
     expected[seen] *= raking_factors[:, given[seen]].T
     expected /= expected.sum(axis=1, keepdims=True)
@@ -487,7 +488,7 @@ def test_what_apply_writes_is_what_its_parts_say(digits, corrector_file):
     ).decision_threshold
     assert result.metadata["calibration"]["decision_threshold"] == pytest.approx(decision_threshold, abs=1e-2)
     if decision_threshold:
-        expected = calibrate._kept(expected, given, decision_threshold)
+        expected = keep_given(expected, given, decision_threshold)
     np.testing.assert_allclose(result.soft_label[:], expected, atol=1e-3)
 
 
@@ -498,7 +499,7 @@ def test_rows_that_training_saw_tell_the_margin_of_apply(digits, corrector_file,
         asked.append((fitted, soft_label, given))
         return replace(fitted, decision_threshold=math.log(5))
 
-    monkeypatch.setattr(fit.transferred, "guarded", with_decision_threshold)
+    monkeypatch.setattr(transfer, "with_decision_threshold", with_decision_threshold)
     monkeypatch.setattr(fit, "_MOST_ASKED", 400)
     result, _ = apply(digits, corrector_file, epochs=3)
     [(fitted, soft_label, given)] = asked
@@ -507,7 +508,7 @@ def test_rows_that_training_saw_tell_the_margin_of_apply(digits, corrector_file,
     held_out = transfer.held_out(result.source.given, 0)
     seen = np.random.default_rng(0).permutation(np.flatnonzero(~held_out))[:400]
     np.testing.assert_array_equal(given, result.source.given[seen])
-    expected = calibrate._kept(soft_label, given, math.log(5))
+    expected = keep_given(soft_label, given, math.log(5))
     np.testing.assert_allclose(result.soft_label[:][seen], expected, atol=1e-6)
     assert result.metadata["calibration"]["decision_threshold"] == math.log(5)
     assert (soft_label.argmax(axis=1) != given).sum() > (expected.argmax(axis=1) != given).sum() > 0
@@ -519,7 +520,9 @@ def test_a_corrector_that_means_nothing_here_is_refused_before_any_image_is_read
     config = FitConfig(source=str(digits.images), trusted=digits.trusted, corrector="mslc", epochs=2, **SMALL)
     torch.manual_seed(0)
     mslc = registry.create("mslc", 10, 256)
-    nothing = calibrate.fit({}, NONE, NONE, np.eye(10, dtype=np.int64), seed=0).calibration_prior
+    nothing = calibrate.fit(
+        {}, NONE, NONE, TransitionEstimate.of(np.eye(10, dtype=np.int64)), 0
+    ).calibration_prior
     CorrectorFile.of(mslc, "mslc", 10, 256, {}, {}, nothing).save(tmp_path / "mslc.pt")
     monkeypatch.setattr(fit, "open_images", None)
     for trusted in (None, digits.trusted):
@@ -553,8 +556,8 @@ def test_without_verified_rows_plain_training_has_its_prior_weights(digits):
     ],
 )
 def test_the_summary_says_what_fix_promises_or_why_it_cannot(threshold, calibration_rows, right, rows, words):
-    fitted = calibrate.fit({}, NONE, NONE, np.eye(2, dtype=np.int64), seed=0)
-    selection = calibrate.Selection(0.95, threshold, calibration_rows, right, needed=19, rows=rows)
+    fitted = calibrate.fit({}, NONE, NONE, TransitionEstimate.of(np.eye(2, dtype=np.int64)), 0)
+    selection = Selection(0.95, threshold, calibration_rows, right, needed=19, rows=rows)
     sentence = selection_sentence(fitted, selection, 150)
     assert sentence.startswith(words)
     assert ("verify more rows, about 240 in all, or lower --precision." in sentence) is (
@@ -578,11 +581,13 @@ def test_the_summary_says_what_fix_promises_or_why_it_cannot(threshold, calibrat
     ],
 )
 def test_a_borrowed_promise_names_its_condition(threshold, words):
-    calibration_prior = calibrate.fit({}, NONE, NONE, np.eye(2, dtype=np.int64), seed=0).calibration_prior
+    calibration_prior = calibrate.fit(
+        {}, NONE, NONE, TransitionEstimate.of(np.eye(2, dtype=np.int64)), 0
+    ).calibration_prior
     transferred = transfer.transferred_calibration(
         calibration_prior, {}, NONE, np.array([[0.8, 0.2], [0.3, 0.7]])
     )
-    selection = calibrate.Selection(0.95, threshold, 1300, 1282, needed=19, rows=40)
+    selection = Selection(0.95, threshold, 1300, 1282, needed=19, rows=40)
     sentence = selection_sentence(transferred, selection, 0)
     assert sentence.startswith(words)
     assert "1,282 are right" in sentence
