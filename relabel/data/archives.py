@@ -22,7 +22,7 @@ from typing import IO, Literal
 
 from relabel.config import SourceOptions
 from relabel.data.decode import IMAGE_SUFFIXES
-from relabel.data.draft_source import CLASSES_FILE, METADATA_NAMES, Request, Rows, parent_folder
+from relabel.data.draft_source import CLASSES_FILE, METADATA_NAMES, DraftSource, Request, parent_folder
 from relabel.data.image_refs import Embedded, Joined, Reference, Slices
 from relabel.data.image_spool import Spool
 from relabel.data.manifests import NOT_FOUND, Listing, file_key, unlisted_warnings
@@ -96,8 +96,8 @@ class _Content:
         self.add(listed.names[image], listed.offsets[image], listed.sizes[image], listed.errors.get(image))
 
 
-def open_archives(paths: Sequence[Path], request: Request) -> Rows:
-    """Rows of archives, one after the other; compressed ones go through a `Spool`.
+def open_archives(paths: Sequence[Path], request: Request) -> DraftSource:
+    """The rows of archives, one after the other; compressed ones go through a `Spool`.
 
     An archive that ends early keeps the rows before its end. Raises RelabelError, naming the file, for what
     is no archive, and for a metadata file that is no table or lists an image twice.
@@ -110,21 +110,24 @@ def open_archives(paths: Sequence[Path], request: Request) -> Rows:
             contents.append(_list_zip(path) if is_zip else _list_tar(path, request.options, spool))
             request.watcher.advance()
         kept = spool.mapped()
-    rows = Rows(Path(request.location), "archive")
     if any(content.metadata for content in contents):
+        rows = DraftSource(Path(request.location), "metadata archive")
         contents = _label_by_metadata(rows, contents, request)
     else:
+        rows = DraftSource(Path(request.location), "archive")
         contents = _label_by_members(rows, contents, request)
+    names: list[str] = []
+    errors: dict[int, str] = {}
     for content in contents:
-        rows.errors |= {len(rows.names) + image: reason for image, reason in content.errors.items()}
-        rows.names += content.names
-        rows.ignored += content.others
+        errors |= {len(names) + image: reason for image, reason in content.errors.items()}
+        names += content.names
+        rows.ignore(content.others)
         if content.damage:
             there = len(content.names) - list(content.errors.values()).count(_LOST)
-            rows.damage.append(f"{content.path} is damaged after {there} image(s): {content.damage}.")
-    rows.warnings += rows.damage
-    rows.listed = next((content.classes for content in contents if content.classes), None)
-    rows.references = Joined(
+            rows.note_damage(f"{content.path} is damaged after {there} image(s): {content.damage}.")
+    if listed := next((content.classes for content in contents if content.classes), None):
+        rows.take_class_list(*listed)
+    references = Joined(
         _ZipImages(content.zip, content.offsets)
         if content.zip
         else Slices(
@@ -135,16 +138,18 @@ def open_archives(paths: Sequence[Path], request: Request) -> Rows:
         )
         for content in contents
     )
+    rows.take_images(names, references, errors)
     if not rows.labels:
         rows.classify_by_folder(_empty_folders(contents), request)
-    rows.names = _distinct(rows.names, contents)
+    rows.rename(_distinct(names, contents))
     return rows
 
 
-def _label_by_metadata(rows: Rows, contents: Sequence[_Content], request: Request) -> list[_Content]:
+def _label_by_metadata(rows: DraftSource, contents: Sequence[_Content], request: Request) -> list[_Content]:
     """Give `rows` the labels of the metadata files; returns the archives with their images in that order."""
-    rows.kind = "metadata archive"
     unlisted = 0
+    labels: list[str | None] = []
+    verified: list[str | None] = []
     arranged = []
     for content in contents:
         # As when unpacked, the last of several members of one name is the one that stands.
@@ -161,10 +166,10 @@ def _label_by_metadata(rows: Rows, contents: Sequence[_Content], request: Reques
             else:
                 kept.keep(images[file_key(listing.spelled.get(row, name), ())], content)
         arranged.append(kept)
-        rows.labels += listing.labels
-        if listing.verified is not None:
-            rows.verified = (rows.verified or []) + listing.verified
-    rows.warnings += unlisted_warnings(unlisted, request)
+        labels += listing.labels
+        verified += listing.verified or []
+    rows.take_labels(labels, None if request.options.trusted_column is None else verified)
+    rows.warn(*unlisted_warnings(unlisted, request))
     return arranged
 
 
@@ -172,7 +177,7 @@ def _holds(images: Mapping[str, int], name: str) -> bool:
     return file_key(name, ()) in images
 
 
-def _label_by_members(rows: Rows, contents: Sequence[_Content], request: Request) -> list[_Content]:
+def _label_by_members(rows: DraftSource, contents: Sequence[_Content], request: Request) -> list[_Content]:
     """Give `rows` the labels beside images, if there are any; returns the archives with one image a row."""
     options = request.options
     said = _in_order(contents, [content.said for content in contents])
@@ -190,13 +195,15 @@ def _label_by_members(rows: Rows, contents: Sequence[_Content], request: Request
         return list(contents)
     arranged = list(map(_one_image_a_row, contents))
     if said is not None and verified is None and options.label_column is None and _are_notes(arranged):
-        rows.warnings.append(
+        rows.warn(
             f"{request.location}: the .txt files beside images are taken for notes, and the class folders "
             "for labels; --label-column txt takes the texts for labels."
         )
         return list(contents)
-    rows.labels = _in_order(arranged, [content.said for content in arranged]) or []
-    rows.verified = _in_order(arranged, [content.verified for content in arranged])
+    rows.take_labels(
+        _in_order(arranged, [content.said for content in arranged]) or [],
+        _in_order(arranged, [content.verified for content in arranged]),
+    )
     return arranged
 
 

@@ -6,7 +6,7 @@ import difflib
 import os
 import re
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -42,8 +42,9 @@ class Request:
 
 
 @dataclass
-class Rows:
-    """One entry a row in every list, unless said.
+class DraftSource:
+    """The rows that a form has found so far, which it hands in through the methods. One entry a row in every
+    list, unless said.
 
     root: what file names are relative to; kind: the form of SOURCE; verified: labels of `--trusted-column`,
     None where it was not asked for; classes: known even where no row has them; order: class names whose
@@ -66,6 +67,56 @@ class Rows:
     listed: tuple[str, bytes] | None = None
     vectors: NDArray[np.float32] | None = None
 
+    def take_images(
+        self, names: Sequence[str], references: References, errors: Mapping[int, str] | None = None
+    ) -> None:
+        """Make images the rows; errors: by row, why an image cannot be used."""
+        self.names, self.references, self.errors = list(names), references, dict(errors or {})
+
+    def take_vectors(
+        self, names: Sequence[str], vectors: NDArray[np.float32], errors: Mapping[int, str]
+    ) -> None:
+        """Make vectors [N, D] the rows; errors: by row, why one cannot be used."""
+        self.names, self.vectors, self.errors = list(names), vectors, dict(errors)
+
+    def take_labels(
+        self,
+        labels: Sequence[str | None],
+        verified: Sequence[str | None] | None = None,
+        order: Sequence[str] = (),
+    ) -> None:
+        """Give the rows their labels and those of `--trusted-column`; order: of classes that have one."""
+        self.labels, self.order = list(labels), list(order)
+        self.verified = None if verified is None else list(verified)
+
+    def override_labels(self, labels: Mapping[int, str | None]) -> None:
+        """Replace the labels of some rows, which may be numbers of classes; the classes so far stay."""
+        self.classes.update(label for label in self.labels if label)
+        ids = class_ids(self.order, numbered=True)
+        for row, label in labels.items():
+            self.labels[row] = self.order[ids[label]] if label in ids else label
+
+    def take_class_list(self, name: str, content: bytes) -> None:
+        """Note a `classes.txt` among the rows."""
+        self.listed = name, content
+
+    def rename(self, names: Sequence[str]) -> None:
+        """Give the rows other names."""
+        self.names = list(names)
+
+    def warn(self, *sentences: str) -> None:
+        """Keep sentences for the user."""
+        self.warnings += sentences
+
+    def note_damage(self, sentence: str) -> None:
+        """Say what could not be read to its end."""
+        self.damage.append(sentence)
+        self.warn(sentence)
+
+    def ignore(self, count: int) -> None:
+        """Count files that are left alone, or take so many back where less than 0."""
+        self.ignored += count
+
     def classify_by_folder(self, empty: Iterable[str], request: Request) -> None:
         """Take each image's parent folder for its class; `empty` are folders without anything in them."""
         self.labels = [parent_folder(name) for name in self.names]
@@ -77,12 +128,10 @@ class Rows:
         bare = {printable(name) for name in named if name} - self.classes
         if bare:
             names = first_few([repr(name) for name in sorted(bare, key=natural_key)])
-            self.warnings.append(f"No image in the class folder(s) {names}: kept as classes all the same.")
+            self.warn(f"No image in the class folder(s) {names}: kept as classes all the same.")
             self.classes |= bare
         if loose and request.expect_labels:
-            self.warnings.append(
-                f"{loose} image(s) directly in {request.location} have no class folder: unlabelled."
-            )
+            self.warn(f"{loose} image(s) directly in {request.location} have no class folder: unlabelled.")
 
     def class_names(self) -> list[str]:
         """Those with a fixed order first, the others in natural order."""

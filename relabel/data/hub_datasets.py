@@ -17,10 +17,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from relabel import hub
-from relabel.data.draft_source import Request, Rows
+from relabel.data.draft_source import DraftSource, Request
 from relabel.data.image_refs import Embedded, Reference, Slices
 from relabel.data.image_spool import Spool
-from relabel.data.parquet_images import LabelColumns, class_names, has_path, needed_image_column, row_names
+from relabel.data.label_columns import LabelColumns, class_names, row_names
+from relabel.data.parquet_images import has_path, needed_image_column
 from relabel.data.tables import brief, first_few
 from relabel.errors import ImageError, RelabelError, RunError
 
@@ -38,8 +39,8 @@ def is_saved(folder: Path) -> bool:
     )
 
 
-def open_saved(request: Request) -> Rows:
-    """Rows of a folder that `save_to_disk` wrote; the images stay in it.
+def open_saved(request: Request) -> DraftSource:
+    """The rows of a folder that `save_to_disk` wrote; the images stay in it.
 
     Raises RelabelError when it is damaged, when the split is to be named, or a column is missing.
     """
@@ -54,11 +55,11 @@ def open_saved(request: Request) -> Rows:
         data = data[_split(list(data), split, str(folder))]
     elif split is not None:
         raise RelabelError(f"--split {split}: {folder} has no splits.", "Leave it out.")
-    return _rows(data, Rows(folder, "saved"), request)
+    return _rows(data, DraftSource(folder, "saved"), request)
 
 
-def open_hub(request: Request) -> Rows:
-    """Rows of one split of a Hub data set, from the cache of `datasets` or, with `--streaming`, a `Spool`.
+def open_hub(request: Request) -> DraftSource:
+    """The rows of one split of a Hub data set: from the cache of `datasets`, or streamed into a `Spool`.
 
     huggingface_hub's settings apply: `HF_HOME`, `HF_TOKEN` or a log-in, `HF_ENDPOINT`, `HF_HUB_OFFLINE`.
     Raises RelabelError for a repository, revision, configuration or split that is not there or, where there
@@ -76,7 +77,7 @@ def open_hub(request: Request) -> Rows:
     builder = _builder(location, repo, revision, options.config)
     splits = builder.info.splits or {}
     split = _split(list(splits or builder.config.data_files or ()), options.split, location)
-    rows = Rows(Path(location), "hub")
+    rows = DraftSource(Path(location), "hub")
     try:
         if options.streaming:
             known = splits[split].num_examples if split in splits else None
@@ -177,7 +178,7 @@ def _split(splits: Sequence[str], wanted: str | None, location: str) -> str:
     return wanted or splits[0]
 
 
-def _rows(data: datasets.Dataset, rows: Rows, request: Request) -> Rows:
+def _rows(data: datasets.Dataset, rows: DraftSource, request: Request) -> DraftSource:
     """The rows of a `Dataset`, whose Arrow files are mapped to memory."""
     where = request.location
     schema = data.features.arrow_schema
@@ -192,8 +193,7 @@ def _rows(data: datasets.Dataset, rows: Rows, request: Request) -> Rows:
     if has_path(schema, column):
         batches = images.iter(_BATCH)
         cells = [name for batch in batches for name in pc.struct_field(batch[column], "path").to_pylist()]
-    rows.names = row_names(cells)
-    rows.references = _ArrowImages(images, where)
+    rows.take_images(row_names(cells), _ArrowImages(images, where))
     return rows
 
 
@@ -214,7 +214,7 @@ class _ArrowImages:
         return self._data[row].column(0)[0].as_py()
 
 
-def _streamed(stream: datasets.IterableDataset, rows: Rows, request: Request) -> Rows:
+def _streamed(stream: datasets.IterableDataset, rows: DraftSource, request: Request) -> DraftSource:
     """The rows of an `IterableDataset`, gone through once."""
     where = request.location
     if stream.features is None:
@@ -226,6 +226,7 @@ def _streamed(stream: datasets.IterableDataset, rows: Rows, request: Request) ->
     cells: list[str | None] = []
     values: dict[str, list[object]] = {name: [] for name in wanted}
     places: list[tuple[int, int]] = []
+    errors: dict[int, str] = {}
     with Spool(request.largest) as spool:
         examples = iter(stream.decode(False).select_columns([column, *wanted]))
         while batch := list(islice(examples, _STREAMED)):
@@ -237,14 +238,13 @@ def _streamed(stream: datasets.IterableDataset, rows: Rows, request: Request) ->
             references = [Embedded("", partial(example.get, column), Path(where)) for example in batch]
             for place in spool.add_all(references):
                 if isinstance(place, ImageError):
-                    rows.errors[len(places)] = place.message
+                    errors[len(places)] = place.message
                 places.append((0, 0) if isinstance(place, ImageError) else place)
             request.watcher.advance(len(batch))
         kept = spool.mapped()
     table = pa.table({name: pa.array(found, schema.field(name).type) for name, found in values.items()})
     labels.add(table, len(cells), class_names(schema.metadata), where)
     labels.settle(rows)
-    rows.names = row_names(cells)
     offsets, sizes = zip(*places, strict=True) if places else ((), ())
-    rows.references = Slices(kept, offsets, sizes, where)
+    rows.take_images(row_names(cells), Slices(kept, offsets, sizes, where), errors)
     return rows

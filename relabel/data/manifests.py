@@ -5,11 +5,13 @@ from __future__ import annotations
 import os
 import unicodedata
 from collections.abc import Callable, Collection, Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
-from relabel.data.draft_source import Request
+from relabel.data.draft_source import DraftSource, Request
+from relabel.data.image_refs import Files
 from relabel.data.in_memory import Frame
-from relabel.data.tables import NAME_COLUMNS, read_table
+from relabel.data.tables import NAME_COLUMNS, printable, read_table
 from relabel.errors import RelabelError
 
 NOT_FOUND = "file not found"
@@ -129,3 +131,37 @@ def file_key(name: str, roots: Sequence[str]) -> str:
             if key.startswith(root):
                 return key[len(root) :]
     return key
+
+
+@dataclass
+class FileRows(DraftSource):
+    """Rows that are files, one after the other."""
+
+    def __post_init__(self) -> None:
+        self._spelled: dict[int, str] = {}  # where the file's name cannot be printed
+        self.references = Files(self.root, self.names, self._spelled)
+
+    def add(self, name: str, label: str | None, *, found: bool, spelled: str | None = None) -> None:
+        """spelled: the file's own name where `name` is only its name in a list."""
+        if not found:
+            self.errors[len(self.names)] = NOT_FOUND
+        shown = printable(name)
+        if spelled or shown != name:
+            self._spelled[len(self.names)] = spelled or name
+        self.names.append(shown)
+        self.labels.append(label)
+
+    def add_all(self, listing: Listing) -> None:
+        """Append what tables list."""
+        for row, (name, label) in enumerate(zip(listing.names, listing.labels, strict=True)):
+            self.add(name, label, found=row not in listing.missing, spelled=listing.spelled.get(row))
+        self.verified = listing.verified
+
+
+def open_manifest(path: Path | Frame, root: Path, request: Request) -> DraftSource:
+    """The files that a table lists, relative to `root`."""
+    rows = FileRows(root, "manifest")
+    listing = Listing(root_prefixes(root), request, lambda name: os.path.isfile(root / name))
+    listing.add_table(path, "")
+    rows.add_all(listing)
+    return rows

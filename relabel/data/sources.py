@@ -1,15 +1,13 @@
 """Opens SOURCE, the images and the labels they came with, without decoding any of them.
 
-This module tells the forms apart and reads those whose images are files: a folder of class folders, a folder
-with Hugging Face `metadata.*` files, a manifest. `embedded`, `archives` and `hf` read the others, and
-`vectors` what takes the place of images. Every form is held in columns, with no object per row beyond the
-name, so that a million rows stay cheap.
+This module tells the forms apart. `folders` and `manifests` read those whose images are files,
+`parquet_images`, `archives` and `hub_datasets` the others, and `vectors` what takes the place of images.
+Every form is held in columns, with no object per row beyond the name: a million rows stay cheap.
 """
 
 import os
 from collections.abc import Collection, Iterable, Sequence
-from dataclasses import dataclass, field, replace
-from functools import cached_property
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -18,31 +16,29 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from relabel.config import SourceOptions
-from relabel.data import archives, hub_datasets, parquet_images
+from relabel.data import archives, hub_datasets, label_columns, parquet_images
 from relabel.data.decode import IMAGE_SUFFIXES
 from relabel.data.draft_source import (
     CLASSES_FILE,
     METADATA_NAMES,
+    DraftSource,
     Request,
-    Rows,
-    class_ids,
     natural_key,
     read_classes,
     read_classes_file,
     suggestion,
 )
-from relabel.data.image_refs import Files, References
+from relabel.data.file_index import FileIndex, naming_hint
+from relabel.data.folders import Scan, open_class_folders, open_listed, scan_folder
+from relabel.data.image_refs import References
 from relabel.data.in_memory import Frame
-from relabel.data.manifests import Listing, file_key, listed_twice, locate, root_prefixes, unlisted_warnings
-from relabel.data.shards import ARCHIVE_SUFFIXES, SHARD_SUFFIXES, check_one_split, expand, is_junk, suffix_of
+from relabel.data.manifests import file_key, listed_twice, locate, open_manifest, root_prefixes
+from relabel.data.shards import ARCHIVE_SUFFIXES, SHARD_SUFFIXES, check_one_split, expand, suffix_of
 from relabel.data.tables import (
     NAME_COLUMNS,
-    ROW_COLUMNS,
     TABLE_SUFFIXES,
-    Table,
     first_few,
     named,
-    nfc,
     opened,
     printable,
     read_table,
@@ -102,70 +98,6 @@ class Source:
         return "images" if self.vectors is None else "vectors"
 
 
-class FileIndex:
-    """Finds the row of a file name as a person may write it: `./a/b.png`, `a\\b.png`, or absolute.
-
-    A name that is none as it stands may be one in another Unicode form.
-    """
-
-    def __init__(self, root: Path, file_names: Sequence[str]) -> None:
-        self._roots = root_prefixes(root)
-        self._rows = {file_key(name, self._roots): row for row, name in enumerate(file_names)}
-        self._names = file_names
-
-    def find(self, name: str) -> int | None:
-        """Position of `name` in `file_names`, or None."""
-        spellings = (name, name.replace("\\", "/"))
-        exact = (self._rows.get(file_key(spelling, self._roots)) for spelling in spellings)
-        row = next((row for row in exact if row is not None), None)
-        if row is None:
-            roots, rows = self._composed
-            alike = (rows.get(file_key(nfc(spelling), roots)) for spelling in spellings)
-            row = next((row for row in alike if row is not None), None)
-        return row
-
-    @cached_property
-    def _composed(self) -> tuple[list[str], dict[str, int | None]]:
-        """The roots and the rows' names in NFC; None for names that differ in their form alone."""
-        rows: dict[str, int | None] = {}
-        for key, row in self._rows.items():
-            composed = nfc(key)
-            rows[composed] = None if composed in rows else row
-        return list(map(nfc, self._roots)), rows
-
-    def find_all(self, table: Table) -> list[int | None]:
-        """The row that each entry of a table names by one of `ROW_COLUMNS`, or None."""
-        if table.name_column != "index":
-            return [self.find(name) for name in table.names]
-        return [_position(text, len(self._names)) for text in table.names]
-
-    def read(
-        self, path: Path | Frame, label_columns: Sequence[str] = ("label",)
-    ) -> tuple[Table, list[int | None]]:
-        """The table `path`, which names rows by one of `ROW_COLUMNS`, and each entry's row, None if unknown.
-
-        Where it has both `index` and `id`, it names rows by `id` if any is the name of one: an `index` may be
-        left over from a table whose rows had another order. Raises RelabelError as `read_table`, and for a
-        Frame with an entry for each row of another number of rows.
-        """
-        if isinstance(path, Frame) and path.source_rows not in (None, len(self._names)):
-            raise RelabelError(
-                f"{path} has an entry for each of {path.source_rows} rows, and there are {len(self._names)}.",
-                "Give one entry for each row, in the order of the rows.",
-            )
-        table = read_table(path, ROW_COLUMNS, label_columns=label_columns)
-        if table.name_column == "index" and any(
-            name != str(number) for number, name in enumerate(self._names)
-        ):
-            ids = read_table(
-                path, (), label_columns=("id",), name_required=False, label_required=False
-            ).labels
-            by_id = [None if name is None else self.find(name) for name in ids]
-            if any(row is not None for row in by_id):
-                return replace(table, name_column="id", names=[name or "" for name in ids]), by_id
-        return table, self.find_all(table)
-
-
 def open_source(
     location: str | Frame,
     labels: Path | Frame | None = None,
@@ -205,7 +137,7 @@ def open_source(
     class_names = rows.class_names()
     known = {*own, *rows.order}  # --classes may have named the others
     if labels is not None and own and (strangers := [name for name in class_names if name not in known]):
-        rows.warnings.append(
+        rows.warn(
             f"{named('--labels', labels)} has labels that are no class of {location}, and become classes: "
             f"{first_few(list(map(repr, strangers)))}. {suggestion(strangers[0], own)}"
         )
@@ -249,7 +181,7 @@ def check_there(location: str) -> None:
     raise RelabelError(f"There is no file or folder {location!r}.", "Check the spelling of the path.")
 
 
-def _open(request: Request) -> Rows:
+def _open(request: Request) -> DraftSource:
     location = request.location
     if request.frame is not None:
         return _from_frame(request.frame, request)
@@ -270,7 +202,7 @@ def _open(request: Request) -> Rows:
     return hub_datasets.open_hub(request)
 
 
-def _fix_classes(rows: Rows, location: str, given: str | None, *, in_memory: bool) -> None:
+def _fix_classes(rows: DraftSource, location: str, given: str | None, *, in_memory: bool) -> None:
     """Let `--classes`, or else a file `classes.txt` in the source or beside it, order the classes."""
     if given is not None:
         rows.fix_classes(read_classes(given), location, "--classes")
@@ -290,112 +222,24 @@ def _fix_classes(rows: Rows, location: str, given: str | None, *, in_memory: boo
         rows.fix_classes(read_classes_file(found, content), location, str(found))
     except RelabelError as error:
         # Nobody named it: it may belong to something else.
-        rows.warnings.append(f"{found} is left alone: {error.message}")
+        rows.warn(f"{found} is left alone: {error.message}")
     else:
-        rows.ignored -= found == inside and rows.kind in ("folder", "metadata")
+        rows.ignore(-(found == inside and rows.kind in ("folder", "metadata")))
 
 
-@dataclass
-class _Files(Rows):
-    """Rows that are files, one after the other."""
-
-    def __post_init__(self) -> None:
-        self._spelled: dict[int, str] = {}  # where the file's name cannot be printed
-        self.references = Files(self.root, self.names, self._spelled)
-
-    def add(self, name: str, label: str | None, *, found: bool, spelled: str | None = None) -> None:
-        """spelled: the file's own name where `name` is only its name in a list."""
-        if not found:
-            self.errors[len(self.names)] = "file not found"
-        shown = printable(name)
-        if spelled or shown != name:
-            self._spelled[len(self.names)] = spelled or name
-        self.names.append(shown)
-        self.labels.append(label)
-
-
-@dataclass
-class _Scan:
-    """What a walk through a folder found; paths are POSIX and relative to it."""
-
-    images: list[str] = field(default_factory=list)
-    broken_links: set[str] = field(default_factory=set)  # among `images`
-    others: list[str] = field(default_factory=list)
-    metadata: list[str] = field(default_factory=list)
-    empty: list[str] = field(default_factory=list)  # leaf folders with no content
-
-
-def _scan(root: Path) -> _Scan:
-    scan = _Scan()
-    pending: list[tuple[str, frozenset[tuple[int, int]]]] = [("", frozenset())]
-    while pending:
-        folder, above = pending.pop()
-        try:
-            status = os.stat(root / folder)
-            with os.scandir(root / folder) as listing:
-                entries = sorted(listing, key=lambda entry: natural_key(entry.name))
-        except OSError as error:
-            raise RelabelError(
-                f"The folder {root / folder} cannot be read: {error.strerror}.", "Check its permissions."
-            ) from None
-        identity = (status.st_dev, status.st_ino)
-        if identity in above:
-            continue  # a link back to a folder that holds it
-        prefix = f"{folder}/" if folder else ""
-        subfolders = []
-        leaf_is_empty = bool(folder)
-        for entry in entries:
-            name, path = entry.name, prefix + entry.name
-            if entry.is_dir():
-                if not is_junk(name):
-                    subfolders.append(path)
-                continue
-            if not entry.is_file() and os.path.exists(entry.path):
-                continue  # reading a pipe would wait for ever
-            junk = is_junk(name)
-            leaf_is_empty = leaf_is_empty and junk
-            if not junk and os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES:
-                if entry.is_symlink() and not os.path.exists(entry.path):
-                    scan.broken_links.add(path)
-                scan.images.append(path)
-            elif name in METADATA_NAMES:
-                scan.metadata.append(path)
-            else:
-                scan.others.append(path)
-        if leaf_is_empty and not subfolders:
-            scan.empty.append(folder)
-        pending += [(path, above | {identity}) for path in reversed(subfolders)]
-    return scan
-
-
-def _from_folder(request: Request) -> Rows:
+def _from_folder(request: Request) -> DraftSource:
     root = Path(request.location)
-    scan = _scan(root)
+    scan = scan_folder(root)
     if scan.metadata:
-        return _from_metadata(root, scan, request)
+        return open_listed(root, scan, request)
     shards = [] if scan.images else _shards(root, scan, SHARD_SUFFIXES)
     if shards:
         check_one_split(shards, root)
         return _from_shards(shards, request)
-    rows = _Files(root, "folder", ignored=len(scan.others))
-    for path in scan.images:
-        rows.add(path, None, found=path not in scan.broken_links)
-    rows.classify_by_folder(scan.empty, request)
-    return rows
+    return open_class_folders(root, scan, request)
 
 
-def _from_metadata(root: Path, scan: _Scan, request: Request) -> Rows:
-    rows = _Files(root, "metadata")
-    listing = Listing(root_prefixes(root), request, lambda name: os.path.isfile(root / name))
-    for path in scan.metadata:
-        listing.add_table(root / path, path.rpartition("/")[0])
-    rows.warnings = unlisted_warnings(listing.add_others(scan.images, scan.broken_links), request)
-    _add_listed(rows, listing)
-    rows.ignored = sum(path not in listing for path in scan.others)
-    return rows
-
-
-def _from_file(request: Request) -> Rows:
+def _from_file(request: Request) -> DraftSource:
     path = Path(request.location)
     suffix = suffix_of(path.name)
     if suffix in ARCHIVE_SUFFIXES:
@@ -404,10 +248,10 @@ def _from_file(request: Request) -> Rows:
         raise RelabelError(f"{path} is not a kind of file that can be a SOURCE.", _FORMS)
     if suffix == ".parquet" and _holds_images(path, path.parent, request.options):
         return parquet_images.open_tables([path], request)
-    return _from_manifest(path, path.parent, request)
+    return open_manifest(path, path.parent, request)
 
 
-def _from_frame(frame: Frame, request: Request) -> Rows:
+def _from_frame(frame: Frame, request: Request) -> DraftSource:
     if request.options.features is not None:
         return _from_vectors([frame], request)
     if _holds_images(frame, Path.cwd(), request.options):
@@ -415,16 +259,7 @@ def _from_frame(frame: Frame, request: Request) -> Rows:
             f"{frame} holds images themselves, not the names of files.",
             "Write it to a .parquet file, and name that as SOURCE.",
         )
-    return _from_manifest(frame, Path.cwd(), request)
-
-
-def _from_manifest(path: Path | Frame, root: Path, request: Request) -> Rows:
-    """The files that a table lists, relative to `root`."""
-    rows = _Files(root, "manifest")
-    listing = Listing(root_prefixes(root), request, lambda name: os.path.isfile(root / name))
-    listing.add_table(path, "")
-    _add_listed(rows, listing)
-    return rows
+    return open_manifest(frame, Path.cwd(), request)
 
 
 def _vector_files(request: Request, features: str) -> list[Path]:
@@ -437,21 +272,20 @@ def _vector_files(request: Request, features: str) -> list[Path]:
     return paths
 
 
-def _from_vectors(paths: Sequence[Path] | Sequence[Frame], request: Request) -> Rows:
+def _from_vectors(paths: Sequence[Path] | Sequence[Frame], request: Request) -> DraftSource:
     options = request.options
     assert options.features is not None
-    rows = Rows(paths[0].parent if isinstance(paths[0], Path) else Path.cwd(), "vectors")
-    parquet_images.read_labels(paths, rows, request)
+    rows = DraftSource(paths[0].parent if isinstance(paths[0], Path) else Path.cwd(), "vectors")
+    label_columns.read_labels(paths, rows, request)
     labels = [column for column in (options.label_column, options.trusted_column) if column]
     table = read_vectors(paths, options.features, labels)
-    rows.vectors, rows.errors = table.vectors, table.errors
     roots = root_prefixes(rows.root)
     seen: dict[str, int] = {}
     for row, name in enumerate(table.names):
         first = seen.setdefault(file_key(name, roots), row)
         if first != row:
             raise listed_twice(*table.place(row), name, *table.place(first))
-        rows.names.append(printable(name))
+    rows.take_vectors(list(map(printable, table.names)), table.vectors, table.errors)
     return rows
 
 
@@ -459,14 +293,14 @@ def parquet_files(location: str) -> list[Path]:
     """The Parquet files that a file, a folder or a pattern stands for; none if there is anything else."""
     if os.path.isdir(location):
         root = Path(location)
-        paths = _shards(root, _scan(root), {".parquet"})
+        paths = _shards(root, scan_folder(root), {".parquet"})
         check_one_split(paths, root)
         return paths
     paths = [Path(location)] if os.path.isfile(location) else expand(location)
     return paths if all(suffix_of(path.name) == ".parquet" for path in paths) else []
 
 
-def _shards(root: Path, scan: _Scan, suffixes: Collection[str]) -> list[Path]:
+def _shards(root: Path, scan: Scan, suffixes: Collection[str]) -> list[Path]:
     """The shards in a folder; what relabel itself has written there is none."""
     paths = [root / path for path in scan.others if suffix_of(path) in suffixes]
     return [path for path in paths if not is_result(path)]
@@ -490,13 +324,14 @@ def is_part(folder: Path, file: Path) -> bool:
         if name == CLASSES_FILE or path.name in METADATA_NAMES:
             return True
         if not is_result(path) and (
-            hub_datasets.is_saved(folder) or (suffix_of(name) in SHARD_SUFFIXES and not _scan(folder).images)
+            hub_datasets.is_saved(folder)
+            or (suffix_of(name) in SHARD_SUFFIXES and not scan_folder(folder).images)
         ):
             return True
     return False
 
 
-def _from_shards(paths: Sequence[Path], request: Request) -> Rows:
+def _from_shards(paths: Sequence[Path], request: Request) -> DraftSource:
     for path in paths:
         if suffix_of(path.name) not in ARCHIVE_SUFFIXES | SHARD_SUFFIXES:
             raise RelabelError(
@@ -511,17 +346,9 @@ def _from_shards(paths: Sequence[Path], request: Request) -> Rows:
     return parquet_images.open_tables(paths, request) if tables else archives.open_archives(paths, request)
 
 
-def _add_listed(rows: _Files, listing: Listing) -> None:
-    for row, (name, label) in enumerate(zip(listing.names, listing.labels, strict=True)):
-        rows.add(name, label, found=row not in listing.missing, spelled=listing.spelled.get(row))
-    rows.verified = listing.verified
-
-
-def _check_verified(rows: Rows, options: SourceOptions) -> None:
+def _check_verified(rows: DraftSource, options: SourceOptions) -> None:
     """Refuse a `--trusted-column` that the given labels come from: it would verify every one of them."""
-    named = (
-        {options.label_column} if options.label_column else {parquet_images.LABEL_COLUMN, *archives.LABELS}
-    )
+    named = {options.label_column} if options.label_column else {label_columns.LABEL_COLUMN, *archives.LABELS}
     if options.trusted_column in named and rows.verified == rows.labels:
         raise RelabelError(
             f"--trusted-column {options.trusted_column} is where the given labels come from, so every one "
@@ -530,11 +357,10 @@ def _check_verified(rows: Rows, options: SourceOptions) -> None:
         )
 
 
-def _override(rows: Rows, path: Path | Frame, location: str) -> None:
+def _override(rows: DraftSource, path: Path | Frame, location: str) -> None:
     flag = named("--labels", path)
-    rows.classes.update(label for label in rows.labels if label)
     table, positions = FileIndex(rows.root, rows.names).read(path)
-    ids = class_ids(rows.order, numbered=True)
+    labels: dict[int, str | None] = {}
     seen: dict[int, int] = {}
     for name, label, row, position in zip(table.names, table.labels, table.rows, positions, strict=True):
         if position is None:
@@ -548,14 +374,8 @@ def _override(rows: Rows, path: Path | Frame, location: str) -> None:
                 "Remove one of the two.",
             )
         seen[position] = row
-        rows.labels[position] = rows.order[ids[label]] if label in ids else label
-
-
-def naming_hint(table: Table, names: Sequence[str]) -> str:
-    """How a table should name the rows of SOURCE, whose names these are."""
-    if table.name_column == "index":
-        return f"index counts from 0 to {len(names) - 1}."
-    return f"Name files as SOURCE does, for example {names[0]!r}."
+        labels[position] = label
+    rows.override_labels(labels)
 
 
 def too_few_classes(source: Source) -> RelabelError:
@@ -566,13 +386,6 @@ def too_few_classes(source: Source) -> RelabelError:
         if source.vectors is None
         else "Write the file again, or label more rows with --labels FILE.",
     )
-
-
-def _position(text: str, length: int) -> int | None:
-    digits = text.strip()
-    if not (digits.isascii() and digits.isdecimal() and len(digits) < 19):
-        return None
-    return int(digits) if int(digits) < length else None
 
 
 def _check_classes(source: Source) -> None:
@@ -604,7 +417,7 @@ def _lookalikes(class_names: Iterable[str]) -> list[str]:
     ]
 
 
-def _no_image(location: str, rows: Rows) -> RelabelError:
+def _no_image(location: str, rows: DraftSource) -> RelabelError:
     if rows.names and rows.kind in ("metadata", "manifest", "metadata archive"):
         return RelabelError(
             f"None of the {len(rows.names)} file(s) that {location} lists exists"

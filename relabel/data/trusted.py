@@ -13,10 +13,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from relabel.data.draft_source import METADATA_NAMES, class_ids, suggestion
+from relabel.data.file_index import FileIndex, naming_hint
 from relabel.data.image_refs import Reference, known_size
 from relabel.data.image_spool import original
 from relabel.data.in_memory import Frame
-from relabel.data.sources import FileIndex, Source, naming_hint, open_source
+from relabel.data.sources import Source, open_source
 from relabel.data.tables import first_few, named
 from relabel.errors import RelabelError
 from relabel.files import digest

@@ -11,10 +11,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from relabel.config import SourceOptions
-from relabel.data.draft_source import Request, Rows, class_ids, suggestion
-from relabel.data.parquet_images import image_columns, in_order, open_tables
-from relabel.data.parquet_images import read_labels as read_vector_labels
-from relabel.data.sources import FileIndex, parquet_files
+from relabel.data.draft_source import DraftSource, Request, class_ids, suggestion
+from relabel.data.file_index import FileIndex
+from relabel.data.label_columns import in_order
+from relabel.data.label_columns import read_labels as read_vector_labels
+from relabel.data.parquet_images import image_columns, open_tables
+from relabel.data.sources import parquet_files
 from relabel.data.tables import Table, first_few
 from relabel.data.vectors import holds_vectors, names_of
 from relabel.errors import RelabelError
@@ -122,7 +124,7 @@ def _source_table(
     )
     request = Request(str(truth), options, Silent(), expect_labels=True, largest=None)
     if vectors:
-        rows = Rows(truth, "vectors", names_of(paths)[0])
+        rows = DraftSource(truth, "vectors", names_of(paths)[0])
         read_vector_labels(paths, rows, request)
     else:
         rows = open_tables(paths, request)

@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from relabel.data.draft_source import Rows, class_ids, natural_key, parent_folder, read_classes
+from relabel.data.draft_source import DraftSource, class_ids, natural_key, parent_folder, read_classes
 from relabel.errors import RelabelError
 
 
@@ -44,9 +44,9 @@ def test_bad_classes(tmp_path: Path, given: str, expected: str) -> None:
     assert caught.value.hint
 
 
-def rows(*labels: str | None, verified: list[str | None] | None = None) -> Rows:
+def rows(*labels: str | None, verified: list[str | None] | None = None) -> DraftSource:
     names = [f"{row}.png" for row in range(len(labels))]
-    return Rows(Path("x"), "manifest", names, labels=list(labels), verified=verified)
+    return DraftSource(Path("x"), "manifest", names, labels=list(labels), verified=verified)
 
 
 def test_fixed_classes_give_the_order_and_take_numbers_as_indices() -> None:

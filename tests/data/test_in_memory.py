@@ -11,8 +11,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from relabel.config import SourceOptions
+from relabel.data.file_index import FileIndex
 from relabel.data.in_memory import EMBEDDING, Frame, frame_of, labels_frame, trusted_frame, vectors_frame
-from relabel.data.sources import FileIndex, Source, open_source
+from relabel.data.sources import Source, open_source
 from relabel.data.tables import read_table
 from relabel.data.trusted import TrustedSet, trusted_of
 from relabel.errors import RelabelError

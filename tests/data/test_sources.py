@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from relabel.config import SourceOptions
-from relabel.data import sources
+from relabel.data import manifests
 from relabel.data.sources import UNLABELLED, Source, open_source
 from relabel.errors import RelabelError
 
@@ -425,7 +425,7 @@ def test_sources_are_read_without_torch() -> None:
 
 
 def test_a_row_of_files_takes_little_more_memory_than_its_name() -> None:
-    rows = sources._Files(Path("root"), "folder")
+    rows = manifests.FileRows(Path("root"), "folder")
     names = [f"class{row % 10}/{row}.png" for row in range(5000)]
     tracemalloc.start()
     for name in names:
