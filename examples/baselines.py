@@ -48,7 +48,9 @@ from relabel.data.sources import Source, open_source
 from relabel.data.trusted import TrustedSet, read_trusted
 from relabel.device import Compute, resolve
 from relabel.errors import RelabelError
-from relabel.labels.parquet import write_labels
+from relabel.labels.metadata import Metadata, Run
+from relabel.labels.parquet import Columns
+from relabel.labels.table import Labels
 from relabel.schedule import Schedule
 from relabel.training.loop import Rows, Training
 from relabel.verbs import fit
@@ -283,24 +285,25 @@ def write_outcome(task: Task, outcome: Outcome, method: str, output: Path) -> No
     is_trusted = np.zeros(len(given), dtype=bool)
     is_trusted[trusted.rows] = True
     noise_probability = 1 - outcome.probability[np.arange(len(given)), given]
-    write_labels(
-        output,
+    columns = Columns(
+        class_names=task.source.class_names,
         file_names=task.source.file_names,
         given=given,
         soft_label=soft,
+        corrected=soft.argmax(axis=1),
         noise_probability=noise_probability.astype(np.float32),
         action=np.where(corrected != given, "fix", "keep"),
         trusted=is_trusted,
         errors={},
-        class_names=task.source.class_names,
-        metadata={
-            "corrector": method,
-            **fit.build_backbone(task.source, task.config)[1],
-            "epochs": task.schedule.epochs,
-            "seed": task.config.seed,
-            "trusted_rows": len(trusted.rows),
-        },
     )
+    run = Run(
+        corrector=method,
+        **fit.build_backbone(task.source, task.config)[1],
+        epochs=task.schedule.epochs,
+        seed=task.config.seed,
+        trusted_rows=len(trusted.rows),
+    )
+    Labels(columns, Metadata(task.source.class_names, run=run)).save(output)
 
 
 def write_test(task: Task, networks: Iterable[Training], location: str, output: Path) -> None:
@@ -312,18 +315,19 @@ def write_test(task: Task, networks: Iterable[Training], location: str, output: 
     for network in networks:
         network.inputs = inputs
         found.append(predict(network, rows))
-    write_labels(
-        output,
+    soft = np.mean(found, axis=0).astype(np.float32)
+    columns = Columns(
+        class_names=task.source.class_names,
         file_names=source.file_names,
         given=np.full(len(rows), -1),
-        soft_label=np.mean(found, axis=0).astype(np.float32),
+        soft_label=soft,
+        corrected=soft.argmax(axis=1),
         noise_probability=np.full(len(rows), np.nan, dtype=np.float32),
-        action=["review"] * len(rows),
+        action=np.full(len(rows), "review"),
         trusted=np.zeros(len(rows), dtype=bool),
         errors={},
-        class_names=task.source.class_names,
-        metadata={"seed": task.config.seed},
     )
+    Labels(columns, Metadata(task.source.class_names, run=Run(seed=task.config.seed))).save(output)
 
 
 def parse() -> argparse.Namespace:

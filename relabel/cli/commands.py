@@ -88,8 +88,7 @@ from relabel.progress import Terminal
 from relabel.simulate import demo, noise
 
 if TYPE_CHECKING:
-    from relabel.labels.assemble import Labelling
-    from relabel.verbs.fit import FitResult
+    from relabel.labels.table import Labels
 
 app = typer.Typer(
     help="Repair image data sets whose labels are partly wrong, guided by a few hundred verified rows.",
@@ -229,11 +228,11 @@ def fit(
     )
     check_is_parquet(output)
 
-    saves: dict[Path, Callable[[FitResult, Path], None]] = {}
+    saves: dict[Path, Callable[[Labels, Path], None]] = {}
     if save_corrector:
         saves[save_corrector] = lambda result, path: result.corrector.save(path)
     if save_model:
-        saves[save_model] = lambda result, path: result.model().save(path)
+        saves[save_model] = lambda result, path: result.model.save(path)
     _fit(console, arguments, config, state, checkpoint is not None, saves, output, overwrite, as_json, quiet)
 
 
@@ -339,7 +338,7 @@ def _fit(
     config: FitConfig,
     state: Path,
     named: bool,
-    saves: Mapping[Path, Callable[[FitResult, Path], None]],
+    saves: Mapping[Path, Callable[[Labels, Path], None]],
     output: str,
     overwrite: bool,
     as_json: bool,
@@ -544,10 +543,10 @@ def evaluate(
 
     Verified rows are left out of every figure: they are right by construction.
     """
-    from relabel.labels.evaluate import evaluate_file
+    from relabel.labels.table import Labels
 
     with Terminal(make_console(stderr=True), quiet=False) as watcher:
-        evaluation = evaluate_file(labels_source(labels_file), truth, label_column, watcher)
+        evaluation = Labels.read(labels_source(labels_file)).evaluate(truth, label_column, watcher)
     if as_json:
         print_json(evaluation.to_dict())
     else:
@@ -654,7 +653,7 @@ def inspect(
 def _inspect(path: Path, as_json: bool) -> None:
     if path.is_dir():
         raise RelabelError(f"{path} is a folder.", "Name a file that relabel wrote.")
-    from relabel.labels.parquet import read_labels
+    from relabel.labels.table import Labels
     from relabel.simulate import noisy_labels_file
 
     if starts_with(path, b"PK"):
@@ -673,11 +672,11 @@ def _inspect(path: Path, as_json: bool) -> None:
         else:
             show_table(tables.show_noisy_labels, noisy.lines())
         return
-    labels_file = read_labels(path)
+    labels = Labels.read(path)
     if as_json:
-        print_json({"rows": labels_file.table.num_rows, **labels_file.metadata})
+        print_json({"rows": len(labels), **labels.metadata.to_dict()})
     else:
-        show_table(tables.show_labels_file, labels_file)
+        show_table(tables.show_labels_file, labels)
 
 
 @app.command(name="demo", short_help="See it work on real images with 30 % wrong labels.")
@@ -693,9 +692,9 @@ def demo_command(
     typer.echo(data.describe(), err=True)
     typer.echo(f"\n$ relabel {shlex.join(arguments)}\n", err=True)
     invoke(app, arguments)
-    from relabel.labels.evaluate import evaluate_file
+    from relabel.labels.table import Labels
 
-    evaluation = evaluate_file(data.output, data.truth)
+    evaluation = Labels.read(data.output).evaluate(data.truth)
     typer.echo(
         f"\n$ relabel evaluate {shlex.join([str(data.output), '--truth', str(data.truth)])}\n", err=True
     )
@@ -726,29 +725,15 @@ def _how_to_resume(checkpoint: Path, arguments: list[str], replace: bool) -> str
     return f"The checkpoint {checkpoint} is kept; continue with: {line}"
 
 
-def _write_labels(output: str, result: Labelling, arguments: Sequence[str], overwrite: bool) -> None:
-    from relabel.labels.parquet import write_labels
-
+def _write_labels(output: str, result: Labels, arguments: Sequence[str], overwrite: bool) -> None:
     with guarded_stdout() if output == "-" else nullcontext(Path(output)) as destination:
-        write_labels(
-            destination,
-            file_names=result.source.file_names,
-            given=result.source.given,
-            soft_label=result.soft_label,
-            noise_probability=result.noise_probability,
-            action=result.action,
-            trusted=result.trusted,
-            errors=result.errors,
-            class_names=result.source.class_names,
-            metadata={**result.metadata, "command": shlex.join(["relabel", *arguments])},
-            overwrite=overwrite,
-        )
+        result.made_by(shlex.join(["relabel", *arguments])).save(destination, overwrite)
 
 
-def _show_result(console: Console, result: Labelling, output: str, as_json: bool, quiet: bool) -> None:
+def _show_result(console: Console, result: Labels, output: str, as_json: bool, quiet: bool) -> None:
     if as_json:
-        print_json({**result.summary, "output": output})
+        print_json({**result.summary.to_dict(), "output": output})
     elif not quiet:
         tables.show_result(
-            console, result.summary, "the labels to standard output" if output == "-" else output
+            console, result.summary.to_dict(), "the labels to standard output" if output == "-" else output
         )

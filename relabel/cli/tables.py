@@ -6,13 +6,11 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.compute as pc
 from rich.cells import cell_len
 from rich.console import Console
 from rich.text import Text
 
-from relabel.labels.parquet import LabelsFile
+from relabel.labels.table import Labels
 from relabel.metrics import Evaluation
 
 _ACTIONS = ("keep", "fix", "review")
@@ -39,12 +37,12 @@ def show_result(console: Console, summary: Mapping[str, Any], output: str) -> No
         lines.append(("Other files left alone", f"{summary['ignored_files']:,}"))
     if summary["estimated_noise_rate"] is not None:
         lines.append(("Wrong labels, as calibrated", _percent(summary["estimated_noise_rate"])))
-    if summary["verified_noise_rate"] is not None:
-        low, high = summary["verified_noise_rate_interval"]
+    if summary["trusted_noise_rate"] is not None:
+        low, high = summary["trusted_noise_rate_interval"]
         lines.append(
             (
                 "Wrong labels among the verified",
-                f"{_percent(summary['verified_noise_rate'])} "
+                f"{_percent(summary['trusted_noise_rate'])} "
                 f"(95 % interval {_percent(low)} to {_percent(high)})",
             )
         )
@@ -122,31 +120,25 @@ def show_evaluation(console: Console, evaluation: Evaluation) -> None:
     _show(console, "Against the truth", lines)
 
 
-def show_labels_file(console: Console, file: LabelsFile) -> None:
+def show_labels_file(console: Console, labels: Labels) -> None:
     """What `relabel inspect` says of a labels file."""
-    metadata, table = file.metadata, file.table
-    failed = table.num_rows - table["error"].null_count
+    summary, metadata = labels.summary, labels.metadata.to_dict()
     extras = [
         f"{count:,} {word}"
         for count, word in (
-            (_count(table["trusted"]), "verified"),
-            (
-                _count(pc.and_(pc.is_null(table["original_label"]), pc.is_null(table["error"]))),
-                "without a label",
-            ),
-            (failed, "with an error"),
+            (summary.trusted_rows, "verified"),
+            (summary.unlabelled_rows, "without a label"),
+            (summary.unusable_rows, "with an error"),
         )
         if count
     ]
-    unverified = table.filter(pc.and_(pc.invert(table["trusted"]), pc.is_null(table["error"])))
-    counts = {entry["values"]: entry["counts"] for entry in pc.value_counts(unverified["action"]).to_pylist()}
     lines = [
-        ("Rows", f"{table.num_rows:,}{_in_brackets(extras)}"),
-        ("Classes", f"{len(file.class_names)}: {', '.join(file.class_names)}"),
-        _actions(counts, _count(table["trusted"])),
+        ("Rows", f"{summary.rows:,}{_in_brackets(extras)}"),
+        ("Classes", f"{len(labels.class_names)}: {', '.join(labels.class_names)}"),
+        _actions(summary.actions, summary.trusted_rows),
     ]
-    if metadata.get("estimated_noise_rate") is not None:
-        lines.append(("Wrong labels, as calibrated", _percent(metadata["estimated_noise_rate"])))
+    if labels.noise_rate is not None:
+        lines.append(("Wrong labels, as calibrated", _percent(labels.noise_rate)))
     told = (
         "corrector", "backbone", "weights", "image_size", "features", "dimension", "epochs", "seed",
         "trusted_rows", "command",
@@ -155,10 +147,6 @@ def show_labels_file(console: Console, file: LabelsFile) -> None:
     versions = metadata.get("versions", {})
     lines.append(("Versions", ", ".join(f"{name} {number}" for name, number in versions.items())))
     _show(console, "Labels file", lines)
-
-
-def _count(mask: pa.ChunkedArray) -> int:
-    return pc.sum(mask).as_py() or 0
 
 
 def show_trained(console: Console, described: Mapping[str, Any]) -> None:

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import replace
 from importlib.metadata import version
-from typing import Any
 
 import numpy as np
 import torch
@@ -15,19 +13,19 @@ from torch import Tensor
 
 from relabel import __version__
 from relabel.calibration.calibrate import Calibration
-from relabel.calibration.selection import Selection, actions, best
+from relabel.calibration.selection import best
 from relabel.data.sources import UNLABELLED, Source
 from relabel.data.trusted import TrustedSet
 from relabel.label_noise.transition_matrix import expected_noise_matrix, joint_counts
-from relabel.labels.parquet import largest_confusions, matrix_metadata
-from relabel.metrics import noise_matrix, wilson_interval
+from relabel.labels.metadata import CalibrationReport, MatrixRecord, Metadata, NoiseReport, Run
+from relabel.labels.parquet import Columns
+from relabel.labels.table import Labels
+from relabel.metrics import wilson_interval
 from relabel.progress import Watcher
 from relabel.sample_memory import ProbabilityStore, blocks
 
 Evidence = Mapping[str, Tensor | ProbabilityStore]
 """Distributions [N, C] by name, for the calibration."""
-
-_CONFUSIONS_TOLD = 5
 
 
 class SoftLabels:
@@ -77,24 +75,6 @@ def noise_probabilities(soft_label: NDArray[np.float32], given: NDArray[np.int64
     return np.where(given >= 0, 1 - shares, np.float32(np.nan))
 
 
-@dataclass(frozen=True)
-class Labelling:
-    """The labels file's columns, one entry per row of the source unless said.
-
-    soft_label: [N, C]; noise_probability: [N], NaN where undefined; action: [N]; trusted: [N];
-    errors: row to reason; metadata: the Parquet's JSON; summary: figures for a reader.
-    """
-
-    source: Source
-    soft_label: SoftLabels
-    noise_probability: NDArray[np.float32]
-    action: NDArray[np.str_]
-    trusted: NDArray[np.bool_]
-    errors: dict[int, str]
-    metadata: dict[str, Any]
-    summary: dict[str, Any]
-
-
 def versions() -> dict[str, str]:
     """The versions that made a result."""
     return {
@@ -123,30 +103,24 @@ def warn_of_errors(source: Source, errors: Mapping[int, str], watcher: Watcher) 
 
 def label_rows(
     source: Source,
-    errors: dict[int, str],
+    errors: Mapping[int, str],
     evidence: Evidence,
     fitted: Calibration,
     trusted: TrustedSet,
     precision: float,
-    run: Mapping[str, Any],
+    run: Run,
     held_out: NDArray[np.bool_] | None = None,
-    *,
-    fitted_before: bool = False,
-) -> Labelling:
+) -> Labels:
     """Calibrate the evidence and decide every row's labels and action.
 
-    trusted: rows that come out as verified; precision: of the promise behind `fix`; run: plain JSON data on
-    the run for the metadata, in which `transition_matrix` is what the corrector learned, [C, C];
-    held_out: [N], rows whose label training did not see; fitted_before: whether the calibration is of an
-    earlier run, on other rows.
+    trusted: rows that come out as verified; precision: that `fix` is to have; held_out: [N], rows whose label
+    training did not see. A `transition_matrix` [C, C] in `run.described` is one that the corrector learned.
     """
     num_classes = len(source.class_names)
     given = source.given
-    counts = noise_matrix(given[trusted.rows], trusted.labels, num_classes)
     usable = usable_rows(source, errors)
-    labelled = given >= 0
     soft_label = SoftLabels(evidence, given, fitted, trusted, held_out)
-    corrected, confidence = np.empty(len(source), dtype=np.int64), np.empty(len(source))
+    corrected, confidence = np.empty(len(source), dtype=np.int64), np.empty(len(source), dtype=np.float32)
     noise_probability = np.empty(len(source), dtype=np.float32)
     joint = np.zeros((num_classes, num_classes))
     for block in blocks(len(source), num_classes):
@@ -154,121 +128,60 @@ def label_rows(
         corrected[block], confidence[block] = best(soft)
         noise_probability[block] = noise_probabilities(soft, given[block])
         joint += joint_counts(soft, np.where(usable[block], given[block], UNLABELLED))
-
     is_trusted = np.zeros(len(source), dtype=bool)
     is_trusted[trusted.rows] = True
-    unverified = usable & ~is_trusted
-    selection = fitted.selection(corrected[unverified], confidence[unverified], given[unverified], precision)
-    action = actions(corrected, confidence, given, selection)
-    changed = trusted.labels != given[trusted.rows]
-    action[trusted.rows] = np.where(changed, "fix", "keep")
-
-    matrix = expected_noise_matrix(joint)
-    # Of a class that no row turns out to be of, the matrix tells nothing but chance.
-    known = np.bincount(corrected[usable], minlength=num_classes) > 0
-    judged = noise_probability[usable & labelled]
-    wrong, verified = int(counts.sum() - np.trace(counts)), int(counts.sum())
-    noise = {
-        "estimated_noise_rate": float(judged.mean(dtype=np.float64)) if len(judged) else None,
-        "verified_noise_rate": wrong / verified if verified else None,
-        "verified_noise_rate_interval": list(wilson_interval(wrong, verified)) if verified else None,
-    }
-    names, run = source.class_names, dict(run)
-    learned = np.array(run.pop("transition_matrix")) if "transition_matrix" in run else None
-    sentence = selection_sentence(
-        fitted, selection, None if fitted_before else len(trusted.rows) + len(trusted.external)
-    )
-    if len(judged) == 0:
-        sentence = "No row has a given label, so there is none to keep or to fix."
-    return Labelling(
-        source=source,
+    columns = Columns(
+        class_names=source.class_names,
+        file_names=source.file_names,
+        given=given,
         soft_label=soft_label,
+        corrected=corrected,
         noise_probability=noise_probability,
-        action=action,
+        action=np.full(len(source), "review"),
         trusted=is_trusted,
         errors=errors,
-        metadata={
-            **run,
-            "class_names": names,
-            "numbered_labels": source.numbered,
-            "versions": versions(),
-            **noise,
-            **(
-                matrix_metadata("noise_matrix", matrix, names, known)
-                if len(judged)
-                else {"noise_matrix": None}
-            ),
-            **({} if learned is None else matrix_metadata("transition_matrix", learned, names)),
-            "calibration": {**fitted.to_dict(), "selection": asdict(selection)},
-        },
-        summary={
-            "rows": len(source),
-            "unusable_rows": len(errors),
-            "ignored_files": source.ignored_files,
-            "unlabelled_rows": int((usable & ~labelled).sum()),
-            "trusted_rows": int(is_trusted.sum()),
-            "trusted_outside_source": len(trusted.external),
-            "relabelled_rows": int((unverified & labelled & (corrected != given)).sum()),
-            "actions": {name: int((action[unverified] == name).sum()) for name in ("keep", "fix", "review")},
-            **noise,
-            "largest_confusions": largest_confusions(matrix * known[:, None], names, _CONFUSIONS_TOLD),
-            "learned_transitions": None
-            if learned is None
-            else largest_confusions(learned, names, _CONFUSIONS_TOLD),
-            "calibration": fitted.to_dict(),
-            "calibrated_before": fitted_before,
-            "selection": sentence,
-        },
+    )
+    described = dict(run.described)
+    learned = described.pop("transition_matrix", None)
+    judged = usable & (given >= 0)
+    # Of a class that no row turns out to be of, the matrix tells nothing but chance.
+    known = np.bincount(corrected[usable], minlength=num_classes) > 0
+    matrix = expected_noise_matrix(joint)
+    metadata = Metadata(
+        class_names=source.class_names,
+        numbered_labels=source.numbered,
+        source=source.location,
+        ignored_files=source.ignored_files,
+        run=replace(run, described=described),
+        versions=versions(),
+        noise=_noise(noise_probability[judged], given[trusted.rows], trusted.labels),
+        noise_matrix=MatrixRecord.of(matrix, source.class_names, known) if judged.any() else None,
+        transition_matrix=learned and MatrixRecord.of(np.array(learned), source.class_names),
+        calibration=calibration_report(fitted),
+    )
+    return Labels(columns, metadata, confidence=confidence).decide(precision)
+
+
+def _noise(
+    noise_probability: NDArray[np.float32], given: NDArray[np.int64], true: NDArray[np.int64]
+) -> NoiseReport:
+    """noise_probability: of the labelled rows; given, true: of the trusted ones."""
+    labelled = given >= 0
+    rows, wrong = int(labelled.sum()), int((given != true)[labelled].sum())
+    return NoiseReport(
+        float(noise_probability.mean(dtype=np.float64)) if len(noise_probability) else None,
+        wrong / rows if rows else None,
+        wilson_interval(wrong, rows) if rows else None,
     )
 
 
-def selection_sentence(fitted: Calibration, selection: Selection, verified: int | None) -> str:
-    """What `fix` promises, or why it cannot, in one sentence.
-
-    verified: how many rows are, in all; None where the calibration is of an earlier run.
-    """
-    percent = f"{selection.precision * 100:g} %"
-    if fitted.abstains:
-        judges = "data the corrector learned from" if fitted.transferred else "verified rows that judge them,"
-        return f"On the {judges} corrections did more harm than good, so every given label is kept."
-    if fitted.transferred:
-        return _borrowed_sentence(percent, selection)
-    rows = selection.calibration_rows
-    judged = f"{selection.right} of the {rows} verified rows relabelled with such confidence are right"
-    more = "verify more rows" if verified is not None else "fit with more verified rows"
-    if selection.threshold is not None:
-        return f"At least {percent} of the fixes are expected to be right; {judged}."
-    if selection.calibration_rows < selection.needed:
-        if verified and selection.calibration_rows:
-            about = 10 * math.ceil(verified * selection.needed / selection.calibration_rows / 10)
-            more += f", about {about:,} in all,"
-        return (
-            f"Too few verified rows to promise {percent}: {selection.calibration_rows} of those that judge "
-            f"the result were relabelled with such confidence and it takes {selection.needed} at the least, "
-            f"so no row is marked fix; {more} or lower --precision."
-        )
-    if selection.rows == 0:
-        return _nothing_sure(percent)
-    return (
-        f"The verified rows do not support {percent}: {judged}, so no row is marked fix; lower --precision "
-        f"or {more}."
-    )
-
-
-def _nothing_sure(percent: str) -> str:
-    return f"No row was relabelled with a confidence of {percent}, so none is marked fix."
-
-
-def _borrowed_sentence(percent: str, selection: Selection) -> str:
-    judged = (
-        f"of {selection.calibration_rows:,} rows relabelled with such confidence on the data the corrector "
-        f"learned from, {selection.right:,} are right"
-    )
-    if selection.rows == 0:
-        return _nothing_sure(percent)
-    if selection.threshold is None:
-        return f"No row is marked fix at {percent}: {judged}. Verified rows (--trusted) can support more."
-    return (
-        f"If these rows are like the data the corrector learned from, at least {percent} of the fixes are "
-        f"right: {judged}. Verified rows (--trusted) would tell."
+def calibration_report(fitted: Calibration) -> CalibrationReport:
+    """What the labels file says of a calibration, but for the selection."""
+    scores = fitted.confidence[fitted.relabelled]
+    right = fitted.right[fitted.relabelled]
+    return CalibrationReport(
+        **fitted.to_dict(),
+        transferred=fitted.transferred,
+        right_scores=np.sort(scores[right]),
+        wrong_scores=np.sort(scores[~right]),
     )

@@ -1,15 +1,15 @@
-"""`relabel evaluate`: a labels file held against a table of true labels."""
+"""`relabel evaluate`: labels held against the true ones."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import BinaryIO
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from relabel import metrics
 from relabel.config import SourceOptions
 from relabel.data.draft_source import DraftSource, Request, class_ids, suggestion
 from relabel.data.file_index import FileIndex
@@ -20,30 +20,30 @@ from relabel.data.sources import parquet_files
 from relabel.data.tables import Table, first_few
 from relabel.data.vectors import holds_vectors, names_of
 from relabel.errors import RelabelError
-from relabel.labels.parquet import read_labels
-from relabel.metrics import Evaluation, evaluate
+from relabel.labels.table import Labels
+from relabel.metrics import Evaluation
 from relabel.progress import Silent, Watcher
 
 
-def evaluate_file(
-    labels: Path | BinaryIO, truth: Path, label_column: str | None = None, watcher: Watcher | None = None
+def evaluate(
+    labels: Labels, truth: Path, label_column: str | None = None, watcher: Watcher | None = None
 ) -> Evaluation:
-    """Compare a labels file with the truth.
+    """Compare labels with the truth.
 
-    `truth` has `file_name` and, unless `label_column` names another, `clean_label` (as `relabel corrupt`
+    A file has `file_name` and, unless `label_column` names another, `clean_label` (as `relabel corrupt`
     writes it) or `label`; it may cover a part of the rows, and rows with an empty label are unknown. It may
     also be a table of images, in one file or in several, of which no image is read. watcher: warned of labels
-    that are no class, with which nothing agrees. Raises RelabelError when a file in it is not in the labels
-    file or listed twice, or when its labels are none of the classes.
+    that are no class, with which nothing agrees. Raises RelabelError when a file in it is not among the
+    labels or listed twice, when its labels are none of the classes, and when it tells nothing of any row.
     """
-    file = read_labels(labels)
-    names = file.table["file_name"].to_pylist()
-    ids = class_ids(file.class_names, numbered=file.metadata.get("numbered_labels", False))
-    columns = (label_column,) if label_column else ("clean_label", "label")
+    columns, metadata = labels.columns, labels.metadata
+    names = columns.file_names
+    ids = class_ids(labels.class_names, numbered=metadata.numbered_labels)
+    names_of_label = (label_column,) if label_column else ("clean_label", "label")
     index = FileIndex(Path(), names)
-    table = _source_table(truth, columns, names, file.metadata.get("features"))
+    table = _source_table(truth, names_of_label, names, metadata.run.features)
     if table is None:
-        table, positions = index.read(truth, columns)
+        table, positions = index.read(truth, names_of_label)
     else:
         positions = index.find_all(table)
     strange = [label for label in table.labels if label and label not in ids]
@@ -52,7 +52,7 @@ def evaluate_file(
     if any(table.labels) and ids.keys().isdisjoint(table.labels):
         raise RelabelError(
             f"--truth {truth}: none of its labels ({named}) is a class of the labels file.",
-            f"They are {first_few(list(map(repr, file.class_names)), 10)}; --label-column names the column.",
+            f"They are {first_few(list(map(repr, labels.class_names)), 10)}; --label-column names another.",
         )
     true = np.full(len(names), -1, dtype=np.int64)
     unknown, twice = [], []
@@ -77,25 +77,22 @@ def evaluate_file(
     if strangers:
         (watcher or Silent()).warn(
             f"--truth {truth}: {len(strange):,} row(s) have a label that is no class of the labels file, "
-            f"with which nothing can agree: {named}. {suggestion(strangers[0], file.class_names)}"
+            f"with which nothing can agree: {named}. {suggestion(strangers[0], labels.class_names)}"
         )
 
-    def column(name: str) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
-        return np.array([ids.get(value, -1) for value in file.table[name].to_pylist()], dtype=np.int64)
-
-    evaluation = evaluate(
-        given=column("original_label"),
-        corrected=column("corrected_label"),
+    evaluation = metrics.evaluate(
+        given=columns.given,
+        corrected=columns.corrected,
         truth=true,
-        noise_probability=file.table["noise_probability"].fill_null(0).to_numpy(),
-        confidence=file.confidence,
-        action=np.array([value or "" for value in file.table["action"].to_pylist()]),
-        trusted=file.table["trusted"].to_numpy(),
-        failed=file.table["error"].is_valid().to_numpy(),
+        noise_probability=columns.noise_probability,
+        confidence=labels.confidence,
+        action=columns.action,
+        trusted=columns.trusted,
+        failed=~columns.usable,
     )
     if evaluation.rows + evaluation.unlabelled_rows == 0:
         raise RelabelError(
-            f"--truth {truth} covers no row that can be compared: verified and unusable rows do not count.",
+            f"--truth {truth} covers no row that can be compared: trusted and unusable rows do not count.",
             "Give the true labels of other rows.",
         )
     return evaluation

@@ -21,7 +21,7 @@ from relabel.data.decode import probe_sizes
 from relabel.data.sources import Source, open_source, too_few_classes
 from relabel.data.vectors import standardisation
 from relabel.errors import RelabelError
-from relabel.labels.parquet import matrix_metadata
+from relabel.labels.metadata import matrix_metadata
 from relabel.metrics import noise_matrix
 from relabel.progress import Watcher
 from relabel.schedule import WEIGHT_DECAY, Schedule, default_batch_size, default_learning_rate

@@ -22,7 +22,8 @@ from relabel.data.draft_source import natural_key
 from relabel.data.tables import first_few, read_table
 from relabel.errors import RelabelError
 from relabel.files import METADATA_KEY, atomic_path
-from relabel.labels.parquet import COMPRESSION, matrix_metadata, metadata_json
+from relabel.labels.metadata import matrix_metadata, metadata_json
+from relabel.labels.parquet import COMPRESSION
 from relabel.metrics import noise_matrix
 
 KIND = "noisy labels"

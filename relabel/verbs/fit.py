@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -38,7 +38,9 @@ from relabel.errors import RelabelError
 from relabel.files import digest
 from relabel.label_noise import anchor_points
 from relabel.label_noise.transition_matrix import TransitionEstimate, joint_counts
-from relabel.labels.assemble import Labelling, SoftLabels, label_rows, usable_rows, versions, warn_of_errors
+from relabel.labels.assemble import SoftLabels, label_rows, usable_rows, versions, warn_of_errors
+from relabel.labels.metadata import Run
+from relabel.labels.table import Labels
 from relabel.metrics import noise_matrix
 from relabel.progress import Silent, Watcher
 from relabel.sample_memory import ProbabilityStore, blocks
@@ -56,14 +58,6 @@ CALIBRATION_SHARE = 2 / 3  # a corrector has few parameters; calibration and pro
 IN_TRAINING_SHARE = 1 / 2  # of the meta rows, for a corrector that has witnesses
 UNSEEN_SHARE = 1 / 4  # of the trusted rows, for the calibration of a model that is kept
 _MOST_ASKED = 20_000  # rows, for the margin of corrections
-
-
-@dataclass(frozen=True)
-class FitResult(Labelling):
-    """Every row's labels, the trained corrector, and `model()`, which makes the model for other images."""
-
-    corrector: CorrectorFile
-    model: Callable[[], Model]
 
 
 @dataclass(frozen=True)
@@ -85,7 +79,7 @@ class _Split:
     unseen_labels: NDArray[np.int64]
 
 
-def fit(config: FitConfig, watcher: Watcher | None = None) -> FitResult:
+def fit(config: FitConfig, watcher: Watcher | None = None) -> Labels:
     """Train a backbone and a corrector on SOURCE, guided by the trusted rows, and calibrate.
 
     With `config.pretrained` that corrector is used as it is; trusted rows, if any, only calibrate. Writes
@@ -160,26 +154,27 @@ def fit(config: FitConfig, watcher: Watcher | None = None) -> FitResult:
     _train(training, config, source, split, shown, watcher)
     watcher.stage("Calibrating", None)
     transition = None if pretrained else _transition(training, source, trusted, errors)
-    labelling, fitted = _labelled(
+    labels, fitted = _labelled(
         training, pretrained, source, trusted, split, held_out, errors, config, built, transition
     )
-    described = (*built, "epochs", "seed", "trusted_rows", "class_names")
+    run = labels.metadata.run
     trained = CorrectorFile.of(
         corrector,
         _corrector_name(config),
         len(source.class_names),
         training.backbone.head.in_features,
-        labelling.metadata["options"],
-        {name: labelling.metadata[name] for name in described},
+        run.options or {},
+        {
+            **built,
+            "epochs": run.epochs,
+            "seed": run.seed,
+            "trusted_rows": run.trusted_rows,
+            "class_names": source.class_names,
+        },
         fitted.calibration_prior,
     )
-    return FitResult(
-        **vars(labelling),
-        corrector=trained,
-        model=partial(
-            _model, training, trained, frozen, source, trusted, split, transition, config, labelling.metadata
-        ),
-    )
+    make_model = partial(_model, training, trained, frozen, source, trusted, split, transition, config, run)
+    return labels.kept_with(trained, make_model if config.keep_model else None)
 
 
 def _with_corrector(config: FitConfig, source: Source, trusted: TrustedSet, watcher: Watcher) -> FitConfig:
@@ -460,7 +455,7 @@ def _labelled(
     config: FitConfig,
     built: Mapping[str, Any],
     transition: TransitionEstimate | None,
-) -> tuple[Labelling, Calibration]:
+) -> tuple[Labels, Calibration]:
     """Calibrate and put every row's labels, probability and action together."""
     evidence: Mapping[str, ProbabilityStore] = training.evidence()
     transferred: Calibration | None = None
@@ -481,25 +476,24 @@ def _labelled(
         fitted = calibrate.refit(transferred, of_rows, given, true, held_out_rows, config.seed)
     else:
         fitted = transferred
-    run = {
-        "corrector": _corrector_name(config),
-        "preset": config.preset,
-        "options": _options(config),
+    name, options = _corrector_name(config), _options(config)
+    began = pretrained is None and registry.begins_pretrained(name, options)
+    run = Run(
+        corrector=name,
+        preset=config.preset,
+        options=options,
         **built,
-        "epochs": training.schedule.epochs,
-        "seed": config.seed,
-        "trusted_rows": len(trusted.rows) + len(trusted.external),
-        **training.corrector.describe(),
-    }
-    if pretrained is None and registry.begins_pretrained(_corrector_name(config), run["options"]):
-        run["began_at"] = SHIPPED_CORRECTOR.name
+        epochs=training.schedule.epochs,
+        seed=config.seed,
+        trusted_rows=len(trusted.rows) + len(trusted.external),
+        began_at=SHIPPED_CORRECTOR.name if began else None,
+        described=training.corrector.describe(),
+    )
     if pretrained is not None:
         shipped = config.pretrained == SHIPPED_CORRECTOR  # whose place says nothing to others
         file = SHIPPED_CORRECTOR.name if shipped else str(config.pretrained)
-        run["pretrained"] = {"file": file, **pretrained.trained}
-        run["held_out_rows"] = int(held_out.sum())
-    labelling = label_rows(source, errors, evidence, fitted, trusted, config.precision, run, held_out)
-    return labelling, fitted
+        run = replace(run, pretrained={"file": file, **pretrained.trained}, held_out_rows=int(held_out.sum()))
+    return label_rows(source, errors, evidence, fitted, trusted, config.precision, run, held_out), fitted
 
 
 def _borrowed(
@@ -559,21 +553,22 @@ def _model(
     split: _Split,
     transition: TransitionEstimate | None,
     config: FitConfig,
-    metadata: Mapping[str, Any],
+    run: Run,
 ) -> Model:
     """What labels images that were not in this fit."""
     assert transition is not None
+    told = run.to_dict()
     kept = ("preset", "weights", "features", "epochs", "seed", "trusted_rows")
-    trained = {name: metadata[name] for name in kept if name in metadata}
+    trained = {name: told[name] for name in kept if name in told}
     backbone, fitted = _for_unseen(training, source, trusted, split, transition, config.seed)
     trained |= {"freeze": config.freeze, "averaged": backbone is training.averaged, "versions": versions()}
     if frozen is not None:
         backbone = backbones.with_head(frozen.backbone, backbone.head, frozen.mean, frozen.scale)
     return Model(
         backbone=backbone,
-        backbone_name=metadata["backbone"],
-        image_size=metadata.get("image_size"),
-        dimension=metadata.get("dimension"),
+        backbone_name=told["backbone"],
+        image_size=run.image_size,
+        dimension=run.dimension,
         class_names=source.class_names,
         corrector=corrector,
         calibration=fitted,

@@ -14,12 +14,14 @@ from relabel.data.tables import first_few
 from relabel.data.trusted import TrustedSet
 from relabel.device import resolve
 from relabel.errors import RelabelError
-from relabel.labels.assemble import Labelling, label_rows, warn_of_errors
+from relabel.labels.assemble import label_rows, warn_of_errors
+from relabel.labels.metadata import Run
+from relabel.labels.table import Labels
 from relabel.progress import Silent, Watcher
 from relabel.saved.model_file import Model, read_model
 
 
-def predict(config: PredictConfig, watcher: Watcher | None = None) -> Labelling:
+def predict(config: PredictConfig, watcher: Watcher | None = None) -> Labels:
     """Label the rows of SOURCE, which may have given labels or none, with a saved model.
 
     Raises RelabelError for anything wrong with flags, model or input, before any image is decoded.
@@ -55,24 +57,17 @@ def predict(config: PredictConfig, watcher: Watcher | None = None) -> Labelling:
     )
     watcher.stage("Predicting", len(source))
     evidence = model.evidence(inputs, compute, watcher.advance)
-    run = {
-        **model.trained,
-        "corrector": model.corrector.name,
-        "options": model.corrector.options,
-        "backbone": model.backbone_name,
-        **model.size,
-        "model": {"file": str(config.model), "versions": model.trained.get("versions")},
-    }
-    return label_rows(
-        source,
-        errors,
-        evidence,
-        model.calibration,
-        TrustedSet.empty(),
-        config.precision,
-        run,
-        fitted_before=True,
+    told = {name: value for name, value in model.trained.items() if name != "versions"}
+    run = Run(
+        **told,
+        corrector=model.corrector.name,
+        options=model.corrector.options,
+        backbone=model.backbone_name,
+        image_size=model.image_size,
+        dimension=model.dimension,
+        model={"file": str(config.model), "versions": model.trained.get("versions")},
     )
+    return label_rows(source, errors, evidence, model.calibration, TrustedSet.empty(), config.precision, run)
 
 
 def _check_features(model: Model, config: PredictConfig) -> None:

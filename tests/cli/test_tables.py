@@ -17,8 +17,8 @@ FIT = {
     "relabelled_rows": 500,
     "actions": {"keep": 1200, "fix": 400, "review": 41},
     "estimated_noise_rate": 0.3,
-    "verified_noise_rate": 0.28,
-    "verified_noise_rate_interval": [0.21, 0.36],
+    "trusted_noise_rate": 0.28,
+    "trusted_noise_rate_interval": [0.21, 0.36],
     "largest_confusions": [
         {"true": "蒸気機関車と長い名前の付いた分類", "given": "[bold]\x1bdog", "share": 0.31},
         {"true": "cat", "given": "cat", "share": 0.2},

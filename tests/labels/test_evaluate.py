@@ -6,8 +6,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from relabel.errors import RelabelError
-from relabel.labels.evaluate import evaluate_file
-from relabel.labels.parquet import write_labels
+from relabel.labels.metadata import Metadata, Run
+from relabel.labels.parquet import Columns, write_labels
+from relabel.labels.table import Labels
 from relabel.progress import Silent
 
 NAMES = ["a.png", "b.png", "c.png", "d.png", "e.png"]
@@ -23,21 +24,23 @@ def numbered(tmp_path):
     return write(tmp_path, list("01234"))
 
 
-def write(tmp_path, names, **metadata):
+def write(tmp_path, names, features=None, numbered_labels=False):
     """Given x x y y ?; corrected x y y x x; the fourth verified, the fifth unlabelled."""
     soft = np.array([[0.9, 0.1], [0.2, 0.8], [0.3, 0.7], [1, 0], [0.6, 0.4]], dtype=np.float32)
-    write_labels(
-        tmp_path / "labels.parquet",
+    columns = Columns(
+        class_names=["x", "y"],
         file_names=names,
         given=np.array([0, 0, 1, 1, -1]),
         soft_label=soft,
+        corrected=soft.argmax(axis=1),
         noise_probability=np.array([0.1, 0.8, 0.3, 1, np.nan], dtype=np.float32),
         action=np.array(["keep", "fix", "keep", "fix", "review"]),
         trusted=np.array([False, False, False, True, False]),
         errors={},
-        class_names=["x", "y"],
-        metadata=metadata,
     )
+    run = Run(features=features)
+    metadata = Metadata(["x", "y"], numbered_labels=numbered_labels, run=run)
+    write_labels(tmp_path / "labels.parquet", columns, metadata)
     return tmp_path / "labels.parquet"
 
 
@@ -51,7 +54,7 @@ def truth(tmp_path):
 
 
 def test_the_figures_are_those_of_a_count_by_hand(labels, truth):
-    found = evaluate_file(labels, truth("a.png,x", "b.png,y", "c.png,x", "d.png,x", "e.png,x"))
+    found = Labels.read(labels).evaluate(truth("a.png,x", "b.png,y", "c.png,x", "d.png,x", "e.png,x"))
     assert (found.rows, found.trusted_rows_excluded, found.unlabelled_rows) == (3, 1, 1)
     assert found.label_accuracy_before == pytest.approx(1 / 3)
     assert found.label_accuracy_after == pytest.approx(2 / 3)
@@ -63,7 +66,7 @@ def test_the_figures_are_those_of_a_count_by_hand(labels, truth):
 
 def test_clean_label_comes_before_label_and_empty_means_unknown(labels, truth):
     table = truth("a.png,y,x", "b.png,x,", "./c.png,x,y", header="file_name,label,clean_label")
-    found = evaluate_file(labels, table)
+    found = Labels.read(labels).evaluate(table)
     assert (found.rows, found.rows_without_truth, found.label_accuracy_before) == (2, 2, 1)
 
 
@@ -72,14 +75,14 @@ def test_a_true_class_the_labels_do_not_have_counts_as_wrong_and_is_warned_of(la
     watcher = Silent()
     watcher.warn = told.append
     table = truth("a.png,z", "b.png,y", "c.png,X", "d.png,X", "e.png,")
-    assert evaluate_file(labels, table, watcher=watcher).label_accuracy_after == pytest.approx(1 / 3)
+    assert Labels.read(labels).evaluate(table, watcher=watcher).label_accuracy_after == pytest.approx(1 / 3)
     assert told == [
         f"--truth {table}: 3 row(s) have a label that is no class of the labels file, with which nothing can "
         "agree: 'z', 'X'. Known classes: 'x', 'y'."
     ]
-    evaluate_file(labels, truth("a.png,X", "b.png,y"), watcher=watcher)
+    Labels.read(labels).evaluate(truth("a.png,X", "b.png,y"), watcher=watcher)
     assert told[1].endswith(": 'X'. Did you mean 'x'? Known classes: 'x', 'y'.")
-    evaluate_file(labels, truth("a.png,x", "b.png,"), watcher=watcher)
+    Labels.read(labels).evaluate(truth("a.png,x", "b.png,"), watcher=watcher)
     assert len(told) == 2
 
 
@@ -95,19 +98,19 @@ def test_a_true_class_the_labels_do_not_have_counts_as_wrong_and_is_warned_of(la
 )
 def test_a_truth_that_does_not_fit_is_refused(labels, truth, rows, told):
     with pytest.raises(RelabelError, match=told):
-        evaluate_file(labels, truth(*rows))
+        Labels.read(labels).evaluate(truth(*rows))
 
 
 def test_the_column_of_the_truth_is_named(labels, truth):
     table = truth("a.png,y,x", "b.png,x,y", header="filename,label,checked")
-    assert evaluate_file(labels, table, "checked").label_accuracy_before == 0.5
+    assert Labels.read(labels).evaluate(table, "checked").label_accuracy_before == 0.5
     with pytest.raises(RelabelError, match="needs the columns file_name and nosuch, and has filename, label"):
-        evaluate_file(labels, table, "nosuch")
+        Labels.read(labels).evaluate(table, "nosuch")
 
 
 def test_labels_of_other_classes_are_no_truth(labels, truth):
     with pytest.raises(RelabelError, match=r"none of its labels \('0', '1'\) is a class of the labels file"):
-        evaluate_file(labels, truth("a.png,0", "b.png,1", "c.png,0"))
+        Labels.read(labels).evaluate(truth("a.png,0", "b.png,1", "c.png,0"))
 
 
 def images(path, names, **columns):
@@ -122,28 +125,28 @@ def images(path, names, **columns):
 
 def test_a_table_of_images_is_a_truth(labels, tmp_path):
     true, given = [1, 0, 1, 1, 1], [0, 0, 0, 0, 0]
-    plain = evaluate_file(labels, images(tmp_path / "t.parquet", NAMES, label=true))
+    plain = Labels.read(labels).evaluate(images(tmp_path / "t.parquet", NAMES, label=true))
     assert plain.label_accuracy_after == pytest.approx(2 / 3)
     assert plain.unlabelled_accuracy == 1
     table = images(tmp_path / "t.parquet", NAMES[::-1], label=given, clean_label=true[::-1], other=given)
-    assert evaluate_file(labels, table) == plain
-    assert evaluate_file(labels, table, "other") != plain
+    assert Labels.read(labels).evaluate(table) == plain
+    assert Labels.read(labels).evaluate(table, "other") != plain
     for part in range(2):
         rows = slice(3 * part, 3 * part + 3)
         images(tmp_path / f"part-{part}.parquet", NAMES[rows], label=true[rows])
-    assert evaluate_file(labels, tmp_path / "part-*.parquet") == plain
+    assert Labels.read(labels).evaluate(tmp_path / "part-*.parquet") == plain
     with pytest.raises(RelabelError, match=r"not in the labels file: row 2 \('q.png'\)"):
-        evaluate_file(labels, images(tmp_path / "t.parquet", ["a.png", "q.png"], label=[1, 0]))
+        Labels.read(labels).evaluate(images(tmp_path / "t.parquet", ["a.png", "q.png"], label=[1, 0]))
     with pytest.raises(RelabelError, match="has no column 'nosuch'"):
-        evaluate_file(labels, table, "nosuch")
+        Labels.read(labels).evaluate(table, "nosuch")
 
 
 def test_rows_without_names_are_found_by_their_number(tmp_path, numbered):
     true = [1, 0, 1, 1, 1]
-    found = evaluate_file(numbered, images(tmp_path / "t.parquet", [None] * 5, label=true))
+    found = Labels.read(numbered).evaluate(images(tmp_path / "t.parquet", [None] * 5, label=true))
     assert found.label_accuracy_after == pytest.approx(2 / 3)
     with pytest.raises(RelabelError, match=r"t\.parquet has 4 rows and the labels file, .* 5\."):
-        evaluate_file(numbered, images(tmp_path / "t.parquet", [None] * 4, label=true[:4]))
+        Labels.read(numbered).evaluate(images(tmp_path / "t.parquet", [None] * 4, label=true[:4]))
 
 
 @pytest.mark.parametrize("names", [NAMES, list("01234")])
@@ -155,7 +158,7 @@ def test_the_vectors_of_the_source_are_a_truth(tmp_path, names):
     def against(rows=slice(None), **more):
         table = {name: values[rows] for name, values in {**columns, **named}.items()} | more
         pq.write_table(pa.table(table), tmp_path / "v.parquet")
-        return evaluate_file(file, tmp_path / "v.parquet", "true")
+        return Labels.read(file).evaluate(tmp_path / "v.parquet", "true")
 
     plain = against()
     assert plain.label_accuracy_after == pytest.approx(2 / 3)
@@ -175,9 +178,9 @@ def test_the_vectors_of_the_source_are_a_truth(tmp_path, names):
 
 def test_numbers_are_a_truth_where_they_were_labels(tmp_path, truth):
     table = truth("a.png,0", "b.png,1", "c.png,0", "d.png,0", "e.png,0")
-    assert evaluate_file(write(tmp_path, NAMES, numbered_labels=True), table).label_accuracy_after == (
+    assert Labels.read(write(tmp_path, NAMES, numbered_labels=True)).evaluate(table).label_accuracy_after == (
         pytest.approx(2 / 3)
     )
     (tmp_path / "labels.parquet").unlink()
     with pytest.raises(RelabelError, match="none of its labels"):
-        evaluate_file(write(tmp_path, NAMES, numbered_labels=False), table)
+        Labels.read(write(tmp_path, NAMES, numbered_labels=False)).evaluate(table)

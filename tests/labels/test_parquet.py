@@ -1,5 +1,6 @@
 import gc
 import io
+import json
 import os
 import subprocess
 import sys
@@ -13,27 +14,33 @@ import pytest
 
 from relabel.errors import RelabelError
 from relabel.labels import parquet
-from relabel.labels.parquet import matrix_metadata, read_labels, schema, write_labels
+from relabel.labels.metadata import MatrixRecord, Metadata, NoiseReport, Run, matrix_metadata
+from relabel.labels.parquet import Columns, open_labels, schema, write_labels
 
 CLASSES = ["Katze 🐈", "犬", "bird"]
 FILE_NAMES = ["Katze/é.png", "犬/2.png", "x/broken.png", "new/4.png", "犬/5.png"]
 
 
-def columns(junk: float = np.nan) -> dict[str, Any]:
+SOFT = np.array([[0.75, 0.25, 0], [0.25, 0.25, 0.5], [0, 0, 0], [0.5, 0.25, 0.25], [0, 1, 0]], np.float32)
+METADATA = Metadata(CLASSES, run=Run(corrector="mslc", seed=1))
+
+
+def columns(junk: float = np.nan, **changes: Any) -> Columns:
     """Five rows; row 2 failed and holds `junk`, row 3 is unlabelled, row 4 trusted."""
-    return {
+    soft_label = SOFT.copy()
+    soft_label[2] = junk
+    values = {
+        "class_names": CLASSES,
         "file_names": FILE_NAMES,
         "given": np.array([0, 1, 2, -1, 0]),
-        "soft_label": np.array(
-            [[0.75, 0.25, 0], [0.25, 0.25, 0.5], [junk, junk, junk], [0.5, 0.25, 0.25], [0, 1, 0]], np.float32
-        ),
+        "soft_label": soft_label,
+        "corrected": np.array([0, 2, 2, 0, 1]),
         "noise_probability": np.array([0.25, 0.75, junk, junk, 1], np.float32),
-        "action": ["keep", "fix", "keep", "review", "fix"],
+        "action": np.array(["keep", "fix", "keep", "review", "fix"]),
         "trusted": np.array([False, False, True, False, True]),
         "errors": {2: "cannot identify the image: ü"},
-        "class_names": CLASSES,
-        "metadata": {"seed": 1, "corrector": "mslc", "noise_rate": None},
     }
+    return Columns(**{**values, **changes})
 
 
 EXPECTED = {
@@ -48,25 +55,28 @@ EXPECTED = {
 }
 
 
-BUT_SOFT_LABELS = {name: values for name, values in EXPECTED.items() if name != "soft_label"}
-
-
 @pytest.fixture
 def labels_file(tmp_path: Path) -> Path:
     path = tmp_path / "split=train" / "labels.parquet"  # a folder that looks like a Hive partition
     path.parent.mkdir()
-    write_labels(path, **columns())
+    write_labels(path, columns(), METADATA)
     return path
 
 
 def test_round_trip_from_a_path_and_from_a_stream(labels_file: Path) -> None:
     with labels_file.open("rb") as stream:
-        for labels in (read_labels(labels_file), read_labels(stream)):
-            assert labels.table.to_pydict() == BUT_SOFT_LABELS
-            assert labels.confidence.tolist() == [0.75, 0.5, 0, 0.5, 1]
-            assert labels.table.schema.equals(schema(3).remove(2))
-            assert labels.class_names == CLASSES
-            assert labels.metadata == columns()["metadata"] | {"class_names": CLASSES}
+        for source in (labels_file, stream):
+            found, metadata = open_labels(source)
+            assert found.class_names == CLASSES
+            assert found.file_names == FILE_NAMES
+            assert found.given.tolist() == [0, 1, 2, -1, 0]
+            assert found.corrected.tolist() == [0, 2, -1, 0, 1]
+            np.testing.assert_array_equal(found.soft_label[:], SOFT)
+            np.testing.assert_array_equal(found.noise_probability, [0.25, 0.75, np.nan, np.nan, 1])
+            assert found.action.tolist() == ["keep", "fix", "", "review", "fix"]
+            assert found.trusted.tolist() == [False, False, True, False, True]
+            assert found.errors == {2: "cannot identify the image: ü"}
+            assert metadata.to_dict() == METADATA.to_dict()
 
 
 def test_the_schema_is_the_documented_one() -> None:
@@ -84,18 +94,19 @@ def test_the_schema_is_the_documented_one() -> None:
 
 def test_the_metadata_is_sorted_readable_json(labels_file: Path) -> None:
     text = pq.read_schema(labels_file).metadata[b"relabel"].decode()
-    assert text == (
-        '{"class_names": ["Katze 🐈", "犬", "bird"], "corrector": "mslc", "noise_rate": null, "seed": 1}'
-    )
+    assert text.startswith('{"class_names": ["Katze 🐈", "犬", "bird"], "corrector": "mslc", ')
+    assert [*json.loads(text)] == sorted(json.loads(text))
     with pytest.raises(ValueError, match="not JSON compliant"):
-        write_labels(io.BytesIO(), **columns() | {"metadata": {"auroc": np.nan}})
+        write_labels(io.BytesIO(), columns(), Metadata(CLASSES, noise=NoiseReport(np.nan)))
 
 
 def test_what_is_not_unicode_is_escaped_in_the_metadata(tmp_path: Path) -> None:
     path = tmp_path / "la\udcffbels.parquet"
-    write_labels(path, **columns() | {"metadata": {"command": "relabel fit 'src\udcff'", "\ud800": [r"\d"]}})
-    stored = read_labels(path).metadata
-    assert stored == {"class_names": CLASSES, "command": r"relabel fit 'src\udcff'", r"\ud800": [r"\d"]}
+    odd = Metadata(CLASSES, command="relabel fit 'src\udcff'", run=Run(described={"\ud800": [r"\d"]}))
+    write_labels(path, columns(), odd)
+    _, stored = open_labels(path)
+    assert stored.command == r"relabel fit 'src\udcff'"
+    assert stored.run.described == {r"\ud800": [r"\d"]}
 
 
 def test_a_matrix_of_thousands_of_classes_leaves_the_file_readable(tmp_path: Path) -> None:
@@ -104,24 +115,25 @@ def test_a_matrix_of_thousands_of_classes_leaves_the_file_readable(tmp_path: Pat
     matrix = np.full((4_000, 4_000), 1e-5)
     np.fill_diagonal(matrix, np.linspace(0, 1, 4_000))
     matrix[7, 3_000], matrix[3_999, 0] = 0.5, 0.25
-    changes = {
-        "soft_label": np.full((5, 4_000), 1 / 4_000, np.float32),
-        "class_names": names,
-        "metadata": matrix_metadata("noise_matrix", matrix, names),
-    }
     path = tmp_path / "labels.parquet"
-    write_labels(path, **columns() | changes)
+    wide = columns(class_names=names, soft_label=np.full((5, 4_000), 1 / 4_000, np.float32))
+    write_labels(path, wide, Metadata(names, noise_matrix=MatrixRecord.of(matrix, names)))
     assert path.stat().st_size < 1e6
     assert len(pq.read_table(path)) == 5
-    stored = read_labels(path).metadata
-    assert sorted(stored) == ["class_names", "noise_matrix_diagonal", "noise_matrix_largest"]
+    stored = json.loads(pq.read_schema(path).metadata[b"relabel"])
+    assert "noise_matrix" not in stored
     assert stored["noise_matrix_diagonal"] == matrix.diagonal().round(6).tolist()
     assert len(stored["noise_matrix_largest"]) == 1_000
-    assert stored["noise_matrix_largest"][:3] == [
+    largest = [
         {"true": "class7", "given": "class3000", "share": 0.5},
         {"true": "class3999", "given": "class0", "share": 0.25},
         {"true": "class0", "given": "class1", "share": 1e-5},
     ]
+    assert stored["noise_matrix_largest"][:3] == largest
+    _, metadata = open_labels(path)
+    assert metadata.to_json() == pq.read_schema(path).metadata[b"relabel"]
+    assert metadata.noise_matrix is not None
+    assert [vars(cell) for cell in metadata.noise_matrix.confusions(names, 3)] == largest
 
 
 def test_a_matrix_of_some_classes_is_whole() -> None:
@@ -137,25 +149,58 @@ def test_a_matrix_of_some_classes_is_whole() -> None:
 def test_equal_input_gives_equal_bytes_whatever_failed_rows_hold(labels_file: Path) -> None:
     for junk in (np.nan, np.inf, 7.0):
         stream = io.BytesIO()
-        write_labels(stream, **columns(junk))
+        write_labels(stream, columns(junk), METADATA)
         assert stream.getvalue() == labels_file.read_bytes()
 
 
 def test_several_row_groups_keep_nulls_in_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(parquet, "_ROWS_PER_GROUP", 2)
-    write_labels(tmp_path / "labels.parquet", **columns())
-    assert pq.ParquetFile(tmp_path / "labels.parquet").num_row_groups == 3
-    assert pq.read_table(tmp_path / "labels.parquet").to_pydict() == EXPECTED
-    read = read_labels(tmp_path / "labels.parquet")
-    assert read.table.to_pydict() == BUT_SOFT_LABELS
-    assert read.confidence.tolist() == [0.75, 0.5, 0, 0.5, 1]
+    path = tmp_path / "labels.parquet"
+    write_labels(path, columns(), METADATA)
+    assert pq.ParquetFile(path).num_row_groups == 3
+    assert pq.read_table(path).to_pydict() == EXPECTED
+    again = io.BytesIO()
+    write_labels(again, *open_labels(path))
+    assert again.getvalue() == path.read_bytes()
+
+
+def test_soft_labels_of_a_file_are_read_group_by_group(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(parquet, "_ROWS_PER_GROUP", 2)
+    path = tmp_path / "labels.parquet"
+    write_labels(path, columns(), METADATA)
+    asked = []
+    plain = pq.ParquetFile.read_row_group
+
+    def noted(file: pq.ParquetFile, group: int, columns: list[str]) -> pa.Table:
+        asked.append(group)
+        return plain(file, group, columns=columns)
+
+    monkeypatch.setattr(pq.ParquetFile, "read_row_group", noted)
+    soft_label = open_labels(path)[0].soft_label
+    assert asked == [], "none before it is asked for"
+    for start in range(5):
+        for stop in range(start, 6):
+            np.testing.assert_array_equal(soft_label[start:stop], SOFT[start:stop])
+    asked.clear()
+    for row in range(5):
+        np.testing.assert_array_equal(soft_label[row : row + 1], SOFT[row : row + 1])
+    assert asked == [0, 1, 2], "small parts in order read no group twice"
+
+
+def test_a_file_that_is_replaced_does_not_change_labels_read_before(labels_file: Path) -> None:
+    found, metadata = open_labels(labels_file)
+    other = columns(soft_label=SOFT[:, ::-1].copy() + np.float32([[0]] * 2 + [[1]] + [[0]] * 2))
+    write_labels(labels_file, other, metadata, overwrite=True)
+    np.testing.assert_array_equal(found.soft_label[:], SOFT)
 
 
 def test_soft_labels_are_asked_for_group_by_group(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """All of them at once may be more than memory holds."""
     monkeypatch.setattr(parquet, "_SHARES_PER_GROUP", 6)
     asked = []
-    whole = columns()["soft_label"]
+    whole = SOFT
 
     class SoftLabels:
         shape = whole.shape
@@ -164,44 +209,48 @@ def test_soft_labels_are_asked_for_group_by_group(tmp_path: Path, monkeypatch: p
             asked.append((rows.start, rows.stop))
             return whole[rows]
 
-    write_labels(tmp_path / "labels.parquet", **columns() | {"soft_label": SoftLabels()})
+    write_labels(tmp_path / "labels.parquet", columns(soft_label=SoftLabels()), METADATA)
     assert asked == [(0, 2), (2, 4), (4, 5)]
     assert pq.read_table(tmp_path / "labels.parquet").to_pydict() == EXPECTED
-    assert read_labels(tmp_path / "labels.parquet").confidence.tolist() == [0.75, 0.5, 0, 0.5, 1]
 
 
 def test_no_rows(tmp_path: Path) -> None:
-    empty = {
-        name: value[:0] if name not in ("errors", "class_names", "metadata") else value
-        for name, value in columns().items()
-    }
-    write_labels(tmp_path / "labels.parquet", **empty | {"errors": {}})
-    assert read_labels(tmp_path / "labels.parquet").table.num_rows == 0
+    whole = columns()
+    empty = {name: getattr(whole, name)[:0] for name in vars(whole) if name not in ("errors", "class_names")}
+    path = tmp_path / "labels.parquet"
+    write_labels(path, Columns(class_names=CLASSES, errors={}, **empty), METADATA)
+    found, _ = open_labels(path)
+    assert len(found) == 0
+    assert found.soft_label[:].shape == (0, 3)
 
 
-def test_our_own_mistakes_do_not_reach_a_file() -> None:
-    for change in (
+@pytest.mark.parametrize(
+    "change",
+    [
         {"file_names": FILE_NAMES[:4]},
         {"class_names": CLASSES[:2]},
         {"soft_label": np.ones((5, 3), np.float32)},
         {"errors": {}},  # row 2 then has a soft label of NaN
         {"noise_probability": np.full(5, np.nan, np.float32)},
-    ):
-        stream = io.BytesIO()
-        with pytest.raises(AssertionError):
-            write_labels(stream, **columns() | change)
-        gc.collect()  # a writer that is freed completes its file
-        with pytest.raises(RelabelError):
-            read_labels(io.BytesIO(stream.getvalue()))
+    ],
+    ids=lambda change: next(iter(change)),
+)
+def test_our_own_mistakes_do_not_reach_a_file(change: dict[str, Any]) -> None:
+    stream = io.BytesIO()
+    with pytest.raises(AssertionError):
+        write_labels(stream, columns(**change), METADATA)
+    gc.collect()  # a writer that is freed completes its file
+    with pytest.raises(RelabelError):
+        open_labels(io.BytesIO(stream.getvalue()))
 
 
 def test_an_existing_file_is_replaced_only_when_told(labels_file: Path) -> None:
     before = labels_file.read_bytes()
     with pytest.raises(RelabelError, match="--overwrite"):
-        write_labels(labels_file, **columns() | {"metadata": {}})
+        write_labels(labels_file, columns(), Metadata(CLASSES))
     assert labels_file.read_bytes() == before
-    write_labels(labels_file, **columns() | {"metadata": {}}, overwrite=True)
-    assert read_labels(labels_file).metadata == {"class_names": CLASSES}
+    write_labels(labels_file, columns(), Metadata(CLASSES), overwrite=True)
+    assert open_labels(labels_file)[1].run == Run()
 
 
 def test_an_interrupt_midway_leaves_the_old_file(labels_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -212,7 +261,7 @@ def test_an_interrupt_midway_leaves_the_old_file(labels_file: Path, monkeypatch:
 
     monkeypatch.setattr(pq.ParquetWriter, "write_table", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        write_labels(labels_file, **columns(), overwrite=True)
+        write_labels(labels_file, columns(), METADATA, overwrite=True)
     assert labels_file.read_bytes() == before
     assert os.listdir(labels_file.parent) == [labels_file.name]
 
@@ -220,9 +269,9 @@ def test_an_interrupt_midway_leaves_the_old_file(labels_file: Path, monkeypatch:
 def test_standard_output_gets_the_same_bytes_through_a_pipe(labels_file: Path) -> None:
     script = (
         "import sys, runpy\n"
-        f"columns = runpy.run_path({__file__!r})['columns']\n"
+        f"here = runpy.run_path({__file__!r})\n"
         "from relabel.labels.parquet import write_labels\n"
-        "write_labels(sys.stdout.buffer, **columns())\n"
+        "write_labels(sys.stdout.buffer, here['columns'](), here['METADATA'])\n"
     )
     finished = subprocess.run([sys.executable, "-c", script], stdout=subprocess.PIPE, check=True)
     assert finished.stdout == labels_file.read_bytes()
@@ -233,7 +282,7 @@ def test_a_closed_pipe_is_the_callers() -> None:
     os.close(reader)
     stream = os.fdopen(writer, "wb", buffering=0)
     with pytest.raises(BrokenPipeError):
-        write_labels(stream, **columns())
+        write_labels(stream, columns(), METADATA)
     stream.close()
 
 
@@ -244,7 +293,7 @@ def test_files_that_are_not_labels_files(labels_file: Path) -> None:
 
     def refused(message: str) -> None:
         with pytest.raises(RelabelError, match=message):
-            read_labels(path)
+            open_labels(path)
 
     refused("bad.parquet does not exist")
     path.write_bytes(b"file_name,label\n")
@@ -264,9 +313,9 @@ def test_files_that_are_not_labels_files(labels_file: Path) -> None:
     pq.write_table(good.replace_schema_metadata({"relabel": '{"class_names": ["a", "b"]}'}), path)
     refused("wrong type")
     pq.write_table(good.append_column("note", pa.array([1] * 5)), path)
-    assert read_labels(path).table.schema.equals(schema(3).remove(2))
+    assert open_labels(path)[0].file_names == FILE_NAMES
     with pytest.raises(RelabelError, match="standard input is cut short"):
-        read_labels(io.BytesIO(content[:100]))
+        open_labels(io.BytesIO(content[:100]))
 
 
 def test_pandas(labels_file: Path) -> None:

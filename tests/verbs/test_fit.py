@@ -17,7 +17,6 @@ from PIL import Image
 from relabel import schedule
 from relabel.calibration import calibrate, transfer
 from relabel.calibration.decision_threshold import keep_given
-from relabel.calibration.selection import Selection
 from relabel.config import FitConfig, SourceOptions
 from relabel.correctors import registry
 from relabel.data.batches import VectorInputs
@@ -27,7 +26,7 @@ from relabel.device import resolve
 from relabel.errors import RelabelError
 from relabel.label_noise import anchor_points
 from relabel.label_noise.transition_matrix import TransitionEstimate, joint_counts
-from relabel.labels.assemble import selection_sentence
+from relabel.labels.table import Labels
 from relabel.metrics import Evaluation, evaluate, noise_matrix
 from relabel.progress import Silent
 from relabel.saved.corrector_file import CorrectorFile, read_corrector
@@ -40,17 +39,17 @@ NONE = np.zeros(0, dtype=np.int64)
 TRASHNET = Path(os.environ.get("RELABEL_DATA", "missing")) / "trashnet"
 
 
-def _evaluate(result: fit.FitResult, truth: np.ndarray) -> Evaluation:
+def _evaluate(result: Labels, truth: np.ndarray) -> Evaluation:
     failed = np.zeros(len(truth), dtype=bool)
-    failed[list(result.errors)] = True
+    failed[list(result.columns.errors)] = True
     return evaluate(
-        given=result.source.given,
-        corrected=result.soft_label[:].argmax(axis=1),
+        given=result.columns.given,
+        corrected=result.columns.soft_label[:].argmax(axis=1),
         truth=truth,
-        noise_probability=result.noise_probability,
-        confidence=result.soft_label[:].max(axis=1),
-        action=result.action,
-        trusted=result.trusted,
+        noise_probability=result.columns.noise_probability,
+        confidence=result.columns.soft_label[:].max(axis=1),
+        action=result.columns.action,
+        trusted=result.columns.trusted,
         failed=failed,
     )
 
@@ -72,7 +71,7 @@ def test_corrected_labels_are_better_than_the_given_ones(digits, corrector):
         source=str(digits.images), trusted=digits.trusted, corrector=corrector, augment="shift", epochs=12
     )
     result = fit.fit(config)
-    figures = _evaluate(result, _truth(digits, result.source))
+    figures = _evaluate(result, _truth(digits, result.columns))
     assert figures.label_accuracy_before == pytest.approx(0.7, abs=0.02)
     assert figures.label_accuracy_after > 0.85
     assert figures.noise_auroc > 0.9
@@ -80,15 +79,15 @@ def test_corrected_labels_are_better_than_the_given_ones(digits, corrector):
 
 def test_trusted_rows_come_back_as_verified_and_are_split_for_meta_and_probes(digits):
     result = fit.fit(FitConfig(source=str(digits.images), trusted=digits.trusted, augment="shift", epochs=2))
-    truth = _truth(digits, result.source)
-    rows = np.flatnonzero(result.trusted)
+    truth = _truth(digits, result.columns)
+    rows = np.flatnonzero(result.columns.trusted)
     assert len(rows) == 150
-    assert (result.soft_label[:][rows] == np.eye(10, dtype=np.float32)[truth[rows]]).all()
-    wrong = result.source.given[rows] != truth[rows]
-    assert (result.noise_probability[rows] == wrong).all()
-    assert (result.action[rows] == np.where(wrong, "fix", "keep")).all()
-    assert result.metadata["calibration"]["calibration_rows"] == 100
-    np.testing.assert_allclose(result.soft_label[:].sum(axis=1), 1, atol=1e-5)
+    assert (result.columns.soft_label[:][rows] == np.eye(10, dtype=np.float32)[truth[rows]]).all()
+    wrong = result.columns.given[rows] != truth[rows]
+    assert (result.columns.noise_probability[rows] == wrong).all()
+    assert (result.columns.action[rows] == np.where(wrong, "fix", "keep")).all()
+    assert result.metadata.to_dict()["calibration"]["calibration_rows"] == 100
+    np.testing.assert_allclose(result.columns.soft_label[:].sum(axis=1), 1, atol=1e-5)
 
 
 @pytest.mark.parametrize("corrector", ["none", "mslc", "mlc", "metalabelnet", "tmlc"])
@@ -167,7 +166,7 @@ def test_the_training_is_told_how_trusted_rows_were_labelled_where_they_were(dig
     found = fit._verified(rows, np.array([3, 1, 4, 1]), source)
     assert found.rows.tolist() == rows.tolist()
     assert found.true.tolist() == [3, 1, 4, 1]
-    assert found.given.tolist() == [source.given[5], source.given[0], -1, -1]
+    assert found.columns.given.tolist() == [source.given[5], source.given[0], -1, -1]
 
 
 def test_a_frozen_backbone_trains_only_its_head_on_features_computed_once(digits, tmp_path):
@@ -181,7 +180,7 @@ def test_a_frozen_backbone_trains_only_its_head_on_features_computed_once(digits
         backbone="cnn8", image_size=16, freeze=True, epochs=10,
     )  # fmt: skip
     result = fit.fit(config)
-    figures = _evaluate(result, _truth(digits, result.source))
+    figures = _evaluate(result, _truth(digits, result.columns))
     # Random convolutions are features too; better than the given labels they must be.
     assert figures.label_accuracy_after > figures.label_accuracy_before
 
@@ -269,7 +268,7 @@ def test_a_model_of_many_classes_is_calibrated_on_what_it_will_keep_of_its_predi
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(calibrate, "fit", noted)
-        model = result.model()
+        model = result.model
     assert [*seen] == [EVIDENCE]
     compute = resolve("cpu", "off")
     kept = model.evidence(VectorInputs(torch.from_numpy(vectors.astype(np.float32))), compute)[EVIDENCE][
@@ -295,23 +294,25 @@ def copies(digits, tmp_path):
 def test_a_trusted_folder_of_copies_is_rows_of_the_source(digits, copies):
     source = open_source(str(digits.images))
     result = fit.fit(FitConfig(source=str(digits.images), trusted=copies, augment="shift", epochs=2))
-    assert result.metadata["corrector"] == "tmlc"
-    assert np.flatnonzero(result.trusted).tolist() == list(range(0, len(source), 30))
-    right = result.soft_label[:].argmax(axis=1) == _truth(digits, source)
-    assert right[result.trusted].all()
-    assert result.summary["trusted_outside_source"] == 0
+    assert result.metadata.to_dict()["corrector"] == "tmlc"
+    assert np.flatnonzero(result.columns.trusted).tolist() == list(range(0, len(source), 30))
+    right = result.columns.soft_label[:].argmax(axis=1) == _truth(digits, source)
+    assert right[result.columns.trusted].all()
+    assert result.summary.trusted_outside_source == 0
 
 
 def test_a_trusted_folder_outside_the_source_drives_the_corrector_alone(digits, copies):
     for path in copies.glob("*/*.png"):
         Image.open(path).resize((20, 20)).save(path)
     result = fit.fit(FitConfig(source=str(digits.images), trusted=copies, augment="shift", epochs=2))
-    assert result.metadata["trusted_rows"] == 60
-    assert result.metadata["corrector"] == "mslc"  # the default, tmlc, learns from rows of the source
-    assert result.metadata["calibration"]["calibration_rows"] == 0
-    assert result.metadata["verified_noise_rate"] is None
-    assert not result.trusted.any()
-    assert not (result.action == "fix").any()
+    assert result.metadata.to_dict()["trusted_rows"] == 60
+    assert (
+        result.metadata.to_dict()["corrector"] == "mslc"
+    )  # the default, tmlc, learns from rows of the source
+    assert result.metadata.to_dict()["calibration"]["calibration_rows"] == 0
+    assert result.metadata.to_dict()["trusted_noise_rate"] is None
+    assert not result.columns.trusted.any()
+    assert not (result.columns.action == "fix").any()
 
 
 SMALL = {"augment": "none", "image_size": 8, "device": "cpu", "amp": "off"}
@@ -358,11 +359,11 @@ def test_anchors_among_the_rows_nobody_verified_tell_where_wrong_labels_go(digit
     made = calibrate.fit
     monkeypatch.setattr(calibrate, "fit", spy)
     result, training = observed(digits, trusted=digits.trusted, corrector="none", epochs=6, keep_model=True)
-    result.model()
-    given = np.where(result.trusted, -1, result.source.given)
+    assert result.model is not None
+    given = np.where(result.columns.trusted, -1, result.columns.given)
     anchors = anchor_points.count(training.sample_memory.early, given)
     counts = noise_matrix(
-        result.source.given, np.where(result.trusted, _truth(digits, result.source), -1), 10
+        result.columns.given, np.where(result.columns.trusted, _truth(digits, result.columns), -1), 10
     )
     assert len(told) == 3, "of the labels, and of the model with last and with mean weights"
     assert len(set(map(id, told))) == 1, "estimated once"
@@ -372,7 +373,7 @@ def test_anchors_among_the_rows_nobody_verified_tell_where_wrong_labels_go(digit
 def test_a_pretrained_corrector_repairs_labels_nobody_has_verified(digits, corrector_file):
     result, training = apply(digits, corrector_file)
     file = read_corrector(corrector_file)
-    figures = _evaluate(result, _truth(digits, result.source))
+    figures = _evaluate(result, _truth(digits, result.columns))
     assert figures.label_accuracy_before == pytest.approx(0.7, abs=0.02)
     assert figures.label_accuracy_after > 0.85
     assert figures.noise_auroc > 0.95
@@ -381,17 +382,17 @@ def test_a_pretrained_corrector_repairs_labels_nobody_has_verified(digits, corre
     # Nothing was learned on the way, and nine of ten rows were trained on, the others without their label.
     torch.testing.assert_close(dict(training.corrector.state_dict()), file.state, rtol=0, atol=0)
     torch.testing.assert_close(result.corrector.state, file.state, rtol=0, atol=0)
-    held_out = transfer.held_out(result.source.given, 0)
-    assert held_out.sum() == result.metadata["held_out_rows"] == 180
+    held_out = transfer.held_out(result.columns.given, 0)
+    assert held_out.sum() == result.metadata.to_dict()["held_out_rows"] == 180
     assert training.rows.train.tolist() == np.flatnonzero(~held_out).tolist()
     assert training.rows.unlabelled.tolist() == np.flatnonzero(held_out).tolist()
     assert (training.rows.given[held_out] == -1).all()
-    assert not np.isnan(result.noise_probability[held_out]).any()
+    assert not np.isnan(result.columns.noise_probability[held_out]).any()
     assert len(training.rows.meta) == 0
-    assert not result.trusted.any()
-    metadata = result.metadata
+    assert not result.columns.trusted.any()
+    metadata = result.metadata.to_dict()
     assert (metadata["corrector"], metadata["trusted_rows"]) == ("tmlc", 0)
-    assert metadata["verified_noise_rate"] is None
+    assert metadata["trusted_noise_rate"] is None
     assert metadata["pretrained"]["file"] == str(corrector_file)
     assert metadata["pretrained"]["class_names"] == [str(digit) for digit in range(10)]
     assert metadata["calibration"]["calibration_rows"] == 0
@@ -401,25 +402,25 @@ def test_a_pretrained_corrector_repairs_labels_nobody_has_verified(digits, corre
     assert sharpened["early"] == pytest.approx(sharpened["late"])
     assert sharpened["last"] >= 1
     assert metadata["calibration"]["accuracy_after"] is None
-    assert result.summary["selection"].startswith(
-        "If these rows are like the data the corrector learned from"
+    assert result.summary.selection.startswith(
+        "At least 95 % of the fixes are right if these rows are like the data the corrector"
     )
-    np.testing.assert_allclose(result.soft_label[:].sum(axis=1), 1, atol=1e-5)
+    np.testing.assert_allclose(result.columns.soft_label[:].sum(axis=1), 1, atol=1e-5)
 
 
 def test_verified_rows_calibrate_a_pretrained_corrector_and_teach_it_nothing(digits, corrector_file):
     result, training = apply(digits, corrector_file, trusted=digits.trusted, epochs=3)
     file = read_corrector(corrector_file)
     torch.testing.assert_close(result.corrector.state, file.state, rtol=0, atol=0)
-    seen = np.isin(np.flatnonzero(result.trusted), training.rows.train)
+    seen = np.isin(np.flatnonzero(result.columns.trusted), training.rows.train)
     assert 0 < (~seen).sum() < 30, "probes are held out like any other row"
     assert len(training.rows.meta) == 0
-    metadata = result.metadata
-    assert metadata["trusted_rows"] == result.trusted.sum() == 150
+    metadata = result.metadata.to_dict()
+    assert metadata["trusted_rows"] == result.columns.trusted.sum() == 150
     assert metadata["calibration"]["calibration_rows"] == 150, "not one of them is for the corrector"
     assert metadata["calibration"]["accuracy_after"] > metadata["calibration"]["accuracy_before"]
-    rows, truth = np.flatnonzero(result.trusted), _truth(digits, result.source)
-    given = result.source.given
+    rows, truth = np.flatnonzero(result.columns.trusted), _truth(digits, result.columns)
+    given = result.columns.given
     evidence = {name: values[:].numpy() for name, values in training.evidence().items()}
     held_out = transfer.held_out(given, 0)
     seen = np.where(held_out, -1, given)
@@ -436,9 +437,11 @@ def test_verified_rows_calibrate_a_pretrained_corrector_and_teach_it_nothing(dig
         0,
     )
     assert metadata["calibration"]["weights"] == pytest.approx(expected.weights, abs=1e-4)
-    assert "verified rows" in result.summary["selection"]
-    assert metadata["verified_noise_rate"] == pytest.approx(0.3, abs=0.1)
-    assert (result.soft_label[:].argmax(axis=1)[result.trusted] == truth[result.trusted]).all()
+    assert "trusted rows" in result.summary.selection
+    assert metadata["trusted_noise_rate"] == pytest.approx(0.3, abs=0.1)
+    assert (
+        result.columns.soft_label[:].argmax(axis=1)[result.columns.trusted] == truth[result.columns.trusted]
+    ).all()
 
 
 def test_what_apply_writes_is_what_its_parts_say(digits, corrector_file):
@@ -451,15 +454,17 @@ def test_what_apply_writes_is_what_its_parts_say(digits, corrector_file):
         csv.writer(file).writerows([("file_name", "label"), *table])
     result, training = apply(digits, corrector_file, source=str(half), epochs=14)
     half.unlink()
-    given = result.source.given
+    given = result.columns.given
     without = given < 0
     assert without.sum() == 180
-    assert np.isnan(result.noise_probability[without]).all()
-    assert not np.isnan(result.noise_probability[~without]).any()
-    assert set(result.action[without]) == {"review"}
-    np.testing.assert_allclose(result.soft_label[:].sum(axis=1), 1, atol=1e-5)
-    truth = _truth(digits, result.source)
-    assert (result.soft_label[:].argmax(axis=1) == truth)[without].mean() > 0.4, "one in ten by chance"
+    assert np.isnan(result.columns.noise_probability[without]).all()
+    assert not np.isnan(result.columns.noise_probability[~without]).any()
+    assert set(result.columns.action[without]) == {"review"}
+    np.testing.assert_allclose(result.columns.soft_label[:].sum(axis=1), 1, atol=1e-5)
+    truth = _truth(digits, result.columns)
+    assert (result.columns.soft_label[:].argmax(axis=1) == truth)[without].mean() > 0.4, (
+        "one in ten by chance"
+    )
     # By hand, of what training left.
     held_out = transfer.held_out(given, 0)
     assert held_out.sum() == 72
@@ -471,7 +476,7 @@ def test_what_apply_writes_is_what_its_parts_say(digits, corrector_file):
     transferred = transfer.transferred_calibration(
         calibration_prior, apart, given[held_out], TransitionEstimate.of(counts).matrix
     )
-    weights, transition = result.metadata["calibration"]["weights"], transferred.transition
+    weights, transition = result.metadata.to_dict()["calibration"]["weights"], transferred.transition
     assert weights == pytest.approx(transferred.weights, abs=1e-4)
     logits = sum(weights[name] * np.log(np.clip(values, 1e-4, None)) for name, values in evidence.items())
     logits[seen] += weights["transition"] * np.log(transition[:, given[seen]].T)
@@ -486,10 +491,12 @@ def test_what_apply_writes_is_what_its_parts_say(digits, corrector_file):
     decision_threshold = transfer.with_decision_threshold(
         transferred, expected[seen], given[seen]
     ).decision_threshold
-    assert result.metadata["calibration"]["decision_threshold"] == pytest.approx(decision_threshold, abs=1e-2)
+    assert result.metadata.to_dict()["calibration"]["decision_threshold"] == pytest.approx(
+        decision_threshold, abs=1e-2
+    )
     if decision_threshold:
         expected = keep_given(expected, given, decision_threshold)
-    np.testing.assert_allclose(result.soft_label[:], expected, atol=1e-3)
+    np.testing.assert_allclose(result.columns.soft_label[:], expected, atol=1e-3)
 
 
 def test_rows_that_training_saw_tell_the_margin_of_apply(digits, corrector_file, monkeypatch):
@@ -505,12 +512,12 @@ def test_rows_that_training_saw_tell_the_margin_of_apply(digits, corrector_file,
     [(fitted, soft_label, given)] = asked
     assert fitted.raking_factors is not None
     assert soft_label.shape == (400, 10)
-    held_out = transfer.held_out(result.source.given, 0)
+    held_out = transfer.held_out(result.columns.given, 0)
     seen = np.random.default_rng(0).permutation(np.flatnonzero(~held_out))[:400]
-    np.testing.assert_array_equal(given, result.source.given[seen])
+    np.testing.assert_array_equal(given, result.columns.given[seen])
     expected = keep_given(soft_label, given, math.log(5))
-    np.testing.assert_allclose(result.soft_label[:][seen], expected, atol=1e-6)
-    assert result.metadata["calibration"]["decision_threshold"] == math.log(5)
+    np.testing.assert_allclose(result.columns.soft_label[:][seen], expected, atol=1e-6)
+    assert result.metadata.to_dict()["calibration"]["decision_threshold"] == math.log(5)
     assert (soft_label.argmax(axis=1) != given).sum() > (expected.argmax(axis=1) != given).sum() > 0
 
 
@@ -539,63 +546,11 @@ def test_without_verified_rows_a_corrector_has_nothing_to_learn_from(digits, cor
 
 def test_without_verified_rows_plain_training_has_its_prior_weights(digits):
     result = fit.fit(FitConfig(source=str(digits.images), corrector="none", epochs=2, **SMALL))
-    assert result.metadata["calibration"]["calibration_rows"] == 0
-    assert result.metadata["trusted_rows"] == 0
-    assert not (result.action == "fix").any()
-    figures = _evaluate(result, _truth(digits, result.source))
+    assert result.metadata.to_dict()["calibration"]["calibration_rows"] == 0
+    assert result.metadata.to_dict()["trusted_rows"] == 0
+    assert not (result.columns.action == "fix").any()
+    figures = _evaluate(result, _truth(digits, result.columns))
     assert figures.label_accuracy_after > figures.label_accuracy_before
-
-
-@pytest.mark.parametrize(
-    ("threshold", "calibration_rows", "right", "rows", "words"),
-    [
-        (0.97, 30, 30, 40, "At least 95 % of the fixes are expected to be right; 30 of the 30 verified"),
-        (None, 12, 12, 0, "Too few verified rows to promise 95 %: 12 of those that judge the result"),
-        (None, 30, 25, 40, "The verified rows do not support 95 %: 25 of the 30"),
-        (None, 30, 30, 0, "No row was relabelled with a confidence of 95 %, so none is marked fix."),
-    ],
-)
-def test_the_summary_says_what_fix_promises_or_why_it_cannot(threshold, calibration_rows, right, rows, words):
-    fitted = calibrate.fit({}, NONE, NONE, TransitionEstimate.of(np.eye(2, dtype=np.int64)), 0)
-    selection = Selection(0.95, threshold, calibration_rows, right, needed=19, rows=rows)
-    sentence = selection_sentence(fitted, selection, 150)
-    assert sentence.startswith(words)
-    assert ("verify more rows, about 240 in all, or lower --precision." in sentence) is (
-        calibration_rows == 12
-    )
-    before = selection_sentence(fitted, selection, None)
-    assert before.startswith(words)
-    assert ("fit with more verified rows" in before) is ("verify more rows" in sentence)
-    none = selection_sentence(fitted, replace(selection, threshold=None, calibration_rows=0, right=0), 150)
-    assert "marked fix; verify more rows or lower" in none
-
-
-@pytest.mark.parametrize(
-    ("threshold", "words"),
-    [
-        (
-            0.97,
-            "If these rows are like the data the corrector learned from, at least 95 % of the fixes are",
-        ),
-        (None, "No row is marked fix at 95 %: of 1,300 rows relabelled with such confidence on the data"),
-    ],
-)
-def test_a_borrowed_promise_names_its_condition(threshold, words):
-    calibration_prior = calibrate.fit(
-        {}, NONE, NONE, TransitionEstimate.of(np.eye(2, dtype=np.int64)), 0
-    ).calibration_prior
-    transferred = transfer.transferred_calibration(
-        calibration_prior, {}, NONE, np.array([[0.8, 0.2], [0.3, 0.7]])
-    )
-    selection = Selection(0.95, threshold, 1300, 1282, needed=19, rows=40)
-    sentence = selection_sentence(transferred, selection, 0)
-    assert sentence.startswith(words)
-    assert "1,282 are right" in sentence
-    assert "(--trusted)" in sentence
-    unsure = selection_sentence(transferred, replace(selection, threshold=None, rows=0), 0)
-    assert unsure == "No row was relabelled with a confidence of 95 %, so none is marked fix."
-    abstains = selection_sentence(replace(transferred, decision_threshold=math.inf), selection, 0)
-    assert abstains.startswith("On the data the corrector learned from corrections did more harm")
 
 
 @pytest.mark.slow
@@ -624,4 +579,4 @@ def test_photographs_with_symmetric_noise_are_repaired(tmp_path):
     figures = _evaluate(result, clean.given)
     assert figures.label_accuracy_after > figures.label_accuracy_before + 0.03
     assert figures.calibration_error < 0.1
-    assert not result.errors
+    assert not result.columns.errors

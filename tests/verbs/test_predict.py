@@ -13,8 +13,9 @@ from relabel import backbones
 from relabel.config import FitConfig, PredictConfig, SourceOptions
 from relabel.data.sources import open_source
 from relabel.errors import RelabelError
+from relabel.labels.table import Labels
 from relabel.saved.model_file import EVIDENCE, Model, read_model
-from relabel.verbs import fit
+from relabel.verbs import fit as fit_verb
 from relabel.verbs.predict import predict
 
 COLOURS = {"blue": (30, 40, 220), "green": (30, 200, 40), "red": (220, 40, 30)}
@@ -43,24 +44,24 @@ def folder(tmp_path_factory) -> Path:
     return folder
 
 
-def fit(folder: Path, monkeypatch, **options) -> tuple[fit.FitResult, fit.Training]:
+def fit(folder: Path, monkeypatch, **options) -> tuple[Labels, fit_verb.Training]:
     """The result of a small fit, and the training behind it."""
     kept = []
 
-    class Kept(fit.Training):
+    class Kept(fit_verb.Training):
         def __init__(self, *arguments):
             super().__init__(*arguments)
             kept.append(self)
 
-    monkeypatch.setattr(fit, "Training", Kept)
+    monkeypatch.setattr(fit_verb, "Training", Kept)
     settings = {
         "source": str(folder / "images"), "trusted": folder / "trusted.csv", "epochs": 3, "batch_size": 16,
         "device": "cpu", "amp": "off", "augment": "none", "keep_model": True,
     }  # fmt: skip
-    return fit.fit(FitConfig(**{**settings, **options})), kept[0]
+    return fit_verb.fit(FitConfig(**{**settings, **options})), kept[0]
 
 
-def predictions(training: fit.Training, model: Model) -> np.ndarray:
+def predictions(training: fit_verb.Training, model: Model) -> np.ndarray:
     """What the backbone that the model took over says of every row of the training."""
     backbone = training.averaged if model.trained["averaged"] else training.backbone
     assert backbone is not None
@@ -97,26 +98,26 @@ def test_a_saved_model_gives_the_finished_backbone_s_predictions_through_its_cal
     if "weights" in options:
         options = {**options, "weights": str(folder / options["weights"])}
     result, training = fit(folder, monkeypatch, **options)
-    labels = result.soft_label[:]
-    model = result.model()
+    labels = result.columns.soft_label[:]
+    model = result.model
     model.save(tmp_path / "model.pt")
-    assert (result.soft_label[:] == labels).all()
+    assert (result.columns.soft_label[:] == labels).all()
     expected = predictions(training, model)
     assert np.ptp(expected, axis=0).max() > 0.1, "predictions that are all alike would show nothing"
 
     settings = {"model": tmp_path / "model.pt", "device": "cpu", "amp": "off"}
     found = predict(PredictConfig(source=str(folder / "images"), **settings))
     fitted = read_model(tmp_path / "model.pt").calibration
-    given = result.source.given
-    assert found.source.file_names == result.source.file_names
-    assert (found.source.given == given).all()
+    given = result.columns.given
+    assert found.columns.file_names == result.columns.file_names
+    assert (found.columns.given == given).all()
     soft_label = fitted.soft_labels({EVIDENCE: expected}, given)
-    np.testing.assert_allclose(found.soft_label[:], soft_label, rtol=1e-3, atol=1e-5)
-    np.testing.assert_allclose(found.noise_probability, 1 - soft_label[range(48), given], atol=1e-5)
-    assert not found.trusted.any()
-    assert found.metadata["model"]["versions"] == result.metadata["versions"]
+    np.testing.assert_allclose(found.columns.soft_label[:], soft_label, rtol=1e-3, atol=1e-5)
+    np.testing.assert_allclose(found.columns.noise_probability, 1 - soft_label[range(48), given], atol=1e-5)
+    assert not found.columns.trusted.any()
+    assert found.metadata.to_dict()["model"]["versions"] == result.metadata.to_dict()["versions"]
     for name in ("corrector", "backbone", "weights", "image_size", "epochs", "seed", "trusted_rows"):
-        assert found.metadata[name] == result.metadata[name]
+        assert found.metadata.to_dict()[name] == result.metadata.to_dict()[name]
 
 
 def test_a_model_of_vectors_brings_their_standardisation(folder, tmp_path, monkeypatch):
@@ -131,16 +132,16 @@ def test_a_model_of_vectors_brings_their_standardisation(folder, tmp_path, monke
     reading = SourceOptions(features="vector")
     settings = {"source": str(tmp_path / "v.parquet"), "reading": reading, "augment": None}
     result, training = fit(folder, monkeypatch, trusted=tmp_path / "trusted.csv", **settings)
-    model = result.model()
+    model = result.model
     model.save(tmp_path / "model.pt")
     pq.write_table(pa.table(columns).slice(40), tmp_path / "new.parquet")
     found = predict(
         PredictConfig(str(tmp_path / "new.parquet"), tmp_path / "model.pt", reading=reading, amp="off")
     )
     evidence = {EVIDENCE: predictions(training, model)[40:]}
-    expected = read_model(tmp_path / "model.pt").calibration.soft_labels(evidence, result.source.given[40:])
-    np.testing.assert_allclose(found.soft_label[:], expected, rtol=1e-3, atol=1e-5)
-    assert (found.metadata["features"], found.metadata["dimension"]) == ("vector", 5)
+    expected = read_model(tmp_path / "model.pt").calibration.soft_labels(evidence, result.columns.given[40:])
+    np.testing.assert_allclose(found.columns.soft_label[:], expected, rtol=1e-3, atol=1e-5)
+    assert (found.metadata.to_dict()["features"], found.metadata.to_dict()["dimension"]) == ("vector", 5)
 
 
 @pytest.mark.parametrize(
@@ -151,14 +152,14 @@ def test_the_calibration_for_unseen_images_lives_off_rows_the_backbone_never_saw
     folder, monkeypatch, corrector, unseen, calibration_rows
 ):
     result, training = fit(folder, monkeypatch, corrector=corrector)
-    verified = np.flatnonzero(result.trusted)
+    verified = np.flatnonzero(result.columns.trusted)
     never_trained = np.setdiff1d(verified, training.rows.train)
-    model = result.model()
+    model = result.model
     fitted = model.calibration
     assert len(fitted.right) == len(never_trained) == unseen
-    assert result.metadata["calibration"]["calibration_rows"] == calibration_rows
+    assert result.metadata.to_dict()["calibration"]["calibration_rows"] == calibration_rows
     truth = np.array(
-        [list(COLOURS).index(Path(name).stem.strip("0123456789")) for name in result.source.file_names]
+        [list(COLOURS).index(Path(name).stem.strip("0123456789")) for name in result.columns.file_names]
     )
     assert set(truth[never_trained]) == {0, 1, 2}, "rows of every class"
     right = predictions(training, model)[never_trained].argmax(axis=1) == truth[never_trained]
@@ -174,20 +175,20 @@ def test_rows_never_trained_on_choose_between_the_last_weights_and_their_mean(fo
     with torch.no_grad():
         for parameter in getattr(training, spoilt).head.parameters():
             parameter.zero_()
-    model = result.model()
+    model = result.model
     assert model.trained["averaged"] == (spoilt == "backbone")
     assert model.backbone is (training.averaged if spoilt == "backbone" else training.backbone)
 
 
 def test_without_rows_never_trained_on_a_model_has_the_mean_of_the_weights(folder, monkeypatch):
     result, training = fit(folder, monkeypatch, corrector="none", trusted=None)
-    assert result.model().backbone is training.averaged
+    assert result.model.backbone is training.averaged
 
 
 def test_a_preset_keeps_the_last_weights_as_in_the_paper(folder, monkeypatch):
     result, training = fit(folder, monkeypatch, preset="mslc-paper")
     assert training.averaged is None
-    model = result.model()
+    model = result.model
     assert model.backbone is training.backbone
     assert not model.trained["averaged"]
 
@@ -195,7 +196,7 @@ def test_a_preset_keeps_the_last_weights_as_in_the_paper(folder, monkeypatch):
 @pytest.mark.parametrize("corrector", ["none", "tmlc"])
 def test_without_a_model_to_keep_every_verified_row_is_trained_on(folder, monkeypatch, corrector):
     result, training = fit(folder, monkeypatch, corrector=corrector, keep_model=False)
-    assert np.isin(np.flatnonzero(result.trusted), training.rows.train).all()
+    assert np.isin(np.flatnonzero(result.columns.trusted), training.rows.train).all()
     assert training.averaged is None, "an average costs time at every step"
 
 
@@ -207,12 +208,12 @@ def test_verified_images_outside_the_source_calibrate_without_a_given_label(
         for number in range(6):
             draw(tmp_path / f"verified/{colour}/{number}.png", colour, 1000 + 100 * place + number)
     result, _ = fit(folder, monkeypatch, corrector=corrector, trusted=tmp_path / "verified")
-    fitted = result.model().calibration
+    fitted = result.model.calibration
     assert len(fitted.right) == 18
     assert not fitted.relabelled.any()
     assert set(fitted.cross_validated.values()) == {None}
     assert fitted.weights[EVIDENCE] != 1, "the prior, which the rows should have moved"
-    assert result.metadata["calibration"]["calibration_rows"] == 0
+    assert result.metadata.to_dict()["calibration"]["calibration_rows"] == 0
 
 
 def test_trusted_rows_without_a_given_label_are_not_trained_on(folder, tmp_path, monkeypatch):
@@ -229,7 +230,7 @@ def test_trusted_rows_without_a_given_label_are_not_trained_on(folder, tmp_path,
 @pytest.fixture(scope="module")
 def model(folder) -> Path:
     with pytest.MonkeyPatch.context() as patch:
-        fit(folder, patch)[0].model().save(folder / "model.pt")
+        fit(folder, patch)[0].model.save(folder / "model.pt")
     return folder / "model.pt"
 
 
@@ -237,25 +238,25 @@ def test_labels_are_read_as_the_model_s_classes_whatever_the_source_has(model, t
     for number, (given, colour) in enumerate((("red", "red"), ("green", "red"), ("red", "green"))):
         draw(tmp_path / f"new/{given}/{number}.png", colour, 500 + number)
     found = predict(PredictConfig(source=str(tmp_path / "new"), model=model))
-    assert found.source.class_names == ["blue", "green", "red"]
-    assert found.source.given.tolist() == [1, 2, 2]
-    assert found.soft_label.shape == (3, 3)
+    assert found.class_names == ["blue", "green", "red"]
+    assert found.columns.given.tolist() == [1, 2, 2]
+    assert found.columns.soft_label.shape == (3, 3)
     rows = np.arange(3)
-    assert found.noise_probability == pytest.approx(
-        1 - found.soft_label[:][rows, found.source.given], abs=1e-6
+    assert found.columns.noise_probability == pytest.approx(
+        1 - found.columns.soft_label[:][rows, found.columns.given], abs=1e-6
     )
-    assert len(found.metadata["noise_matrix"]) == 3
+    assert len(found.metadata.to_dict()["noise_matrix"]) == 3
 
 
 def test_images_without_labels_get_labels_and_no_probability(model, tmp_path):
     for number in range(3):
         draw(tmp_path / f"{number}.png", "red", 600 + number)
     found = predict(PredictConfig(source=str(tmp_path), model=model))
-    assert np.isnan(found.noise_probability).all()
-    assert set(found.action) == {"review"}
-    assert found.metadata["estimated_noise_rate"] is None
-    assert found.metadata["noise_matrix"] is None
-    assert found.summary["selection"] == "No row has a given label, so there is none to keep or to fix."
+    assert np.isnan(found.columns.noise_probability).all()
+    assert set(found.columns.action) == {"review"}
+    assert found.metadata.to_dict()["estimated_noise_rate"] is None
+    assert found.metadata.to_dict()["noise_matrix"] is None
+    assert found.summary.selection == "No row has a given label, so there is none to keep or to fix."
 
 
 def test_labels_that_are_no_class_of_the_model_are_refused(model, tmp_path):
@@ -265,7 +266,7 @@ def test_labels_that_are_no_class_of_the_model_are_refused(model, tmp_path):
     assert "Its classes are 'blue', 'green', 'red'." in refusal.value.hint
     (tmp_path / "list.csv").write_text("file_name\n2024/a.png")
     found = predict(PredictConfig(source=str(tmp_path / "list.csv"), model=model))
-    assert found.source.given.tolist() == [-1]
+    assert found.columns.given.tolist() == [-1]
 
 
 def test_a_source_without_any_readable_image_is_refused(model, tmp_path):
