@@ -5,19 +5,19 @@
 `benchmark.py` runs this file. Every method trains with `relabel`'s own loop and writes its labels file, so
 that `relabel evaluate` judges all of them alike: the soft label is the network's distribution with the
 corrected label on top, the action is `fix` where the label changed and `keep` elsewhere, and a label's noise
-probability is 1 - p(given), which nobody has calibrated. The epochs, unless given, are those of the `fit`
-that trains on the fewest rows and so has the most, so that no method sees more samples than a baseline.
+probability is 1 - p(given), not calibrated. The default epochs are those of the `fit` that trains on the
+fewest rows, and so for the most epochs: no method sees more samples than a baseline.
 
-plain         Plain training on the given labels; every label gives way to the finished network's argmax. It
-              has no use for verified labels: those rows count as any other.
+plain         Plain training on the given labels; the finished network's argmax replaces every label. It has
+              no use for trusted labels: those rows count as any other.
 cleanlab      Three networks, each trained on two thirds of the rows under their given labels, predict the
               third. `find_label_issues` flags, and a flagged row takes the argmax; the rest keep their label.
-              It has no use for verified labels either. Test images get the mean of the three networks: no
+              It has no use for trusted labels either. Test images get the mean of the three networks: no
               fourth training, and more than a user's one network would give.
-fine-tune     Plain training on the given labels, then the whole network on the verified rows, at a constant
-              learning rate. Rate and epochs are those with the best accuracy on a third of the verified
+fine-tune     Plain training on the given labels, then the whole network on the trusted rows, at a constant
+              learning rate. Rate and epochs are those with the best accuracy on a third of the trusted
               rows, held out for it; then all of them are used. No fine-tuning at all is among the choices.
-trusted-only  The verified rows alone, under the same schedule, for as many steps as plain training takes, in
+trusted-only  The trusted rows alone, under the same schedule, for as many steps as plain training takes, in
               batches of at most 64: at most as many samples as it sees, each of them many times.
 """
 
@@ -26,13 +26,13 @@ from __future__ import annotations
 import argparse
 import copy
 import json
-import sys
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from importlib import import_module
 from pathlib import Path
 
+import _shared
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -80,8 +80,8 @@ class Task:
         return fit.schedule_for(self.config, len(self.source))
 
     @property
-    def verified(self) -> NDArray[np.int64]:
-        """Given labels [N], replaced by the verified ones where there are any."""
+    def best_known(self) -> NDArray[np.int64]:
+        """Given labels [N], replaced by the trusted ones where there are any."""
         labels = self.source.given.copy()
         labels[self.trusted.rows] = self.trusted.labels
         return labels
@@ -159,18 +159,18 @@ def without_issues(
 
 
 def fine_tune(task: Task) -> Outcome:
-    """Plain training, then the whole network on the verified rows."""
+    """Plain training, then the whole network on the trusted rows."""
     rows = np.arange(len(task.source))
     trained = task.train(rows, task.source.given, task.schedule)
     shuffled = np.random.default_rng(task.config.seed).permutation(task.trusted.rows)
     held_out, rest = np.split(shuffled, [len(shuffled) // 3])
 
-    score, rate, epochs = accuracy_and_loss(trained, held_out, task.verified), FINE_TUNE_RATES[0], 0
+    score, rate, epochs = accuracy_and_loss(trained, held_out, task.best_known), FINE_TUNE_RATES[0], 0
     for tried in FINE_TUNE_RATES:
         training = _fine_tuning(task, trained, rest, tried)
         while training.epoch < FINE_TUNE_EPOCHS[-1]:
             training.run_epoch()
-            found = accuracy_and_loss(training, held_out, task.verified)
+            found = accuracy_and_loss(training, held_out, task.best_known)
             if training.epoch in FINE_TUNE_EPOCHS and found > score:
                 score, rate, epochs = found, tried, training.epoch
 
@@ -183,14 +183,14 @@ def fine_tune(task: Task) -> Outcome:
 
 
 def trusted_only(task: Task) -> Outcome:
-    """The verified rows alone, for as many steps as plain training takes."""
+    """The trusted rows alone, for as many steps as plain training takes."""
     full = task.schedule
     steps = full.epochs * -(-len(task.source) // full.batch_size)
     batch_size = min(full.batch_size, SMALL_BATCH)
     epochs = max(2, steps // -(-len(task.trusted.rows) // batch_size))
     config = replace(task.config, batch_size=batch_size, epochs=epochs)
     schedule = replace(fit.schedule_for(config, len(task.trusted.rows)), weight_decay=full.weight_decay)
-    training = task.train(task.trusted.rows, task.verified, schedule)
+    training = task.train(task.trusted.rows, task.best_known, schedule)
     probability = predict(training, np.arange(len(task.source)))
     return Outcome(probability, probability.argmax(axis=1), [training])
 
@@ -204,7 +204,7 @@ METHODS: dict[str, Callable[[Task], Outcome]] = {
 
 
 def _fine_tuning(task: Task, trained: Training, rows: NDArray[np.int64], rate: float) -> Training:
-    """A copy of a trained network, about to learn verified `rows` at a constant rate."""
+    """A copy of a trained network, about to learn trusted `rows` at a constant rate."""
     schedule = replace(
         trained.schedule,
         epochs=FINE_TUNE_EPOCHS[-1],
@@ -212,7 +212,7 @@ def _fine_tuning(task: Task, trained: Training, rows: NDArray[np.int64], rate: f
         learning_rate=rate,
         milestones=(),
     )
-    return task.training(copy.deepcopy(trained.backbone), rows, task.verified, schedule)
+    return task.training(copy.deepcopy(trained.backbone), rows, task.best_known, schedule)
 
 
 def accuracy_and_loss(
@@ -253,7 +253,7 @@ def read_task(config: FitConfig) -> Task:
         config = replace(config, image_size=config.image_size or fit.default_image_size(source, config))
     inputs = _inputs(source, config, config.augment or DEFAULT_AUGMENTATION)
     if (source.given < 0).any() or trusted.external:
-        raise RelabelError("The baselines need a label in every row, and verified rows of SOURCE.")
+        raise RelabelError("The baselines need a label in every row, and trusted rows of SOURCE.")
     return Task(config, source, trusted, inputs, resolve(config.device, config.amp))
 
 
@@ -276,7 +276,7 @@ def _refuse_broken(source: Source, errors: Mapping[int, str]) -> None:
 
 
 def write_outcome(task: Task, outcome: Outcome, method: str, output: Path) -> None:
-    """The labels file, with the verified rows marked so that `evaluate` leaves them out."""
+    """The labels file, with the trusted rows marked so that `evaluate` leaves them out."""
     given, trusted = task.source.given, task.trusted
     corrected = outcome.corrected.copy()
     corrected[trusted.rows] = trusted.labels
@@ -307,7 +307,7 @@ def write_outcome(task: Task, outcome: Outcome, method: str, output: Path) -> No
 
 
 def write_test(task: Task, networks: Iterable[Training], location: str, output: Path) -> None:
-    """A labels file of rows nobody has labelled: the mean of the networks' distributions."""
+    """A labels file of unlabelled rows: the mean of the networks' distributions."""
     source = open_source(location, options=task.config.reading, need_classes=False)
     inputs = _inputs(source, task.config, "none")
     rows = np.arange(len(source))
@@ -332,9 +332,7 @@ def write_test(task: Task, networks: Iterable[Training], location: str, output: 
 
 def parse() -> argparse.Namespace:
     """The command line: the flags of `relabel fit` that mean something without a corrector."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
+    parser = _shared.parser(__doc__)
     parser.add_argument("method", choices=list(METHODS))
     parser.add_argument("source", metavar="SOURCE")
     parser.add_argument("--trusted", type=Path, required=True)
@@ -359,7 +357,7 @@ def parse() -> argparse.Namespace:
 
 
 def main() -> None:
-    """Run one baseline; what it found besides labels goes to standard output as JSON."""
+    """Run one baseline; its figures go to standard output as JSON."""
     arguments = parse()
     config = FitConfig(
         source=arguments.source,
@@ -387,7 +385,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except RelabelError as error:
-        sys.exit(f"Error: {error}")
+    _shared.run(main)

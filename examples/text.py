@@ -7,7 +7,7 @@
 
 `docstrings` tells which package of Python's standard library a docstring comes from, by its sentence vector.
 `tokens` has the form of MLC's part-of-speech tagging (Wang et al. 2020): what a word of a program is, of 25
-kinds, by the vectors of the word and its two neighbours on each side, with 8 verified words a class. It is
+kinds, by the vectors of the word and its two neighbours on each side, with 8 trusted words a class. It is
 not their data: no tagged tweets come with Python, but its own source does, and its parser tags that without
 a mistake. Vectors are those of WordLlama (MIT licence), whose smallest model lies inside its wheel.
 
@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import argparse
 import ast
-import csv
 import keyword
 import sysconfig
 import token
@@ -29,6 +28,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import _shared
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -74,11 +74,11 @@ def main() -> None:
         truth, class_names, noise=arguments.noise, rate=arguments.rate, seed=arguments.seed
     )
     if tokens:
-        verified = np.concatenate(
+        trusted = np.concatenate(
             [rng.choice(np.flatnonzero(truth == c), 8, replace=False) for c in set(truth)]
         )
     else:
-        verified = rng.choice(len(truth), 300, replace=False)
+        trusted = rng.choice(len(truth), 300, replace=False)
 
     arguments.folder.mkdir(parents=True, exist_ok=True)
     vectors = embedded(text.words, 64 if tokens else 256)
@@ -90,24 +90,22 @@ def main() -> None:
         "embedding": pa.FixedSizeListArray.from_arrays(flat, vectors.shape[1]),
     }
     pq.write_table(pa.table(table), arguments.folder / "vectors.parquet")
-    write_labels(arguments.folder / "trusted.csv", text, sorted(verified))
+    write_labels(arguments.folder / "trusted.csv", text, sorted(trusted))
     write_labels(arguments.folder / "truth.csv", text, range(len(truth)))
     print(
-        f"{len(truth):,} rows of {vectors.shape[1]} values, {len(class_names)} classes, {len(verified)} "
-        f"verified, {corrupted.actual_rate * 100:.1f} % of the labels wrong; in {arguments.folder}."
+        f"{len(truth):,} rows of {vectors.shape[1]} values, {len(class_names)} classes, {len(trusted)} "
+        f"trusted, {corrupted.actual_rate * 100:.1f} % of the labels wrong; in {arguments.folder}."
     )
 
 
 def parse() -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
+    parser = _shared.parser(__doc__)
     parser.add_argument("task", choices=["docstrings", "tokens"])
     parser.add_argument("folder", type=Path, help="where the three files go")
     parser.add_argument("--noise", default="symmetric", help="as in relabel corrupt; default: %(default)s")
     parser.add_argument("--rate", type=float, default=0.4, help="default: %(default)s")
-    parser.add_argument("--seed", type=int, default=0, help="of the noise and of the rows that are verified")
+    parser.add_argument("--seed", type=int, default=0, help="of the noise and of the trusted rows")
     return parser.parse_args()
 
 
@@ -125,10 +123,7 @@ def embedded(words: NDArray[np.str_], dimension: int) -> NDArray[np.float32]:
 
 def write_labels(path: Path, text: Text, rows: Iterable[int]) -> None:
     """A table of true labels."""
-    with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        writer.writerow(["file_name", "label"])
-        writer.writerows((text.names[row], text.labels[row]) for row in rows)
+    _shared.write_csv(path, ("file_name", "label"), ((text.names[row], text.labels[row]) for row in rows))
 
 
 def modules(packages: Sequence[str] = ()) -> Iterator[tuple[str, str, ast.Module]]:
@@ -142,7 +137,7 @@ def modules(packages: Sequence[str] = ()) -> Iterator[tuple[str, str, ast.Module
             with warnings.catch_warnings(action="ignore"):
                 yield "/".join(parts), source, ast.parse(source)
         except (UnicodeDecodeError, SyntaxError):
-            continue  # a few files show what neither can be read nor run
+            continue  # a few files are broken on purpose
 
 
 def docstrings() -> Text:
@@ -204,7 +199,7 @@ def kind_of(found: tokenize.TokenInfo, before: str, kinds: dict[Position, str]) 
 def syntactic_kinds(tree: ast.Module) -> dict[Position, str]:
     """The kinds that take a parser to know, by where the word begins."""
     kinds: dict[Position, str] = {}
-    for node in ast.walk(tree):  # from the root down: what a name is used for is noted before that it is read
+    for node in ast.walk(tree):  # from the root down: the use of a name is noted before the name itself
         match node:
             case ast.Module() | ast.FunctionDef() | ast.AsyncFunctionDef() | ast.ClassDef():
                 mark_definition(kinds, node)
@@ -263,4 +258,4 @@ def mark(kinds: dict[Position, str], nodes: Iterable[ast.expr], kind: str) -> No
 
 
 if __name__ == "__main__":
-    main()
+    _shared.run(main)

@@ -8,32 +8,33 @@ labels. A corrector learns from two thirds of a source's episodes and is then tr
 the others, its own source's and every other's.
 
 The transfer table has a line for each source that was learned from, and for all of them but the target
-(`others`): the argmax of the corrector's soft label, as in the paper, and below (`calibrated`) that of what
-the networks' averages say, calibrated as by `relabel apply` with weights learned from the same episodes and
-with the target's own held-out labels and anchors. Then come the given labels, the argmax of the last epoch
-(`CE`) and of the late average, and `own rows`: a corrector that learned on 100 verified rows of the very run
-it corrects, the meta-training that transfer spares its user, and, calibrated, the averages as weighed on
-these rows. With `--cleanlab` three networks more are trained on each of the tried episodes, as long as its
-own, and the labels that cleanlab flags by their out-of-sample predictions take the argmax. `--by noise rate
-classes backbone` makes tables of what episodes of one noise model, rate, number of classes or backbone teach
-about those of another. The ablation table has the paper's variants, learned from and tried on all sources.
-Figures are the share of right labels among the rows whose label training saw, mean over the episodes, in %.
+(`others`): the argmax of the corrector's soft label, as in the paper. Below (`calibrated`) is the argmax of
+the temporal ensemble, calibrated as by `relabel apply`, with weights learned from the same episodes and with
+the target's own held-out labels and anchor points. Then come the baselines. `own rows` is a corrector that
+learned on 100 trusted rows of the very run it corrects, the meta-training that transfer saves; calibrated, it
+is the log-linear pool fitted on these rows. `late window`, `CE` and `given` are the argmax of the late window
+of the temporal ensemble, that of the last epoch, and the given labels. With `--cleanlab` three more networks
+are trained on each of the tried episodes, as long as its own, and the labels that cleanlab flags by their
+out-of-sample predictions take the argmax. `--by noise rate classes backbone` makes tables of what episodes of
+one noise model, rate, number of classes or backbone teach about those of another. The ablation table has the
+paper's variants, learned from and tried on all sources. Figures are the label accuracy on the rows whose
+label training saw, mean over the episodes, in %.
 
 `--figure states.svg` draws the paper's figure 3: a t-SNE of the LSTM's states, of up to 1,000 given labels of
-one tried episode, before and after learning, and says how many of a state's ten nearest neighbours are alike
-in being of a right or of a wrong label. (The paper colours by class; here all classes share one network.)
+one tried episode, before and after learning, and gives the share of a state's ten nearest neighbours that are
+correctly labelled or mislabelled alike. (The paper colours by class; here all classes share one network.)
 """
 
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from statistics import fmean
 
+import _shared
 import numpy as np
 import torch
 from baselines import without_issues
@@ -43,7 +44,6 @@ from torch import Tensor
 from relabel.calibration import calibrate, labelled_runs
 from relabel.calibration.prior import CalibrationPrior
 from relabel.correctors.tmlc_net import TMLCNet
-from relabel.errors import RelabelError
 from relabel.label_noise.transition_matrix import TransitionEstimate
 from relabel.metrics import noise_matrix
 from relabel.pretraining.episodes import Episode, Pool, Recording, stage, training_of
@@ -119,7 +119,7 @@ def main() -> None:
     baselines: dict[str, Labels] = {
         "own rows": own_rows,
         "own rows, calibrated": own_rows_calibrated,
-        "late average": lambda run: run[1].late.argmax(dim=1),
+        "late window": lambda run: run[1].late.argmax(dim=1),
         **({"cleanlab": cleaned} if arguments.cleanlab else {}),
         "CE": lambda run: run[1].probability[:, -1].argmax(dim=1),
         "given": lambda run: run[1].given,
@@ -146,7 +146,7 @@ def main() -> None:
 
 @dataclass(frozen=True)
 class Teacher:
-    """What some episodes taught: a corrector, and what the network's averages weigh."""
+    """What some episodes taught: a corrector, and the weights of the log-linear pool."""
 
     corrector: TMLCNet
     calibration_prior: CalibrationPrior
@@ -193,9 +193,7 @@ def transfer_table(
 
 def parse() -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
+    parser = _shared.parser(__doc__)
     parser.add_argument("sources", nargs="+", metavar="SOURCE", help="at least two, as for relabel pretrain")
     parser.add_argument("--recordings", type=Path, required=True, help="a folder; what is there is reused")
     parser.add_argument("--episodes", type=int, default=24, help="of all sources, by turns")
@@ -228,8 +226,8 @@ def corrected(corrector: TMLCNet) -> Labels:
 
 
 def own_rows(run: Run) -> Tensor:
-    """The labels by a corrector that learned on verified rows of this very run."""
-    recording, rows = run[1], verified(run)
+    """The labels by a corrector that learned on trusted rows of this very run."""
+    recording, rows = run[1], trusted_rows(run)
     dynamics = Dynamics.of(recording)
     torch.manual_seed(0)
     corrector = TMLCNet(2, 1, start="random")
@@ -245,8 +243,8 @@ def own_rows(run: Run) -> Tensor:
 
 
 def own_rows_calibrated(run: Run) -> Tensor:
-    """The labels by the network's averages, weighed on verified rows of this very run as by `fit`."""
-    end, rows = solved(run[1]), verified(run)
+    """The labels by the log-linear pool, fitted on trusted rows of this very run as by `fit`."""
+    end, rows = solved(run[1]), trusted_rows(run)
     given, true = end.given[rows], end.true[rows]
     of_rows = {name: values[rows] for name, values in end.evidence.items()}
     transition = TransitionEstimate.of(noise_matrix(given, true, run[1].probability.shape[2]))
@@ -255,8 +253,8 @@ def own_rows_calibrated(run: Run) -> Tensor:
     return labels.index_fill(0, rows, -1)
 
 
-def verified(run: Run) -> Tensor:
-    """The rows of a run whose true labels are told."""
+def trusted_rows(run: Run) -> Tensor:
+    """The rows of a run that own_rows may read the true labels of."""
     trained = (~run[1].held_out).nonzero().squeeze(1)
     generator = torch.Generator().manual_seed(0)
     return trained[torch.randperm(len(trained), generator=generator)[: min(OWN_ROWS, len(trained) // 2)]]
@@ -275,7 +273,7 @@ def by_cleanlab(episode: Episode, pool: Pool) -> Tensor:
 
 
 def _half_wrong(recording: Recording) -> float:
-    """High where rows are many, and as many labels wrong as right."""
+    """High where there are many rows, half of them mislabelled."""
     wrong = _wrong_share(recording)
     return min(len(recording.given), FIGURE_ROWS) * wrong * (1 - wrong)
 
@@ -329,7 +327,7 @@ def grouped(runs: Iterable[Run], group_of: Callable[[Run], str]) -> dict[str, li
 
 
 def accuracy(run: Run, labels: Tensor) -> float:
-    """The share of right ones among the labels [n] of a run's rows that training saw the given label of."""
+    """The share of correct ones among the labels [n] of a run's rows whose given label training saw."""
     counted = (labels >= 0) & ~run[1].held_out
     return (labels[counted] == run[1].true[counted]).float().mean().item()
 
@@ -349,16 +347,11 @@ def by_group(
 
 
 def table(corner: str, rows: Mapping[str, Mapping[str, float]]) -> str:
-    """A Markdown table."""
+    """Shares by line and target as a Markdown table, in %."""
     names = list(next(iter(rows.values())))
-    lines = [f"| {corner} \\ tried on | {' | '.join(names)} |", "|---" * (len(names) + 1) + "|"]
-    for name, cells in rows.items():
-        lines.append(f"| {name} | {' | '.join(f'{cells[target] * 100:.1f}' for target in names)} |")
-    return "\n".join(lines)
+    lines = [[name, *(f"{cells[target] * 100:.1f}" for target in names)] for name, cells in rows.items()]
+    return _shared.table([f"{corner} \\ tried on", *names], lines)
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except RelabelError as error:
-        sys.exit(f"Error: {error}")
+    _shared.run(main)

@@ -247,7 +247,7 @@ def test_the_transfer_tables_come_from_the_same_recordings(
     )
     assert by_source[0] == ["learned from \\ tried on", "images", "second"]
     own = ["own rows", "own rows, calibrated"]
-    baselines = [*own, "late average", *["cleanlab"] * has_cleanlab, "CE", "given"]
+    baselines = [*own, "late window", *["cleanlab"] * has_cleanlab, "CE", "given"]
     taught = ["images", "second", "others"]
     assert [cells[0] for cells in by_source[2:]] == [
         *taught, *(f"{name}, calibrated" for name in taught), *baselines
@@ -272,5 +272,5 @@ def test_a_transfer_table_has_the_mean_over_the_runs_of_a_group(example):
     assert means == {"CE": {"a": pytest.approx(0.3), "b": 0.5}, "given": {"a": 0.5, "b": 0.0}}
     assert transfer.grouped(runs, lambda run: run[0]) == {"a": [runs[0], runs[2]], "b": [runs[1]]}
     assert transfer.table("learned from", {"CE": {"a": 0.3, "b": 0.5}}).splitlines() == [
-        "| learned from \\ tried on | a | b |", "|---|---|---|", "| CE | 30.0 | 50.0 |"
+        "| learned from \\ tried on | a | b |", "| --- | --- | --- |", "| CE | 30.0 | 50.0 |"
     ]  # fmt: skip

@@ -70,7 +70,7 @@ def test_epochs_of_the_correctors_are_compared_in_a_table(example, monkeypatch):
     ("arguments", "told"),
     [
         (("input", "nosuch"), "nosuch: not a folder"),
-        (("training", "--rows", "500"), "--rows 500: the first 670 are the verified ones"),
+        (("training", "--rows", "500"), "--rows 500: the first 670 are the trusted ones"),
         (("input", "."), "Error: There is no image in "),
         ((), "required: command"),
     ],
