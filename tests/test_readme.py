@@ -1,8 +1,10 @@
-"""Every command line in README is run as it is typed."""
+"""Every command line in README is run as it is typed, and every block of Python, in their order."""
 
+import ast
 import csv
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -14,9 +16,16 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from relabel import cli
+
 README = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
-PYTHON = re.findall(r"^    (import pandas\n(?:    .+\n)+)", README, flags=re.MULTILINE)
-COMMANDS = re.findall(r"^    ((?:relabel|pip|python) .+)$", README, flags=re.MULTILINE)
+BLOCKS = [
+    re.sub("^    ", "", block, flags=re.MULTILINE)
+    for block in re.findall(r"(?<=\n\n)(?:    \S.*\n(?:(?:    .*)?\n)*?)(?=\n?\S)", README)
+]
+COMMAND = re.compile(r"(?:relabel|pip|python) ")
+COMMANDS = [line for block in BLOCKS for line in block.splitlines() if COMMAND.match(line)]
+ROWS = 16  # of a class
 
 
 @pytest.fixture(scope="module")
@@ -31,20 +40,19 @@ def folder(tmp_path_factory):
         writer.writerow(["file_name", "label"])
         for name, brightness in (("dark", 60), ("light", 190)):
             (folder / "images" / name).mkdir(parents=True)
-            for row in range(30):
-                pixels = rng.integers(brightness - 40, brightness + 40, (12, 12, 3), dtype=np.uint8)
+            for row in range(ROWS):
+                pixels = rng.integers(brightness - 40, brightness + 40, (8, 8, 3), dtype=np.uint8)
                 Image.fromarray(pixels).save(folder / "images" / name / f"{row}.png")
                 if row == 0:
                     (folder / "new_images").mkdir(exist_ok=True)
                     Image.fromarray(pixels).save(folder / "new_images" / f"{name}.png")
                 if row % 2:
                     writer.writerow([f"{name}/{row}.png", name])
-    names = [f"{name}/{row}.png" for name in ("dark", "light") for row in range(30)]
-    vectors = rng.normal(np.repeat([[0.0], [2.0]], 30, axis=0), 1, (60, 4))
+    names = [f"{name}/{row}.png" for name in ("dark", "light") for row in range(ROWS)]
     columns = {
         "file_name": names,
         "label": [name.split("/")[0] for name in names],
-        "embedding": list(vectors),
+        "embedding": list(rng.normal(np.repeat([[0.0], [2.0]], ROWS, axis=0), 1, (len(names), 4))),
     }
     for name in ("vectors", "image_vectors"):
         pq.write_table(pa.table(columns), folder / f"{name}.parquet")
@@ -52,28 +60,70 @@ def folder(tmp_path_factory):
     return folder
 
 
-def _quick(command):
-    return command.startswith("relabel") and "demo" not in command
+@pytest.fixture
+def arrays():
+    """The arrays of README's Python: vectors `X`, given labels `y`, 20 trusted `rows` with their `true`
+    labels, and the out-of-fold `pred_probs` of a network that is right about two rows of three.
+    """
+    rng = np.random.default_rng(0)
+    truth = np.arange(120) % 3
+    given = np.where(rng.random(120) < 0.2, (truth + 1) % 3, truth)
+    rows = rng.permutation(120)[:40]
+    guessed = np.where(rng.random(120) < 0.3, rng.integers(3, size=120), truth)
+    return {
+        "X": rng.normal(3 * np.eye(4)[truth], 1),
+        "y": given,
+        "rows": rows,
+        "true": truth[rows],
+        "pred_probs": 0.7 * np.eye(3)[guessed] + 0.1,
+    }
+
+
+def is_python(block):
+    try:
+        ast.parse(block)
+    except SyntaxError:
+        return False
+    return True
+
+
+def is_run(command):
+    """Whether a command is run here: examples and the demo have tests of their own."""
+    return command.startswith("relabel ") and "demo" not in command
+
+
+def run_command(command, folder):
+    if "|" not in command:
+        return cli.run(shlex.split(command)[1:])
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    words = ["bash", "-o", "pipefail", "-c", command]
+    return subprocess.run(words, check=False, cwd=folder, env={**os.environ, "PATH": path}).returncode
 
 
 def test_readme_shows_the_install_the_demo_and_the_main_job():
     assert any(command.startswith("pip install") and "relabel demo" in command for command in COMMANDS)
     assert any(command.startswith("pip install") and "pytest" in command for command in COMMANDS)
-    assert len([command for command in COMMANDS if _quick(command)]) >= 4
+    assert len([command for command in COMMANDS if is_run(command)]) >= 4
 
 
-def test_readme_commands_work_in_order_as_typed(folder):
-    environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
-    for command in filter(_quick, COMMANDS):
-        if command.startswith("relabel fit"):  # each of README's sections starts without a result
-            (folder / "labels.parquet").unlink(missing_ok=True)
-        script = ["bash", "-o", "pipefail", "-c", command]
-        result = subprocess.run(
-            script, check=False, cwd=folder, env=environment, capture_output=True, text=True
-        )
-        assert result.returncode == 0, f"{command}\n{result.stderr}"
-    (lines,) = PYTHON
-    script = [sys.executable, "-c", lines.replace("\n    ", "\n")]
-    result = subprocess.run(script, check=False, cwd=folder, env=environment, capture_output=True, text=True)
-    assert result.returncode == 0, result.stderr
-    assert "noise_probability" in result.stdout
+def test_readme_s_blocks_are_commands_or_python_and_one_shows_how_the_demo_ends():
+    others = [
+        block for block in BLOCKS if not is_python(block) and not all(map(COMMAND.match, block.splitlines()))
+    ]
+    assert [block.startswith("Keep / fix / review") for block in others] == [True]
+
+
+def test_readme_s_commands_and_its_python_work_in_order_as_typed(folder, arrays, monkeypatch, capfd):
+    monkeypatch.chdir(folder)
+    names = dict(arrays)
+    printed = ""
+    for block in BLOCKS:
+        if is_python(block):
+            exec(compile(block, "README.md", "exec"), names)
+            printed += capfd.readouterr().out
+            continue
+        for command in filter(is_run, block.splitlines()):
+            if command.startswith("relabel fit"):  # each of README's sections starts without a result
+                (folder / "labels.parquet").unlink(missing_ok=True)
+            assert run_command(command, folder) == 0, f"{command}\n{capfd.readouterr().err}"
+    assert "noise_probability" in printed
