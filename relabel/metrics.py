@@ -149,6 +149,13 @@ def noise_matrix(given: NDArray[np.int64], true: NDArray[np.int64], num_classes:
     return np.bincount(cells, minlength=num_classes**2).reshape(num_classes, num_classes)
 
 
+def row_shares(counts: NDArray[np.integer] | NDArray[np.float64]) -> NDArray[np.float64]:
+    """p(given | true) [C, C] from rows by (true, given) [C, C]; a class without rows has zeros."""
+    rows = counts.sum(axis=1, keepdims=True)
+    shares: NDArray[np.float64] = counts / np.where(rows > 0, rows, 1)
+    return shares
+
+
 def _share(outcome: NDArray[np.bool_]) -> float | None:
     return float(outcome.mean()) if len(outcome) else None
 

@@ -94,8 +94,7 @@ def actions(corrected: Labels, confidence: Floats, given: Labels, selection: Sel
     its label is a `review` when that label is more likely wrong than right. An unlabelled row is a `review`.
     """
     differs = changed(corrected, given)
-    unlikely = confidence <= 0.5
-    action = np.where((given < 0) | differs | unlikely, "review", "keep")
+    action = np.where((given < 0) | differs | (confidence <= 1 - confidence), "review", "keep")
     if selection.threshold is not None:
         action[differs & (confidence >= selection.threshold)] = "fix"
     return action

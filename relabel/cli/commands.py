@@ -613,19 +613,17 @@ def corrupt(
     )
     with Terminal(make_console(stderr=True), quiet) as watcher:
         result = corrupt.corrupt(config, watcher)
-    clean, corrupted = result.source.given, result.corrupted
-    columns = (result.source.file_names, corrupted.labels, clean, result.source.class_names)
     if output == "-":
         with guarded_stdout() as stream:
-            stream.write(noisy_labels_file.to_csv(*columns).encode())
+            stream.write(result.to_csv().encode())
     else:
         arguments: list[str] = context.obj
         metadata = {**result.metadata, "command": shlex.join(["relabel", *arguments])}
-        noisy_labels_file.write(Path(output), *columns, metadata)
+        replace(result, metadata=metadata).save(Path(output), overwrite)
     if not quiet:
         typer.echo(
-            f"{int(corrupted.wrong.sum()):,} of {int((clean >= 0).sum()):,} labels are now wrong: "
-            f"actual rate {corrupted.actual_rate:.4f} ({noise_name}, seed {seed}).",
+            f"{result.wrong_rows:,} of {result.labelled_rows:,} labels are now wrong: "
+            f"actual rate {result.actual_rate:.4f} ({noise_name}, seed {seed}).",
             err=True,
         )
 

@@ -10,7 +10,7 @@ where there are any.
 
 A fit makes one `TransitionEstimate` after training, for its labels and for a kept model, and a corrector that
 wants T gets one at the end of the warm-up (`WarmUp.transition`). After calibration T is read off the soft
-labels once more, for the report (`joint_counts`, `expected_noise_matrix`).
+labels once more, for the report (`joint_counts`).
 """
 
 from __future__ import annotations
@@ -148,13 +148,6 @@ def joint_counts(soft_label: NDArray[np.floating], given: Labels) -> Floats:
     # Five times as fast as np.add.at.
     found: Floats = joint.index_add_(0, labelled[rows], shares[rows]).T.numpy()
     return found
-
-
-def expected_noise_matrix(joint: Floats) -> Floats:
-    """p(given | true) [C, C] from `joint_counts`; a row sums to 1, or is 0 where no row is of that class."""
-    rows = joint.sum(axis=1, keepdims=True)
-    shares: Floats = joint / np.where(rows > 0, rows, 1)
-    return shares
 
 
 def _off_diagonal(matrix: NDArray[np.integer] | Floats) -> Floats:

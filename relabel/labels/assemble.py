@@ -16,11 +16,11 @@ from relabel.calibration.calibrate import Calibration
 from relabel.calibration.selection import best
 from relabel.data.sources import UNLABELLED, Source
 from relabel.data.trusted import TrustedSet
-from relabel.label_noise.transition_matrix import expected_noise_matrix, joint_counts
+from relabel.label_noise.transition_matrix import joint_counts
 from relabel.labels.metadata import CalibrationReport, MatrixRecord, Metadata, NoiseReport, Run
 from relabel.labels.parquet import Columns
 from relabel.labels.table import Labels
-from relabel.metrics import wilson_interval
+from relabel.metrics import row_shares, wilson_interval
 from relabel.progress import Watcher
 from relabel.sample_memory import ProbabilityStore, blocks
 
@@ -146,7 +146,7 @@ def label_rows(
     judged = usable & (given >= 0)
     # Of a class that no row turns out to be of, the matrix tells nothing but chance.
     known = np.bincount(corrected[usable], minlength=num_classes) > 0
-    matrix = expected_noise_matrix(joint)
+    matrix = row_shares(joint)
     metadata = Metadata(
         class_names=source.class_names,
         numbered_labels=source.numbered,

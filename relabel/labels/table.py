@@ -84,14 +84,15 @@ class Labels:
         record = self.metadata.noise_matrix
         if record is None or record.whole is not None:
             return None if record is None else record.whole
-        from relabel.label_noise.transition_matrix import expected_noise_matrix, joint_counts
+        from relabel.label_noise.transition_matrix import joint_counts
+        from relabel.metrics import row_shares
         from relabel.sample_memory import blocks
 
         columns = self.columns
         given = np.where(columns.usable, columns.given, -1)
         parts = blocks(*columns.soft_label.shape)
         joint = sum(joint_counts(columns.soft_label[rows], given[rows]) for rows in parts)
-        return expected_noise_matrix(np.asarray(joint))
+        return row_shares(np.asarray(joint))
 
     @cached_property
     def confidence(self) -> NDArray[np.float32]:

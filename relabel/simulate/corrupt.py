@@ -1,4 +1,4 @@
-"""The story of `relabel corrupt`: open the clean data, show a noise model what it asks for, describe it all.
+"""`relabel corrupt`: open the clean data, give a noise model the values that it needs, describe what it did.
 
 Most noise models need nothing but labels. torch is imported where images are decoded or a network learns, so
 that those commands answer at once.
@@ -7,10 +7,11 @@ that those commands answer at once.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,14 +23,20 @@ from relabel.data.sources import Source, open_source, too_few_classes
 from relabel.data.vectors import standardisation
 from relabel.errors import RelabelError
 from relabel.labels.metadata import matrix_metadata
-from relabel.metrics import noise_matrix
+from relabel.metrics import noise_matrix, row_shares
 from relabel.progress import Watcher
-from relabel.schedule import WEIGHT_DECAY, Schedule, default_batch_size, default_learning_rate
+from relabel.schedule import WEIGHT_DECAY, Schedule
 from relabel.simulate import noise
-from relabel.simulate.noisy_labels_file import shares
+from relabel.simulate.class_maps import read_mapping, read_superclasses
+from relabel.simulate.noisy_labels_file import NoisyLabels
 
-IMAGE_SIZE = 32  # at most: the size of CIFAR, which both models that look at images were made for
-SAMPLES_SEEN = 100_000  # the network's epochs are as many as make this many, within limits
+if TYPE_CHECKING:
+    from relabel.training.loop import Training
+
+IMAGE_SIZE = 32
+"""At most: the size of CIFAR, which both models that read images were made for."""
+SAMPLES_SEEN = 100_000
+"""The network's epochs are as many as make this many, within limits: enough for its second choices."""
 EPOCH_LIMITS = (10, 20)
 
 
@@ -55,17 +62,8 @@ class CorruptConfig:
             raise RelabelError(f"--epochs {self.epochs}: must be at least 1.")
 
 
-@dataclass(frozen=True)
-class Corruption:
-    """The clean data, its noisy labels, and in `metadata` (JSON data) what made them."""
-
-    source: Source
-    corrupted: noise.CorruptedLabels
-    metadata: dict[str, Any]
-
-
-def corrupt(config: CorruptConfig, watcher: Watcher) -> Corruption:
-    """Make a share of the labels of SOURCE wrong.
+def corrupt(config: CorruptConfig, watcher: Watcher) -> NoisyLabels:
+    """Flip a share of the labels of SOURCE.
 
     Raises RelabelError for anything wrong with flags or input, before any image is decoded.
     """
@@ -73,12 +71,7 @@ def corrupt(config: CorruptConfig, watcher: Watcher) -> Corruption:
     for warning in source.warnings:
         watcher.warn(warning)
     names = source.class_names
-    mapping = None
-    if config.mapping:
-        superclass = config.noise == "superclass"
-        mapping = (noise.read_superclasses if superclass else noise.read_mapping)(config.mapping, names)
-        if superclass and (alone := [name for row, name in enumerate(names) if row not in mapping]):
-            watcher.warn(f"Alone in their superclass, so their labels stay clean: {', '.join(alone)}.")
+    mapping = _mapping(config, names, watcher)
     corrupted = noise.corrupt(
         source.given,
         names,
@@ -91,7 +84,7 @@ def corrupt(config: CorruptConfig, watcher: Watcher) -> Corruption:
     versions = {"relabel": __version__, "numpy": np.__version__}
     if config.noise == "feature-dependent":
         versions["torch"] = version("torch")
-    matrix = shares(noise_matrix(corrupted.labels, source.given, len(names)))
+    matrix = row_shares(noise_matrix(corrupted.labels, source.given, len(names)))
     metadata: dict[str, Any] = {
         "noise": config.noise,
         "rate": config.rate,
@@ -104,7 +97,19 @@ def corrupt(config: CorruptConfig, watcher: Watcher) -> Corruption:
         metadata["features"] = config.reading.features
     if mapping:
         metadata["map"] = {names[true]: names[given] for true, given in mapping.items()}
-    return Corruption(source, corrupted, metadata)
+    return NoisyLabels(source.file_names, corrupted.labels, source.given, names, metadata)
+
+
+def _mapping(config: CorruptConfig, names: Sequence[str], watcher: Watcher) -> dict[int, int] | None:
+    """The classes that are mistaken for others, as the config's file has them; None without one."""
+    if not config.mapping:
+        return None
+    if config.noise != "superclass":
+        return read_mapping(config.mapping, names)
+    mapping = read_superclasses(config.mapping, names)
+    if alone := [name for row, name in enumerate(names) if row not in mapping]:
+        watcher.warn(f"Alone in their superclass, so their labels stay clean: {', '.join(alone)}.")
+    return mapping
 
 
 class SourceValues:
@@ -143,11 +148,22 @@ class SourceValues:
 
     def logits(self) -> tuple[noise.RowIndex, NDArray[np.float32]]:
         """Logits, without augmentation, of a cnn8 or mlp trained on the labels by plain cross-entropy."""
-        source, config, watcher = self._source, self._config, self._watcher
         rows, values = self.values()
-        if len(np.unique(source.given[rows])) < 2:
-            raise too_few_classes(source)
+        if len(np.unique(self._source.given[rows])) < noise.FEWEST_CLASSES:
+            raise too_few_classes(self._source)
 
+        import torch
+
+        training = self._training(rows, values)
+        logits = np.zeros((len(self._source), len(self._source.class_names)), dtype=np.float32)
+        for index, batch in training.predict(torch.from_numpy(rows)):
+            logits[index.numpy()] = batch.cpu().numpy()
+        agreed = (logits[rows].argmax(axis=1) == self._source.given[rows]).mean()
+        self._watcher.say(f"The network agrees with {agreed * 100:.1f} % of the labels.")
+        return rows, logits
+
+    def _training(self, rows: noise.RowIndex, values: NDArray[np.uint8] | NDArray[np.float32]) -> Training:
+        """A finished run of plain cross-entropy on those rows."""
         import torch
 
         from relabel import backbones
@@ -155,18 +171,11 @@ class SourceValues:
         from relabel.device import resolve
         from relabel.training.loop import EpochReport, Rows, Training
 
-        compute = resolve(config.device)
+        source, watcher = self._source, self._watcher
+        compute = resolve(self._config.device)
         # Drawn, because torch takes no seed beyond 64 bits.
-        seed = int(np.random.default_rng(config.seed).integers(2**62))
-        low, high = EPOCH_LIMITS
-        epochs = config.epochs or min(high, max(low, math.ceil(SAMPLES_SEEN / len(rows))))
-        batch_size = default_batch_size(len(rows))
-        schedule = Schedule(
-            epochs=epochs,
-            batch_size=batch_size,
-            learning_rate=default_learning_rate(batch_size),
-            weight_decay=WEIGHT_DECAY,
-        )
+        seed = int(np.random.default_rng(self._config.seed).integers(2**62))
+        schedule = _schedule(len(rows), self._config.epochs)
 
         def on_epoch(report: EpochReport) -> None:
             watcher.say(f"Epoch {report.epoch + 1}/{report.epochs}: loss {report.loss:.3f}")
@@ -187,16 +196,12 @@ class SourceValues:
             )
             extent = f"{values.shape[1]} " + ("px: cnn8" if source.vectors is None else "dimensions: mlp")
             watcher.say(
-                f"Learning {len(rows):,} {source.noun} of {extent} on {compute.describe()}, {epochs} epochs."
+                f"Learning {len(rows):,} {source.noun} of {extent} on {compute.describe()}, "
+                f"{schedule.epochs} epochs."
             )
-            watcher.stage("Training", training.steps_before(epochs))
+            watcher.stage("Training", training.steps_before(schedule.epochs))
             training.run(on_epoch, watcher.advance)
-        logits = np.zeros((len(source), len(source.class_names)), dtype=np.float32)
-        for index, batch in training.predict(training.rows.train):
-            logits[index.numpy()] = batch.cpu().numpy()
-        agreed = (logits[rows].argmax(axis=1) == source.given[rows]).mean()
-        watcher.say(f"The network agrees with {agreed * 100:.1f} % of the labels.")
-        return rows, logits
+        return training
 
     def _decoded(self) -> tuple[NDArray[np.uint8], dict[int, str]]:
         """Images [N, S, S, 3], S being the native size within 8..32, and why which rows have none."""
@@ -208,3 +213,10 @@ class SourceValues:
         watcher.stage("Decoding", len(source) - len(skip))
         images, unreadable = decode_all(source.references, size, skip, watcher.advance)
         return images, {**source.errors, **unreadable}
+
+
+def _schedule(rows: int, epochs: int | None) -> Schedule:
+    """Of plain training, shorter and with the usual weight decay: its second choices are all it is for."""
+    low, high = EPOCH_LIMITS
+    epochs = epochs or min(high, max(low, math.ceil(SAMPLES_SEEN / rows)))
+    return Schedule(epochs=epochs, weight_decay=WEIGHT_DECAY).resolved(rows)

@@ -1,4 +1,4 @@
-"""`relabel demo`: a small real image folder to see the tool work on, without any download.
+"""`relabel demo`: a small folder of real images with synthetic noise, without any download.
 
 scikit-learn ships 1,797 handwritten digits (8 × 8 px; UCI "Optical Recognition of Handwritten Digits").
 They become PNG files in class folders named after their GIVEN label, 30 % of which are wrong.
@@ -20,7 +20,7 @@ from relabel.files import check_output, make_folder
 from relabel.simulate import noise
 
 NOISE_RATE = 0.3
-VERIFIED_ROWS = 150
+TRUSTED_ROWS = 150
 _SEED = 0
 _SCALE = 2  # 8 px digits as 16 px images: room for the three poolings of cnn8
 
@@ -49,7 +49,7 @@ class DemoData:
         """What was written, for a reader."""
         return (
             f"Wrote {self.rows:,} handwritten digits to {self.images} "
-            f"({self.actual_rate:.0%} of the labels wrong), {VERIFIED_ROWS} verified rows to {self.trusted} "
+            f"({self.actual_rate:.0%} of the labels wrong), {TRUSTED_ROWS} trusted rows to {self.trusted} "
             f"and the truth to {self.truth}."
         )
 
@@ -88,8 +88,8 @@ def write_dataset(directory: Path, overwrite: bool) -> DemoData:
         grey = Image.fromarray((pixels * (255 / 16)).round().astype(np.uint8))
         side = pixels.shape[0] * _SCALE
         grey.resize((side, side), Image.Resampling.BICUBIC).save(images / name)
-    verified = np.sort(np.random.default_rng(_SEED).permutation(len(names))[:VERIFIED_ROWS])
-    _write_csv(data_files["trusted.csv"], ((names[row], class_names[truth[row]]) for row in verified))
+    trusted = np.sort(np.random.default_rng(_SEED).permutation(len(names))[:TRUSTED_ROWS])
+    _write_csv(data_files["trusted.csv"], ((names[row], class_names[truth[row]]) for row in trusted))
     _write_csv(data_files["truth.csv"], zip(names, (class_names[label] for label in truth), strict=True))
     return DemoData(
         images=images,

@@ -1,7 +1,7 @@
-"""Label noise for benchmarks: which given labels `relabel corrupt` makes wrong.
+"""Synthetic label noise: which labels `relabel corrupt` flips, by the models of the papers.
 
-Labels are int64 [N], class ids 0..C-1; -1 marks an unlabelled row, which no model touches. Two models look at
-the images (or vectors) too, through `Images`, asked for only when needed: everything here is numpy.
+Labels are int64 [N], class ids 0..C-1; -1 marks an unlabelled row, which no model touches. Two models also
+read the images (or vectors), through `Images`, and only when needed: everything here is numpy.
 
     symmetric, flip-random                           every other class alike
     symmetric-inclusive, uniform                     every class alike, the true one included
@@ -9,12 +9,8 @@ the images (or vectors) too, through `Images`, asked for only when needed: every
     feature-dependent, instance-dependent            the image decides
 """
 
-import csv
-import json
-import unicodedata
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Protocol
 
 import numpy as np
@@ -25,12 +21,16 @@ from relabel.errors import RelabelError
 Labels = NDArray[np.int64]
 RowIndex = NDArray[np.int64]
 
-_RATE_SPREAD = 0.1  # the standard deviation of q_i in Xia et al. 2020, Algorithm 2
-_CHUNK = 1024  # images turned into float32 at a time
+FEWEST_CLASSES = 2
+"""One class has no other to be flipped to."""
+_RATE_DEVIATION = 0.1
+"""Standard deviation of a row's flip probability q_i (Xia et al. 2020, Algorithm 2)."""
+_CHUNK = 1024
+"""Images that are turned into float32 at a time."""
 
 
 class Images(Protocol):
-    """What is behind the labels, for the models that look at it; decoded or learned when asked for.
+    """The images behind the labels, for the models that read them; decoded or learned on demand.
 
     Both methods give (rows [n], values by row of the source): `rows` have a label and an image (or vector)
     that can be used, and the values of all other rows mean nothing.
@@ -45,7 +45,7 @@ class Images(Protocol):
 
 @dataclass(frozen=True)
 class NoiseInputs:
-    """What a noise model is given; `mapping` is empty and `images` None for the models that use none."""
+    """Of a noise model; `mapping` is empty and `images` None for the models that use none."""
 
     labels: Labels
     num_classes: int
@@ -149,8 +149,8 @@ def from_margins(logits: NDArray[np.floating], labels: Labels, rate: float) -> L
     others = np.array(logits, dtype=np.float64)
     others[rows, labels] = -np.inf
     best_other = others.argmax(axis=1)
-    decision_threshold = logits[rows, labels] - others[rows, best_other]
-    nearest = np.argsort(decision_threshold, kind="stable")[: round(rate * len(labels))]
+    margin = logits[rows, labels] - others[rows, best_other]
+    nearest = np.argsort(margin, kind="stable")[: round(rate * len(labels))]
     noisy = labels.copy()
     noisy[nearest] = best_other[nearest]
     return noisy
@@ -162,12 +162,12 @@ def instance_dependent(inputs: NoiseInputs) -> Labels:
     Row i flips with probability q_i ~ TruncNormal(rate, 0.1²; 0, 1), to a class drawn from
     softmax(x_i · W[y_i]) with y_i itself left out; W is [C, D, C], standard normal, and drawn class by class,
     so that D x C of it are held at a time. The truncation lifts the actual rate a little where the rate is
-    near 0 (0.1: about 0.13) and lowers it near 1.
+    near 0 and lowers it near 1.
 
     x_i is the flattened image, in 0..255 and not centred, as in the released code. The softmax is then
-    all but one-hot: equal images of a class flip to the same class. Bright pixels weigh most, so that one
-    target takes up some 70 % of a class's flips on CIFAR-10 (about 25 % if x were normalised). A vector is
-    standardised, for its dimensions may have any unit.
+    all but one-hot: equal images of a class flip to the same class, and as bright pixels weigh most, one
+    target takes up most of a class's flips (examples/RESULTS.md, "Choices"). A vector is standardised, for
+    its dimensions may have any unit.
     """
     assert inputs.images is not None
     noisy = inputs.labels.copy()
@@ -206,7 +206,7 @@ FROM_IMAGES = frozenset({"feature-dependent", "instance-dependent"})  # those th
 
 @dataclass(frozen=True)
 class CorruptedLabels:
-    """`labels` int64 [N]; `wrong` bool [N], the changed rows; `actual_rate`, their share of the labelled."""
+    """`labels` int64 [N]; `wrong` bool [N], the flipped rows; `actual_rate`, their share of the labelled."""
 
     labels: Labels
     wrong: NDArray[np.bool_]
@@ -223,7 +223,7 @@ def corrupt(
     mapping: Mapping[int, int] | None = None,
     images: Images | None = None,
 ) -> CorruptedLabels:
-    """Make a share `rate` (0..1) of the given labels wrong; the same seed gives the same labels.
+    """Flip a share `rate` (0..1) of the labels; the same seed gives the same labels.
 
     `mapping` is needed by the models in MAPPED, `images` by those in FROM_IMAGES, which ask for them after
     everything else was checked. Raises `RelabelError` for an unknown noise, a rate outside 0..1, a map that
@@ -242,7 +242,7 @@ def corrupt(
             raise RelabelError(
                 f"The map sends {class_names[source]!r} to itself.", "Name another class or leave it out."
             )
-    if len(class_names) < 2:
+    if len(class_names) < FEWEST_CLASSES:
         raise RelabelError("Label noise needs at least two classes.", f"The source has {len(class_names)}.")
     labelled = int(np.count_nonzero(labels >= 0))
     if labelled == 0:
@@ -252,55 +252,6 @@ def corrupt(
     noisy = NOISE_MODELS[noise](NoiseInputs(labels, len(class_names), rate, rng, mapping or {}, images))
     wrong = noisy != labels
     return CorruptedLabels(noisy, wrong, np.count_nonzero(wrong) / labelled)
-
-
-def read_mapping(path: Path, class_names: Sequence[str]) -> dict[int, int]:
-    """Read which class is mistaken for which: CSV columns `from,to`, or JSON like {"truck": "automobile"}.
-
-    Returns class id -> class id. Raises `RelabelError` naming the row for an unknown or repeated class.
-    """
-    ids = {name: index for index, name in enumerate(class_names)}
-    mapping: dict[int, int] = {}
-    for where, source, target in _pairs(path, ("from", "to")):
-        for name in (source, target):
-            _check_class(path, where, name, class_names)
-        if ids[source] in mapping:
-            raise RelabelError(f"{path}, {where}: {source!r} is mapped twice.", "Keep one of the rows.")
-        mapping[ids[source]] = ids[target]
-    return mapping
-
-
-def read_superclasses(path: Path, class_names: Sequence[str]) -> dict[int, int]:
-    """Read superclasses, CSV columns `class,superclass` or JSON {superclass: [class, ...]}, as a map.
-
-    Each class is mistaken for the next of its superclass, the last for the first, in the order of
-    `class_names`: the usual asymmetric noise on CIFAR-100 (Patrini et al. 2017). A class that is alone in its
-    superclass is in no pair: its labels stay clean. Raises `RelabelError` naming the row for an unknown or
-    repeated class, and for classes that are missing or all alone.
-    """
-    ids = {name: index for index, name in enumerate(class_names)}
-    members: dict[str, list[int]] = {}
-    placed: set[str] = set()
-    for where, name, superclass in _pairs(path, ("class", "superclass")):
-        _check_class(path, where, name, class_names)
-        if not superclass:
-            raise RelabelError(f"{path}, {where}: {name!r} has no superclass.", "Name one there.")
-        if name in placed:
-            raise RelabelError(f"{path}, {where}: {name!r} is listed twice.", "Keep one of the two.")
-        placed.add(name)
-        members.setdefault(superclass, []).append(ids[name])
-    missing = [name for name in class_names if name not in placed]
-    if missing:
-        raise RelabelError(f"{path} has no superclass for {_some(missing)}.", "List every class.")
-    mapping = {
-        source: target
-        for group in map(sorted, members.values())
-        for source, target in zip(group, [*group[1:], group[0]], strict=True)
-        if source != target
-    }
-    if not mapping:
-        raise RelabelError(f"{path} puts every class alone in its superclass.", "Group the similar ones.")
-    return mapping
 
 
 def _draw(rows: NDArray[np.intp], rate: float, rng: np.random.Generator) -> NDArray[np.intp]:
@@ -321,89 +272,7 @@ def _other_class(labels: Labels, inputs: NoiseInputs) -> Labels:
 
 def _truncated_normal(mean: float, count: int, rng: np.random.Generator) -> NDArray[np.float64]:
     """Draw `count` values from a normal around `mean` in 0..1, given that they lie in 0..1."""
-    values = rng.normal(mean, _RATE_SPREAD, count)
+    values = rng.normal(mean, _RATE_DEVIATION, count)
     while (outside := np.flatnonzero((values < 0) | (values > 1))).size:
-        values[outside] = rng.normal(mean, _RATE_SPREAD, len(outside))
+        values[outside] = rng.normal(mean, _RATE_DEVIATION, len(outside))
     return values
-
-
-def _pairs(path: Path, columns: tuple[str, str]) -> list[tuple[str, str, str]]:
-    """(where it stands, left, right) for every line of a map; never empty."""
-    try:
-        text = unicodedata.normalize("NFC", path.read_text(encoding="utf-8-sig"))  # as classes are
-    except OSError as error:
-        raise RelabelError(
-            f"The map {path} could not be read: {error.strerror}.", "Check the path."
-        ) from error
-    except UnicodeDecodeError as error:
-        raise RelabelError(f"The map {path} is not UTF-8 text.", "Save it as UTF-8.") from error
-    read = _json_pairs if path.suffix.lower() == ".json" else _csv_pairs
-    pairs = read(path, text, columns)
-    if not pairs:
-        raise RelabelError(f"The map {path} is empty.", f"Give at least one {' and '.join(columns)}.")
-    return pairs
-
-
-def _check_class(path: Path, where: str, name: str, class_names: Sequence[str]) -> None:
-    if name not in class_names:
-        raise RelabelError(
-            f"{path}, {where}: {name!r} is not a class.", f"The classes are {_some(class_names)}."
-        )
-
-
-def _some(names: Sequence[str]) -> str:
-    return ", ".join(names[:10]) + (", …" if len(names) > 10 else "")
-
-
-def _csv_pairs(path: Path, text: str, columns: tuple[str, str]) -> list[tuple[str, str, str]]:
-    lines = text.splitlines()
-    mark = ";" if lines and ";" in lines[0] and "," not in lines[0] else ","
-    reader = csv.reader(lines, delimiter=mark)
-    try:
-        header = [cell.strip() for cell in next(reader, [])]
-        if not {*columns} <= {*header}:
-            raise RelabelError(
-                f"The map {path} has no header with the columns {columns[0]} and {columns[1]}.",
-                f"Begin it with {columns[0]},{columns[1]}.",
-            )
-        pairs = []
-        for row in filter(None, reader):
-            # A short row gives an empty name, which the caller reports by its row.
-            cells = dict(zip(header, (cell.strip() for cell in row), strict=False))
-            left, right = (cells.get(name, "") for name in columns)
-            pairs.append((f"row {reader.line_num}", left, right))
-    except csv.Error as error:
-        raise RelabelError(
-            f"The map {path}, row {reader.line_num}: not valid CSV ({error}).",
-            "Check the quotes in that row.",
-        ) from error
-    return pairs
-
-
-def _json_pairs(path: Path, text: str, columns: tuple[str, str]) -> list[tuple[str, str, str]]:
-    """Pairs of {"from": "to"}, or for superclasses of {"superclass": ["class", ...]}, turned around."""
-    try:
-        # As a list of pairs, because a dict would silently drop a repeated class.
-        entries = json.loads(text, object_pairs_hook=list)
-    except (ValueError, RecursionError) as error:
-        raise RelabelError(f"The map {path} is not JSON: {error}.", "Check its commas and quotes.") from error
-    grouped = columns[1] == "superclass"
-    if not isinstance(entries, list) or not all(_is_entry(entry, grouped) for entry in entries):
-        example = '{"fish": ["ray", "shark"]}' if grouped else '{"truck": "automobile"}'
-        raise RelabelError(
-            f"The map {path} is not an object of {'lists of ' if grouped else ''}class names.",
-            f"Write it like {example}.",
-        )
-    numbered = [(f"entry {number}", *entry) for number, entry in enumerate(entries, start=1)]
-    if grouped:
-        return [(where, name, superclass) for where, superclass, names in numbered for name in names]
-    return numbered
-
-
-def _is_entry(entry: object, grouped: bool) -> bool:
-    match entry:
-        case (str(), list(names)) if grouped:
-            return all(isinstance(name, str) for name in names)
-        case (str(), str()):
-            return not grouped
-    return False

@@ -13,8 +13,8 @@ from relabel.calibration.calibrate import Calibration, fit, refit
 from relabel.calibration.decision_threshold import by_sign_test, keep_given
 from relabel.calibration.log_linear_pool import DesignMatrix
 from relabel.calibration.selection import Selection, actions, best
-from relabel.label_noise.transition_matrix import TransitionEstimate, expected_noise_matrix, joint_counts
-from relabel.metrics import expected_calibration_error, noise_matrix
+from relabel.label_noise.transition_matrix import TransitionEstimate, joint_counts
+from relabel.metrics import expected_calibration_error, noise_matrix, row_shares
 
 C = 4
 SIGNAL = 1.8
@@ -428,11 +428,11 @@ def test_actions_by_hand() -> None:
 
 def test_the_expected_noise_matrix_reads_the_soft_labels() -> None:
     soft_label = np.array([[1.0, 0.0], [0.5, 0.5], [0.0, 1.0], [0.7, 0.3]])
-    found = expected_noise_matrix(joint_counts(soft_label, np.array([0, 1, 1, -1])))
+    found = row_shares(joint_counts(soft_label, np.array([0, 1, 1, -1])))
     assert found == pytest.approx(np.array([[1 / 1.5, 0.5 / 1.5], [0, 1]]))
     evidence, given, _ = simulate(20_000, 0)
     posterior = softmax(np.log(evidence["late"]) + np.log(TRANSITION[:, given].T.clip(1e-12)))
-    assert expected_noise_matrix(joint_counts(posterior, given)) == pytest.approx(TRANSITION, abs=0.02)
+    assert row_shares(joint_counts(posterior, given)) == pytest.approx(TRANSITION, abs=0.02)
     parts = joint_counts(posterior[:700], given[:700]) + joint_counts(posterior[700:], given[700:])
     assert parts == pytest.approx(joint_counts(posterior, given))
 

@@ -1,3 +1,5 @@
+"""The demo's folder: what it holds, and when it is not written."""
+
 import csv
 import os
 
@@ -22,7 +24,7 @@ def truth_of(path):
         return {row["file_name"]: row["label"] for row in csv.DictReader(file)}
 
 
-def test_the_demo_is_a_source_with_the_noise_it_names_and_verified_rows_that_are_true(data):
+def test_the_demo_is_a_source_with_the_noise_it_names_and_trusted_rows_that_are_true(data):
     source = open_source(str(data.images))
     truth = truth_of(data.truth)
     assert len(source) == 1797 == len(truth)
@@ -30,12 +32,12 @@ def test_the_demo_is_a_source_with_the_noise_it_names_and_verified_rows_that_are
         [source.class_names[g] != truth[n] for n, g in zip(source.file_names, source.given, strict=True)]
     )
     assert wrong == pytest.approx(data.actual_rate) == pytest.approx(0.3, abs=0.01)
-    verified = read_trusted(data.trusted, source)
-    assert len(verified.rows) == 150
-    assert not verified.warnings
+    trusted = read_trusted(data.trusted, source)
+    assert len(trusted.rows) == 150
+    assert not trusted.warnings
     assert all(
         truth[source.file_names[row]] == source.class_names[label]
-        for row, label in zip(verified.rows, verified.labels, strict=True)
+        for row, label in zip(trusted.rows, trusted.labels, strict=True)
     )
     with Image.open(source.references[0]) as image:
         assert image.size == (16, 16)

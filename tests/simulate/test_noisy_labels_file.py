@@ -1,4 +1,4 @@
-"""What `inspect` says of noisy labels, by hand."""
+"""What `inspect` shows of noisy labels."""
 
 from typing import Any
 
