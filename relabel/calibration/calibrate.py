@@ -144,18 +144,24 @@ class Calibration:
 
 
 def fit(
-    evidence: Evidence, given: Labels, true: Labels, transition: TransitionEstimate, seed: int
+    evidence: Evidence,
+    given: Labels,
+    true: Labels,
+    transition: TransitionEstimate,
+    seed: int,
+    prior: Mapping[str, float] | None = None,
 ) -> Calibration:
     """Fit the calibration on P calibration rows (none at all leave the prior weights, and no row to fix).
 
     evidence: distributions [P, C] by name; given, true: [P] class ids, given −1 where there is no label: such
     a row tells of the distributions alone; transition: from all trusted rows of the source, these included;
-    seed: of the cross-validation folds.
+    seed: of the cross-validation folds; prior: mean of the weights by name, default `prior_of` the evidence.
     """
     labelled = given >= 0
     likelihood = np.ones((len(true), len(transition.matrix)))
     likelihood[labelled] = transition.leave_one_out(true[labelled], given[labelled])
-    found = _Fit.of(DesignMatrix.of(evidence, given, likelihood), given, true, prior_of(evidence), seed)
+    design = DesignMatrix.of(evidence, given, likelihood)
+    found = _Fit.of(design, given, true, prior or prior_of(evidence), seed)
     return found.calibration(transition.matrix, found.decision_threshold)
 
 

@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from numpy.typing import NDArray
 
 from relabel import metrics
 from relabel.config import SourceOptions
 from relabel.data.draft_source import DraftSource, Request, class_ids, suggestion
 from relabel.data.file_index import FileIndex
+from relabel.data.in_memory import Frame, frame_of, labels_frame
 from relabel.data.label_columns import in_order
 from relabel.data.label_columns import read_labels as read_vector_labels
 from relabel.data.parquet_images import image_columns, open_tables
 from relabel.data.sources import parquet_files
-from relabel.data.tables import Table, first_few
+from relabel.data.tables import Table, first_few, named
 from relabel.data.vectors import holds_vectors, names_of
 from relabel.errors import RelabelError
 from relabel.labels.table import Labels
@@ -26,64 +28,21 @@ from relabel.progress import Silent, Watcher
 
 
 def evaluate(
-    labels: Labels, truth: Path, label_column: str | None = None, watcher: Watcher | None = None
+    labels: Labels, truth: Path | Frame, label_column: str | None = None, watcher: Watcher | None = None
 ) -> Evaluation:
-    """Compare labels with the truth.
+    """Compare labels with the truth, a file or a table in memory.
 
-    A file has `file_name` and, unless `label_column` names another, `clean_label` (as `relabel corrupt`
-    writes it) or `label`; it may cover a part of the rows, and rows with an empty label are unknown. It may
-    also be a table of images, in one file or in several, of which no image is read. watcher: warned of labels
-    that are no class, with which nothing agrees. Raises RelabelError when a file in it is not among the
-    labels or listed twice, when its labels are none of the classes, and when it tells nothing of any row.
+    It has `file_name` and, unless `label_column` names another, `clean_label` (as `relabel corrupt` writes
+    it) or `label`; it may cover a part of the rows, and rows with an empty label are unknown. It may also be
+    a table of images, in one file or in several, of which no image is read. watcher: warned of labels that
+    are no class, with which nothing agrees. Raises RelabelError when a row in it is not among the labels or
+    listed twice, when its labels are none of the classes, and when it tells nothing of any row.
     """
-    columns, metadata = labels.columns, labels.metadata
-    names = columns.file_names
-    ids = class_ids(labels.class_names, numbered=metadata.numbered_labels)
-    names_of_label = (label_column,) if label_column else ("clean_label", "label")
-    index = FileIndex(Path(), names)
-    table = _source_table(truth, names_of_label, names, metadata.run.features)
-    if table is None:
-        table, positions = index.read(truth, names_of_label)
-    else:
-        positions = index.find_all(table)
-    strange = [label for label in table.labels if label and label not in ids]
-    strangers = list(dict.fromkeys(strange))
-    named = first_few(list(map(repr, strangers)))
-    if any(table.labels) and ids.keys().isdisjoint(table.labels):
-        raise RelabelError(
-            f"--truth {truth}: none of its labels ({named}) is a class of the labels file.",
-            f"They are {first_few(list(map(repr, labels.class_names)), 10)}; --label-column names another.",
-        )
-    true = np.full(len(names), -1, dtype=np.int64)
-    unknown, twice = [], []
-    seen: set[int] = set()
-    for row, name, label, position in zip(table.rows, table.names, table.labels, positions, strict=True):
-        if position is None:
-            unknown.append(f"row {row} ({name!r})")
-            continue
-        if position in seen:
-            twice.append(f"row {row} ({name!r})")
-        seen.add(position)
-        if label is not None:
-            true[position] = ids.setdefault(label, len(ids))
-    if unknown:
-        raise RelabelError(
-            f"--truth {truth}: not in the labels file: {first_few(unknown)}.", "Name files as SOURCE does."
-        )
-    if twice:
-        raise RelabelError(
-            f"--truth {truth}: listed twice: {first_few(twice)}.", "Keep one row for each file."
-        )
-    if strangers:
-        (watcher or Silent()).warn(
-            f"--truth {truth}: {len(strange):,} row(s) have a label that is no class of the labels file, "
-            f"with which nothing can agree: {named}. {suggestion(strangers[0], labels.class_names)}"
-        )
-
+    columns = labels.columns
     evaluation = metrics.evaluate(
         given=columns.given,
         corrected=columns.corrected,
-        truth=true,
+        truth=_true_labels(labels, truth, label_column, watcher or Silent()),
         noise_probability=columns.noise_probability,
         confidence=labels.confidence,
         action=columns.action,
@@ -92,10 +51,70 @@ def evaluate(
     )
     if evaluation.rows + evaluation.unlabelled_rows == 0:
         raise RelabelError(
-            f"--truth {truth} covers no row that can be compared: trusted and unusable rows do not count.",
+            f"{named('--truth', truth)} covers no row that can be compared: trusted and unusable rows do not "
+            "count.",
             "Give the true labels of other rows.",
         )
     return evaluation
+
+
+def frame_of_truth(truth: object) -> Path | Frame:
+    """The truth as `evaluate` takes it, of a path, a table, or the true labels of all rows in order."""
+    if isinstance(truth, str | Path):
+        return Path(truth)
+    if isinstance(truth, Frame | Mapping | pa.Table) or hasattr(truth, "columns"):
+        return frame_of(truth, "truth")
+    return labels_frame(truth, "truth")
+
+
+def _true_labels(
+    labels: Labels, truth: Path | Frame, label_column: str | None, watcher: Watcher
+) -> NDArray[np.int64]:
+    """[N] true class ids, −1 where unknown, from C on where the labels have no such class."""
+    flag = named("--truth", truth)
+    ids = class_ids(labels.class_names, numbered=labels.metadata.numbered_labels)
+    table, positions = _entries(labels, truth, (label_column,) if label_column else ("clean_label", "label"))
+    strange = [label for label in table.labels if label and label not in ids]
+    strangers = list(dict.fromkeys(strange))
+    told = first_few(list(map(repr, strangers)))
+    if any(table.labels) and ids.keys().isdisjoint(table.labels):
+        raise RelabelError(
+            f"{flag}: none of its labels ({told}) is a class of the labels file.",
+            f"They are {first_few(list(map(repr, labels.class_names)), 10)}; --label-column names another.",
+        )
+    where = [f"row {row} ({name!r})" for row, name in zip(table.rows, table.names, strict=True)]
+    unknown = [at for at, position in zip(where, positions, strict=True) if position is None]
+    if unknown:
+        raise RelabelError(
+            f"{flag}: not in the labels file: {first_few(unknown)}.", "Name files as SOURCE does."
+        )
+    first = {place: at for at, place in zip(where[::-1], positions[::-1], strict=True)}
+    twice = [at for at, place in zip(where, positions, strict=True) if first[place] != at]
+    if twice:
+        raise RelabelError(f"{flag}: listed twice: {first_few(twice)}.", "Keep one row for each file.")
+    if strangers:
+        watcher.warn(
+            f"{flag}: {len(strange):,} row(s) have a label that is no class of the labels file, with which "
+            f"nothing can agree: {told}. {suggestion(strangers[0], labels.class_names)}"
+        )
+    true = np.full(len(labels), -1, dtype=np.int64)
+    for label, position in zip(table.labels, positions, strict=True):
+        if label is not None:
+            true[position] = ids.setdefault(label, len(ids))
+    return true
+
+
+def _entries(
+    labels: Labels, truth: Path | Frame, label_columns: Sequence[str]
+) -> tuple[Table, list[int | None]]:
+    """The entries of the truth, and the row that each one names, None where there is no such row."""
+    names = labels.columns.file_names
+    index = FileIndex(Path(), names)
+    if isinstance(truth, Path):
+        table = _source_table(truth, label_columns, names, labels.metadata.run.features)
+        if table is not None:
+            return table, index.find_all(table)
+    return index.read(truth, label_columns)
 
 
 def _source_table(

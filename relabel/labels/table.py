@@ -146,12 +146,15 @@ class Labels:
         return self._with(replace(self.columns, action=action), self.metadata.decided(selection))
 
     def evaluate(
-        self, truth: Path, label_column: str | None = None, watcher: Watcher | None = None
+        self, truth: object, label_column: str | None = None, watcher: Watcher | None = None
     ) -> Evaluation:
-        """Compare with a file of true labels, see `labels.evaluate.evaluate`."""
-        from relabel.labels.evaluate import evaluate
+        """Compare with the truth: a path, a table in memory, or the true labels of all rows in order.
 
-        return evaluate(self, truth, label_column, watcher)
+        See `labels.evaluate.evaluate`.
+        """
+        from relabel.labels.evaluate import evaluate, frame_of_truth
+
+        return evaluate(self, frame_of_truth(truth), label_column, watcher)
 
     def kept_with(self, corrector: Saveable, make_model: Callable[[], Saveable] | None) -> Labels:
         """With the corrector, and with what makes the model where one was asked for."""

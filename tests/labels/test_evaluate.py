@@ -184,3 +184,25 @@ def test_numbers_are_a_truth_where_they_were_labels(tmp_path, truth):
     (tmp_path / "labels.parquet").unlink()
     with pytest.raises(RelabelError, match="none of its labels"):
         Labels.read(write(tmp_path, NAMES, numbered_labels=False)).evaluate(table)
+
+
+def test_a_truth_in_memory_is_that_of_its_file(labels, truth):
+    pandas = pytest.importorskip("pandas")
+    read = Labels.read(labels)
+    plain = read.evaluate(truth("a.png,x", "b.png,y", "c.png,x", "d.png,x", "e.png,x"))
+    true = ["x", "y", "x", "x", "x"]
+    frame = pandas.DataFrame({"file_name": NAMES, "label": true})
+    for form in (true, np.array(true), pandas.Series(true), frame, frame[::-1], dict(frame)):
+        assert read.evaluate(form) == plain
+    assert read.evaluate(str(labels.parent / "truth.csv")) == plain
+    assert read.evaluate([None, *true[1:]]).rows == plain.rows - 1
+    assert read.evaluate(frame.rename(columns={"label": "checked"}), "checked") == plain
+    with pytest.raises(RelabelError, match="truth has an entry for each of 4 rows, and there are 5"):
+        read.evaluate(true[:4])
+    with pytest.raises(RelabelError, match="truth: none of its labels"):
+        read.evaluate([0, 1, 0, 0, 0])
+
+
+def test_ids_are_a_truth_in_memory_where_labels_are_numbered(tmp_path):
+    read = Labels.read(write(tmp_path, NAMES, numbered_labels=True))
+    assert read.evaluate(np.array([0, 1, 0, 0, 0])).label_accuracy_after == pytest.approx(2 / 3)
