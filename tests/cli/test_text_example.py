@@ -1,4 +1,4 @@
-"""A user tries real text with examples/text.py; the sentence vectors themselves are stood in for."""
+"""A user tries real text with examples/text.py; random vectors take the place of sentence vectors."""
 
 import ast
 import csv
@@ -78,17 +78,7 @@ def test_the_three_files_are_what_the_commands_read(text, run, folder, monkeypat
     given = dict(zip(table["file_name"].to_pylist(), table["label"].to_pylist(), strict=True))
     assert len(set(truth.values())) == classes
     assert np.mean([given[name] != label for name, label in truth.items()]) == pytest.approx(0.25, abs=0.01)
-    flags = (
-        "--trusted",
-        "text/trusted.csv",
-        "--epochs",
-        "2",
-        "-q",
-        "--device",
-        "cpu",
-        "-o",
-        "text/l.parquet",
-    )
-    assert run("fit", "text/vectors.parquet", "--features", "embedding", *flags).code == 0
+    flags = "--features embedding --trusted text/trusted.csv --corrector none --epochs 2 --device cpu -q"
+    assert run("fit", "text/vectors.parquet", *flags.split(), "-o", "text/l.parquet").code == 0
     assert table["embedding"].type.list_size == dimension
     assert run("evaluate", "text/l.parquet", "--truth", "text/truth.csv").code == 0
