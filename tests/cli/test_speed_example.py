@@ -78,7 +78,7 @@ def test_a_mistake_ends_the_script_before_anything_is_timed(
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", ["speed.py", *arguments])
     monkeypatch.setattr(script, "keep_to_two_cores", lambda: None)  # of the process that runs the tests
-    with pytest.raises(SystemExit, match="^2$"):
+    with pytest.raises(SystemExit, match=r"^2$"):
         script._shared.run(script.main)
     shown = capsys.readouterr()
     assert shown.out == ""
