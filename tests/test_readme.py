@@ -18,7 +18,8 @@ from PIL import Image
 
 from relabel import cli
 
-README = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
+REPOSITORY = Path(__file__).parent.parent
+README = (REPOSITORY / "README.md").read_text(encoding="utf-8")
 BLOCKS = [
     re.sub("^    ", "", block, flags=re.MULTILINE)
     for block in re.findall(r"(?<=\n\n)(?:    \S.*\n(?:(?:    .*)?\n)*?)(?=\n?\S)", README)
@@ -62,8 +63,8 @@ def folder(tmp_path_factory):
 
 @pytest.fixture
 def arrays():
-    """The arrays of README's Python: vectors `X`, given labels `y`, 20 trusted `rows` with their `true`
-    labels, and the out-of-fold `pred_probs` of a network that is right about two rows of three.
+    """The arrays of README's Python: vectors `X`, given labels `y`, 40 trusted `rows` with their `true`
+    labels, the out-of-fold `pred_probs` of a network that is right about four rows of five, and all labels.
     """
     rng = np.random.default_rng(0)
     truth = np.arange(120) % 3
@@ -75,8 +76,15 @@ def arrays():
         "y": given,
         "rows": rows,
         "true": truth[rows],
+        "y_true": truth,
         "pred_probs": 0.7 * np.eye(3)[guessed] + 0.1,
     }
+
+
+def anchors(text):
+    """The names by which a document's headings are linked to."""
+    headings = re.findall("^#+ (.+)$", text, flags=re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 
 def is_python(block):
@@ -111,6 +119,17 @@ def test_readme_s_blocks_are_commands_or_python_and_one_shows_how_the_demo_ends(
         block for block in BLOCKS if not is_python(block) and not all(map(COMMAND.match, block.splitlines()))
     ]
     assert [block.startswith("Keep / fix / review") for block in others] == [True]
+
+
+@pytest.mark.parametrize("document", ["README.md", "examples/RESULTS.md"])
+def test_links_lead_to_a_file_and_to_a_heading_in_it(document):
+    text = (REPOSITORY / document).read_text("utf-8")
+    links = re.findall(r"\]\((?!https?:)([^)#]*)#?([^)]*)\)", text)
+    assert links
+    for path, heading in links:
+        target = (REPOSITORY / document).parent / path if path else REPOSITORY / document
+        assert target.exists(), path
+        assert not heading or heading in anchors(target.read_text("utf-8")), heading
 
 
 def test_readme_s_commands_and_its_python_work_in_order_as_typed(folder, arrays, monkeypatch, capfd):
