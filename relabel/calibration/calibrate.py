@@ -35,7 +35,7 @@ from relabel.calibration.decision_threshold import (
 )
 from relabel.calibration.log_linear_pool import DesignMatrix, Floats, Labels, fit_weights, softmax
 from relabel.calibration.prior import CalibrationPrior, prior_of
-from relabel.calibration.selection import Corrections, Selection, best, changed, select
+from relabel.calibration.selection import Corrections, best, changed
 from relabel.label_noise.transition_matrix import TransitionEstimate
 from relabel.metrics import expected_calibration_error
 
@@ -100,10 +100,6 @@ class Calibration:
         if self.decision_threshold:
             soft_label = keep_given(soft_label, given, self.decision_threshold, self.given_label_bias)
         return soft_label
-
-    def selection(self, corrected: Labels, confidence: Floats, given: Labels, precision: float) -> Selection:
-        """The `fix` rows among rows [N] without a trusted label, by their `best` and given labels."""
-        return select(self.corrections, corrected, confidence, given, precision)
 
     @classmethod
     def restored(cls, values: Mapping[str, Any], evidence: Sequence[str], num_classes: int) -> Calibration:

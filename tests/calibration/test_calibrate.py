@@ -10,9 +10,8 @@ from numpy.typing import NDArray
 
 from relabel.calibration import calibrate, decision_threshold
 from relabel.calibration.calibrate import Calibration, fit, refit
-from relabel.calibration.decision_threshold import by_sign_test, keep_given
 from relabel.calibration.log_linear_pool import DesignMatrix
-from relabel.calibration.selection import Selection, actions, best
+from relabel.calibration.selection import actions, best, select
 from relabel.label_noise.transition_matrix import TransitionEstimate, joint_counts
 from relabel.metrics import expected_calibration_error, noise_matrix, row_shares
 
@@ -122,7 +121,7 @@ def test_a_seed_deals_the_folds_and_nothing_else() -> None:
 
 
 def test_the_cross_validation_does_not_see_the_label_it_judges() -> None:
-    """With evidence that says nothing, a probe's own pair would otherwise give its class away."""
+    """With evidence that says nothing, a calibration row's own pair would otherwise give its class away."""
     rng = np.random.default_rng(0)
     true = np.arange(60) % 30
     given = rng.permutation(true)
@@ -131,7 +130,9 @@ def test_the_cross_validation_does_not_see_the_label_it_judges() -> None:
     assert made.right.mean() < 0.15
 
 
-def test_probes_are_judged_by_nine_tenths_of_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_calibration_rows_are_judged_by_weights_of_the_other_folds(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     sizes: list[int] = []
     original = calibrate.fit_weights
 
@@ -145,7 +146,7 @@ def test_probes_are_judged_by_nine_tenths_of_the_others(monkeypatch: pytest.Monk
 
 
 @pytest.mark.parametrize("calibration_rows", [0, 1, 5, 300])
-def test_soft_labels_sum_to_one_with_any_number_of_probes_and_with_unlabelled_rows(
+def test_soft_labels_sum_to_one_with_any_number_of_calibration_rows_and_unlabelled_rows(
     calibration_rows: int,
 ) -> None:
     made = fitted(simulate(calibration_rows, 0))
@@ -167,7 +168,7 @@ def test_an_unlabelled_row_has_the_evidence_alone() -> None:
     assert made.soft_labels(evidence, given) == pytest.approx(expected)
 
 
-def test_without_probes_the_given_label_is_leant_to_and_nothing_is_promised() -> None:
+def test_without_calibration_rows_the_given_label_has_some_weight_and_no_row_is_a_fix() -> None:
     made = fitted(simulate(0, 0))
     assert not made.abstains
     assert set(made.cross_validated.values()) == {None}
@@ -175,11 +176,11 @@ def test_without_probes_the_given_label_is_leant_to_and_nothing_is_promised() ->
     undecided, decided = [0.28, 0.3, 0.21, 0.21], [0.001, 0.997, 0.001, 0.001]
     soft_label = made.soft_labels({"late": np.array([undecided, decided])}, given)
     assert soft_label.argmax(axis=1).tolist() == [0, 1]
-    selection = made.selection(*best(soft_label), given, 0.5)
+    selection = select(made.corrections, *best(soft_label), given, 0.5)
     assert (selection.threshold, selection.calibration_rows) == (None, 0)
 
 
-def test_without_probes_a_model_s_prediction_is_taken_at_its_word() -> None:
+def test_without_calibration_rows_a_model_s_prediction_has_weight_one() -> None:
     nothing, none = np.zeros((0, C)), np.zeros(0, dtype=np.int64)
     made = fit({"prediction": nothing}, none, none, NOTHING, 0)
     assert made.weights == {"prediction": 1.0, "transition": 0.25, "keep": 0.0}
@@ -189,8 +190,8 @@ def test_without_probes_a_model_s_prediction_is_taken_at_its_word() -> None:
 
 @pytest.fixture
 def misled() -> Calibration:
-    """Six probes whose labels are right, each misled by an evidence that is sure of another class: what it is
-    worth, the other probes do not tell."""
+    """Six calibration rows with correct labels, each misled by an evidence of its own, which is sure of
+    another class: the other rows do not tell what it is worth."""
     given = np.zeros(6, dtype=np.int64)
     evidence = {f"{k}": np.full((6, C), 1 / C) for k in range(6)}
     for k in range(6):
@@ -201,21 +202,7 @@ def misled() -> Calibration:
     return replace(made, weights={"late": 1.0, "transition": 0.25, "keep": 0.0})
 
 
-@pytest.mark.parametrize(
-    ("broken", "mended", "decision_threshold"),
-    [
-        (0, 0, np.log(2)), (1, 0, np.log(2)), (3, 0, np.log(2)), (4, 0, np.inf), (5, 1, np.log(2)),
-        (6, 1, np.inf), (0, 1, np.log(2)), (0, 2, 0), (1, 3, np.log(2)), (1, 4, 0), (30, 36, np.log(2)),
-    ],
-)  # fmt: skip
-def test_corrections_need_a_margin_unless_the_probes_show_good(
-    broken: int, mended: int, decision_threshold: float
-) -> None:
-    """Harm at one chance in ten: 1/8 for (3, 0), 1/16 for (4, 0). Good at one in four: 5/16 for (1, 3)."""
-    assert by_sign_test(broken, mended) == pytest.approx(decision_threshold)
-
-
-def test_one_right_label_broken_withholds_no_correction_with_a_margin() -> None:
+def test_one_broken_label_does_not_make_it_abstain() -> None:
     given = np.array([0])
     made = fitted(({"late": np.array([[1e-4, 1, 1e-4, 1e-4]])}, given, given))
     assert not made.right.any()
@@ -230,25 +217,17 @@ def test_one_right_label_broken_withholds_no_correction_with_a_margin() -> None:
     assert soft_label[0] == pytest.approx(np.array([0.5005, 0.5, 0.1, 0.1]) / 1.2005)
 
 
-@pytest.mark.parametrize("decision_threshold", [math.log(2), math.inf])
-def test_of_two_classes_alike_the_given_one_is_kept_where_corrections_need_a_margin(
-    decision_threshold: float,
-) -> None:
-    soft_label, given = np.full((2, 2), 0.5), np.array([0, 1])
-    assert keep_given(soft_label, given, decision_threshold).argmax(axis=1).tolist() == [0, 1]
-
-
 @pytest.mark.parametrize(("own", "other", "relabelled"), [(0.28, 0.6, False), (0.2, 0.68, True)])
-def test_probes_are_judged_with_the_margin_that_the_rows_have(
+def test_calibration_rows_are_judged_under_the_threshold_that_the_rows_have(
     own: float, other: float, relabelled: bool
 ) -> None:
     """Left out of the fit, odds of the evidence times 3^-0.25: a label may be any, one in two of its own."""
-    assert other / own * 3**-0.25 > 1, "which would be enough without a margin"
+    assert other / own * 3**-0.25 > 1, "which would be enough without a threshold"
     evidence, given = {"late": np.array([[own, other, 0.06, 0.06]])}, np.array([0])
     assert fitted((evidence, given, given)).relabelled.tolist() == [relabelled]
 
 
-def test_corrections_that_harm_the_probes_are_withheld(misled: Calibration) -> None:
+def test_it_abstains_from_corrections_that_harm_the_calibration_rows(misled: Calibration) -> None:
     evidence, given, _ = simulate(200, 1)
     given[:20] = -1
     soft_label = misled.soft_labels(evidence, given)
@@ -258,13 +237,13 @@ def test_corrections_that_harm_the_probes_are_withheld(misled: Calibration) -> N
     assert (soft_label.argmax(axis=1) == given)[20:].all()
     assert (soft_label.argmax(axis=1) == evidence["late"].argmax(axis=1))[:20].all()
     assert soft_label.sum(axis=1) == pytest.approx(1)
-    selection = misled.selection(*best(soft_label), given, 0.95)
+    selection = select(misled.corrections, *best(soft_label), given, 0.95)
     assert selection.threshold is None
     assert set(actions(*best(soft_label), given, selection)[20:]) <= {"keep", "review"}
     assert misled.cross_validated["accuracy_after"] == misled.cross_validated["accuracy_before"] == 1
 
 
-def test_a_leaning_does_not_take_right_probes_for_proof_that_every_label_is_right(
+def test_the_bias_does_not_take_correct_calibration_rows_for_proof_that_every_label_is_correct(
     misled: Calibration,
 ) -> None:
     """Six of six are right: seven in eight."""
@@ -274,7 +253,7 @@ def test_a_leaning_does_not_take_right_probes_for_proof_that_every_label_is_righ
 
 
 @pytest.mark.parametrize("frequent", [0.25, 0.85])
-def test_where_corrections_are_withheld_noise_probabilities_still_rank_and_their_mean_is_right(
+def test_where_it_abstains_noise_probabilities_still_rank_and_have_the_right_mean(
     frequent: float,
 ) -> None:
     """Evidence too weak to correct 4 % of wrong labels, all of them in the rare classes if there are such."""
@@ -300,130 +279,18 @@ def test_where_corrections_are_withheld_noise_probabilities_still_rank_and_their
     assert area > 0.85
 
 
-def test_a_leaning_has_its_limits() -> None:
-    """None where the labels are doubted as much as they should be, and not without end."""
-    soft_label, given = np.array([[0.9, 0.1]]), np.array([0])
-    assert decision_threshold.given_label_bias(soft_label, given, 0.8) == 0
-    assert decision_threshold.given_label_bias(soft_label, given, 0.95) == pytest.approx(np.log(19 / 9))
-    assert (
-        decision_threshold.given_label_bias(np.array([[1e-12, 1.0]]), given, 0.9999)
-        == decision_threshold.MAX_GIVEN_LABEL_BIAS
-    )
-
-
-def test_corrections_that_help_need_no_margin() -> None:
+def test_corrections_that_help_need_no_threshold() -> None:
     assert fitted(simulate(300, 0)).decision_threshold == 0
 
 
-def judged(confidence: Floats, right: NDArray[np.bool_]) -> Calibration:
-    """A calibration with these relabelled probes."""
-    return replace(
-        fitted(simulate(0, 0)),
-        relabelled=np.ones(len(right), dtype=bool),
-        right=right,
-        confidence=confidence,
-    )
-
-
-def relabelled_rows(confidence: Floats) -> tuple[Labels, Floats, Labels]:
-    """Rows given 0 and corrected to 1 with such a confidence."""
-    given = np.zeros(len(confidence), dtype=np.int64)
-    return given + 1, confidence, given
-
-
-@pytest.mark.parametrize("precision", [0.5, 0.8, 0.9, 0.95, 0.99])
-def test_as_many_right_probes_as_needed_make_the_promise_and_one_fewer_does_not(precision: float) -> None:
-    rows = relabelled_rows(np.full(10, 0.999))
-
-    def selection(calibration_rows: int) -> Selection:
-        made = judged(np.full(calibration_rows, 0.995), np.ones(calibration_rows, dtype=bool))
-        return made.selection(*rows, precision)
-
-    needed = selection(0).needed
-    assert selection(needed - 1).threshold is None
-    assert selection(needed) == Selection(
-        precision=precision, threshold=0.999, calibration_rows=needed, right=needed, needed=needed, rows=10
-    )
-
-
-def test_probes_that_kept_their_label_or_are_unsure_promise_nothing() -> None:
-    rows = relabelled_rows(np.full(10, 0.99))
-    right = np.ones(100, dtype=bool)
-    made = judged(np.full(100, 0.99), right)
-    assert made.selection(*rows, 0.95).threshold is not None
-    assert replace(made, relabelled=~right).selection(*rows, 0.95).threshold is None
-    assert judged(np.full(100, 0.94), right).selection(*rows, 0.95).threshold is None
-
-
-def test_a_fix_is_never_less_confident_than_the_precision_asked_for() -> None:
-    made = judged(np.linspace(0.5, 1, 400), np.ones(400, dtype=bool))
-    threshold = made.selection(*relabelled_rows(np.linspace(0.5, 1, 101)), 0.9).threshold
-    assert threshold == pytest.approx(0.9)
-
-
-def test_wrong_probes_raise_the_threshold_above_them() -> None:
-    confidence = np.linspace(0.9, 1, 400)
-    threshold = judged(confidence, confidence > 0.97).selection(*relabelled_rows(confidence), 0.95).threshold
-    assert threshold is not None
-    assert 0.96 < threshold < 0.972
-    nothing = judged(confidence, confidence < 0.97).selection(*relabelled_rows(confidence), 0.95)
-    assert nothing.threshold is None
-    assert (nothing.right, nothing.calibration_rows) == (80, 200)
-
-
-def test_a_wrong_probe_as_sure_as_a_row_counts_against_it() -> None:
-    """Saturated confidences tie."""
-    confidence = np.full(100, 0.99)
-    rows = relabelled_rows(confidence)
-    assert judged(confidence, np.arange(100) >= 20).selection(*rows, 0.9).threshold is None
-    assert judged(confidence, np.arange(100) >= 5).selection(*rows, 0.9).threshold == 0.99
-
-
-@pytest.mark.parametrize("calibration_rows", [30, 150])
-def test_wrong_fixes_stay_below_what_was_asked_in_expectation(calibration_rows: int) -> None:
-    """Confidences too high: of rows at u, 1 - 2.5 (1 - u) are right; the most sure of 0.9 hold only 0.875."""
-    precision = 0.9
-    rng = np.random.default_rng(calibration_rows)
-    wrong_shares, fixes, naive = [], [], []
-    for _ in range(400):
-        confidence = rng.uniform(0.8, 1, calibration_rows + 500)
-        right = rng.random(calibration_rows + 500) < 1 - 2.5 * (1 - confidence)
-        rows = relabelled_rows(confidence[calibration_rows:])
-        selection = judged(confidence[:calibration_rows], right[:calibration_rows]).selection(
-            *rows, precision
-        )
-        fixed = actions(*rows, selection) == "fix"
-        wrong_shares.append(float((fixed & ~right[calibration_rows:]).sum() / max(1, fixed.sum())))
-        fixes.append(fixed.any())
-        naive.append(float(1 - right[calibration_rows:][confidence[calibration_rows:] >= precision].mean()))
-    assert np.mean(wrong_shares) <= 1 - precision + 0.004
-    assert np.mean(naive) > 1 - precision + 0.02, "confidence alone would break the promise"
-    assert np.mean(fixes) > (0.3 if calibration_rows == 30 else 0.8), "a promise never made is never broken"
-
-
-def test_fixes_keep_the_promise_on_fresh_rows() -> None:
+def test_fixes_keep_their_precision_on_fresh_rows() -> None:
     evidence, given, true = simulate(8000, 1)
     made = fitted(simulate(1000, 0))
     soft_label = made.soft_labels(evidence, given)
-    action = actions(*best(soft_label), given, made.selection(*best(soft_label), given, 0.95))
+    action = actions(*best(soft_label), given, select(made.corrections, *best(soft_label), given, 0.95))
     fixed = action == "fix"
     assert fixed.sum() > 200
     assert accuracy(soft_label.argmax(axis=1)[fixed], true[fixed]) > 0.93
-
-
-def test_actions_by_hand() -> None:
-    soft_label = np.array([[0.9, 0.1, 0], [0.5, 0.3, 0.2], [0.1, 0.9, 0], [0.11, 0.89, 0], [1, 0, 0]])
-    given = np.array([0, 0, 0, 0, -1])
-    selection = Selection(precision=0.9, threshold=0.9, calibration_rows=50, right=50, needed=9, rows=5)
-    assert actions(*best(soft_label), given, selection).tolist() == [
-        "keep",
-        "review",
-        "fix",
-        "review",
-        "review",
-    ]
-    none = actions(*best(soft_label), given, replace(selection, threshold=None))
-    assert none.tolist() == ["keep", "review", "review", "review", "review"]
 
 
 def test_the_expected_noise_matrix_reads_the_soft_labels() -> None:
@@ -443,7 +310,7 @@ def test_the_metadata_is_json(calibration_rows: int) -> None:
     restored = json.loads(json.dumps(made.to_dict(), allow_nan=False))
     assert restored["calibration_rows"] == calibration_rows
     assert restored["weights"] == pytest.approx(made.weights)
-    selection = made.selection(*simulate_corrections(made), 0.95)
+    selection = select(made.corrections, *simulate_corrections(made), 0.95)
     json.dumps(
         [selection.threshold, selection.calibration_rows, selection.right, selection.needed], allow_nan=False
     )
@@ -454,8 +321,8 @@ def simulate_corrections(made: Calibration) -> tuple[Labels, Floats, Labels]:
     return *best(made.soft_labels(evidence, given)), given
 
 
-def test_probes_without_a_given_label_judge_the_evidence_alone() -> None:
-    """Every second probe unlabelled: the evidence's sharpness is learned from all, the rest from half."""
+def test_calibration_rows_without_a_given_label_judge_the_evidence_alone() -> None:
+    """Every second row unlabelled: the evidence's sharpness is learned from all, the rest from half."""
     evidence, given, true = simulate(2000, 0, 0.5)
     given[::2] = -1
     made = fitted((evidence, given, true))
@@ -470,7 +337,7 @@ def test_probes_without_a_given_label_judge_the_evidence_alone() -> None:
     assert made.cross_validated["accuracy_after"] == pytest.approx(after, abs=0.02)
 
 
-def test_a_row_without_a_label_has_none_to_mend() -> None:
+def test_a_row_without_a_label_has_none_to_correct() -> None:
     """Ten labels that are right, and forty rows without one that the evidence knows."""
     true = np.arange(50) % C
     given = np.where(np.arange(50) < 10, true, -1)
@@ -479,12 +346,12 @@ def test_a_row_without_a_label_has_none_to_mend() -> None:
     assert made.decision_threshold == pytest.approx(math.log(2)), "no good is shown"
 
 
-def test_without_any_given_label_no_correction_is_withheld_and_none_promised() -> None:
+def test_without_any_given_label_it_does_not_abstain_and_no_row_is_a_fix() -> None:
     evidence, given, true = simulate(200, 0)
     made = fitted((evidence, np.full_like(given, -1), true))
     assert not made.abstains
     assert set(made.cross_validated.values()) == {None}
-    assert made.selection(*best(made.soft_labels(evidence, given)), given, 0.5).threshold is None
+    assert select(made.corrections, *best(made.soft_labels(evidence, given)), given, 0.5).threshold is None
 
 
 @pytest.mark.parametrize("calibration_rows", [0, 100])
@@ -499,14 +366,14 @@ def test_a_calibration_is_restored_from_its_values(calibration_rows: int) -> Non
             Calibration.restored(asdict(made), evidence, classes)
 
 
-def test_nothing_to_relabel_makes_no_promise() -> None:
+def test_without_a_row_to_relabel_there_is_no_fix() -> None:
     made = fitted(simulate(300, 0))
     nothing = [column[:0] for column in simulate_corrections(made)]
-    assert made.selection(*nothing, 0.95).threshold is None
-    assert actions(*nothing, made.selection(*nothing, 0.95)).size == 0
+    assert select(made.corrections, *nothing, 0.95).threshold is None
+    assert actions(*nothing, select(made.corrections, *nothing, 0.95)).size == 0
 
 
-def test_a_prior_is_where_the_weights_stand_without_probes_and_start_with_few() -> None:
+def test_a_transferred_prior_is_where_the_weights_stand_without_calibration_rows_and_near_with_few() -> None:
     prior = {"late": 5.0, "transition": 1.5, "keep": -2.0}
     transferred = replace(fitted(simulate(0, 0)), weights=prior, transition=KNOWN)
 
@@ -524,7 +391,7 @@ def test_a_prior_is_where_the_weights_stand_without_probes_and_start_with_few() 
 
 
 @pytest.mark.parametrize("calibration_rows", [0, 5, 400])
-def test_a_transition_that_is_known_takes_the_place_of_the_verified_pairs(calibration_rows: int) -> None:
+def test_a_transferred_transition_matrix_stays(calibration_rows: int) -> None:
     evidence, given, true = simulate(calibration_rows, 0)
     transferred = replace(fitted(simulate(0, 0)), transition=KNOWN, transferred=True)
     made = refit(transferred, evidence, given, true, SEEN[:calibration_rows], 0)
@@ -538,10 +405,10 @@ def test_a_transition_that_is_known_takes_the_place_of_the_verified_pairs(calibr
 @pytest.mark.parametrize(
     ("transferred", "made"), [(0.0, math.log(2)), (math.log(8), math.log(8)), (math.inf, math.inf)]
 )
-def test_where_probes_show_nothing_corrections_need_no_less_than_the_borrowed_margin(
+def test_where_calibration_rows_show_nothing_the_transferred_threshold_stays(
     transferred: float, made: float
 ) -> None:
-    """And where these show good, none, whatever was borrowed."""
+    """And where they show good, there is none, whatever was transferred."""
     evidence, given, true = simulate(400, 0)
     transferred = replace(
         fitted(simulate(0, 0)), transition=KNOWN, transferred=True, decision_threshold=transferred
@@ -552,17 +419,17 @@ def test_where_probes_show_nothing_corrections_need_no_less_than_the_borrowed_ma
     assert refit(transferred, evidence, given, true, SEEN[:400], 0).decision_threshold == 0
 
 
-def test_the_noise_matrix_is_that_of_the_verified_pairs_and_of_where_wrong_labels_go() -> None:
+def test_the_transition_matrix_is_the_estimate_from_trusted_rows_and_anchor_points() -> None:
     evidence, given, true = simulate(60, 3)
     pairs = noise_matrix(given, true, C)
     estimate = TransitionEstimate.of(pairs, noise_matrix(*simulate(5_000, 4)[1:], C))
-    told, alone = fit(evidence, given, true, estimate, 0), fitted((evidence, given, true))
-    np.testing.assert_array_equal(told.transition, estimate.matrix)
-    assert np.abs(told.transition - KNOWN).max() < np.abs(alone.transition - KNOWN).max()
+    made, alone = fit(evidence, given, true, estimate, 0), fitted((evidence, given, true))
+    np.testing.assert_array_equal(made.transition, estimate.matrix)
+    assert np.abs(made.transition - KNOWN).max() < np.abs(alone.transition - KNOWN).max()
 
 
-def test_probes_whose_label_was_held_out_count_by_bayes() -> None:
-    """As borrowed from a calibration that holds every label of the others for right."""
+def test_calibration_rows_whose_label_was_held_out_count_by_bayes() -> None:
+    """As transferred from data whose labels were all correct."""
     evidence, given, true = simulate(400, 0)
     held_out = np.arange(400) < 200
     weights = {"late": 1.0, "transition": 0.0, "keep": 9.0}
@@ -576,7 +443,7 @@ def test_probes_whose_label_was_held_out_count_by_bayes() -> None:
     assert (soft_label[200:].argmax(axis=1) == given[200:]).mean() > 0.95
     made = refit(transferred, evidence, given, true, held_out, 0)
     assert made.weights["late"] == pytest.approx(1, abs=0.4)
-    assert made.weights["keep"] < 6, "what the probes that training saw say"
+    assert made.weights["keep"] < 6, "what the rows that training saw say"
     of_held_out = {name: values[:200] for name, values in evidence.items()}
     alone = refit(transferred, of_held_out, given[:200], true[:200], held_out[:200], 0)
     assert alone.weights["keep"] == pytest.approx(9), "nothing is said"

@@ -1,4 +1,4 @@
-"""Anchors of made-up predictions whose true noise matrix is known."""
+"""Anchor points of simulated predictions whose transition matrix is known."""
 
 import numpy as np
 import pytest
@@ -34,7 +34,7 @@ def simulated(rows: int, transition: Floats, seed: int = 0) -> tuple[Tensor, Lab
     return torch.softmax(2 * image, dim=1).float(), given, true
 
 
-def test_the_surest_rows_of_each_predicted_class_are_its_anchors() -> None:
+def test_the_surest_rows_of_each_predicted_class_are_its_anchor_points() -> None:
     early = torch.full((12, 3), 0.05)
     sure = [0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.6, 0.7, 0.5, 0.9, 0.4, 0.8]
     predicted = [0, 0, 0, 0, 0, 0, 1, 1, 1, 2, 2, 0]
@@ -51,13 +51,13 @@ def test_the_surest_rows_of_each_predicted_class_are_its_anchors() -> None:
     assert anchor_points.count(kept, given).tolist() == expected
 
 
-def test_a_class_with_fewer_predictions_than_anchors_has_them_all() -> None:
+def test_a_class_with_fewer_predictions_than_anchor_points_has_them_all() -> None:
     early = torch.eye(3)[[0] * 9 + [1]] * 0.9 + 0.03
     found = anchor_points.count(early, np.array([1] * 10))
-    assert found.tolist() == [[0, 0, 0], [0, 1, 0], [0, 0, 0]], "nobody is given 0, so it has no anchor"
+    assert found.tolist() == [[0, 0, 0], [0, 1, 0], [0, 0, 0]], "no row is given 0, so it has no anchor point"
 
 
-def test_what_is_sure_of_nothing_is_no_anchor() -> None:
+def test_a_uniform_prediction_is_no_anchor_point() -> None:
     assert not anchor_points.count(torch.full((20, C), 1 / C), np.arange(20) % C).any()
     assert not anchor_points.count(torch.eye(C), np.full(C, -1)).any()
     assert anchor_points.count(torch.zeros((0, C)), np.zeros(0, dtype=np.int64)).shape == (C, C)
@@ -72,7 +72,7 @@ def test_many_rows_of_many_classes_are_counted_in_parts() -> None:
 
 
 @pytest.mark.parametrize("transition", [SYMMETRIC, ASYMMETRIC], ids=["symmetric", "asymmetric"])
-def test_the_noise_matrix_is_found_without_a_verified_row(transition: Floats) -> None:
+def test_the_transition_matrix_is_found_without_a_trusted_row(transition: Floats) -> None:
     early, given, _ = simulated(6_000, transition)
     found = estimated(anchor_points.count(early, given))
     assert found.sum(axis=1) == pytest.approx(1)
@@ -102,7 +102,7 @@ def test_renaming_the_classes_renames_the_noise_matrix() -> None:
 
 
 @pytest.mark.parametrize("transition", [SYMMETRIC, ASYMMETRIC], ids=["symmetric", "asymmetric"])
-def test_the_posterior_is_bayes_with_frequencies_that_nobody_told(transition: Floats) -> None:
+def test_the_posterior_is_bayes_with_frequencies_found_by_em(transition: Floats) -> None:
     frequency = np.array([0.1, 0.3, 0.2, 0.25, 0.15])
     joint = frequency[:, None] * transition
     found = anchor_points.posterior(transition, 1_000 * joint.sum(axis=0))
@@ -110,7 +110,15 @@ def test_the_posterior_is_bayes_with_frequencies_that_nobody_told(transition: Fl
     assert found == pytest.approx(joint / joint.sum(axis=0), abs=0.03)
 
 
-def test_a_class_that_nobody_is_given_has_a_posterior_too() -> None:
+def test_a_class_without_a_given_label_has_a_posterior_too() -> None:
     found = anchor_points.posterior(SYMMETRIC, np.array([5.0, 0, 3, 2, 1]))
     assert np.isfinite(found).all()
     assert found.sum(axis=0) == pytest.approx(1)
+
+
+@pytest.mark.parametrize("transition", [SYMMETRIC, ASYMMETRIC], ids=["symmetric", "asymmetric"])
+def test_the_posterior_explains_the_given_labels(transition: Floats) -> None:
+    """The frequencies it implies give back the labels' frequencies: EM has converged."""
+    given = 1_000 * (np.array([0.1, 0.3, 0.2, 0.25, 0.15]) @ transition)
+    frequency = anchor_points.posterior(transition, given) @ (given / given.sum())
+    assert frequency @ transition == pytest.approx(given / given.sum(), abs=1e-3)

@@ -1,4 +1,4 @@
-"""Noise matrices from counted pairs, against the Dirichlet-multinomial written out and against truths."""
+"""Transition matrices estimated from counted rows, against the Dirichlet-multinomial and against truths."""
 
 import math
 from itertools import pairwise
@@ -33,28 +33,28 @@ def symmetric(rate: float, classes: int = 6) -> Floats:
     return matrix
 
 
-def test_noise_at_the_pooled_rate_goes_where_it_is_expected() -> None:
+def test_noise_at_the_pooled_rate_goes_where_that_of_the_prior_matrix_goes() -> None:
     counts = np.array([[3, 1, 0], [0, 0, 0], [2, 0, 5]])
     found = at_pooled_rate(counts)
     assert np.diag(found) == pytest.approx(1 - 4 / 13)  # 3 wrong of 11, and 1 of 2
     assert found[~np.eye(3, dtype=bool)] == pytest.approx(2 / 13)
-    like = np.array([[0.8, 0.15, 0.05], [0.1, 0.8, 0.1], [0.3, 0.2, 0.5]])
+    prior_matrix = np.array([[0.8, 0.15, 0.05], [0.1, 0.8, 0.1], [0.3, 0.2, 0.5]])
     rate = (3 + 2 * 0.3) / 13
     expected = [[1 - rate, 0.75, 0.25], [0.5, 1 - rate, 0.5], [0.6, 0.4, 1 - rate]]
     scale = np.where(np.eye(3, dtype=bool), 1, rate)
-    assert at_pooled_rate(counts, like) == pytest.approx(scale * expected)
+    assert at_pooled_rate(counts, prior_matrix) == pytest.approx(scale * expected)
 
 
-@pytest.mark.parametrize("like", [None, symmetric(0.2, 4)])
-def test_the_estimate_is_a_distribution_a_class_and_tends_to_the_counts(like: Floats | None) -> None:
+@pytest.mark.parametrize("prior_matrix", [None, symmetric(0.2, 4)])
+def test_the_estimate_is_a_distribution_a_class_and_tends_to_the_counts(prior_matrix: Floats | None) -> None:
     for rows in (0, 1, 10, 1_000_000):
-        found = estimated(drawn(TRUTH, rows), like)
+        found = estimated(drawn(TRUTH, rows), prior_matrix)
         assert found.sum(axis=1) == pytest.approx(1)
         assert (found > 0).all()
     assert found == pytest.approx(TRUTH, abs=2e-3)
 
 
-def test_without_a_pair_it_is_what_is_expected() -> None:
+def test_without_a_row_it_is_the_prior_matrix() -> None:
     assert estimated(NOTHING, symmetric(0.3, 4)) == pytest.approx(symmetric(0.3, 4))
     assert np.diag(estimated(NOTHING)) == pytest.approx(0.5), "any label may be wrong"
 
@@ -63,8 +63,8 @@ def test_without_a_pair_it_is_what_is_expected() -> None:
 def test_strengths_are_the_likeliest_of_the_dirichlet_multinomial(classes: int) -> None:
     """Against the sequential form: each label's chance given those before it."""
     counts = drawn(symmetric(0.4, classes), 12, seed=classes)
-    like = estimated(drawn(symmetric(0.3, classes), 50))
-    made = DirichletPrior.fitted(counts, like)
+    prior_matrix = estimated(drawn(symmetric(0.3, classes), 50))
+    made = DirichletPrior.fitted(counts, prior_matrix)
     mean = made.mean
 
     def log_likelihood(cells: Floats, of: Floats, rows: float) -> float:
@@ -93,7 +93,7 @@ def test_strengths_are_the_likeliest_of_the_dirichlet_multinomial(classes: int) 
             assert log_likelihood(cells, of, rows) <= best + 1e-6
 
 
-def test_few_pairs_of_even_noise_leave_no_structure_and_structure_stays() -> None:
+def test_few_rows_of_symmetric_noise_leave_no_structure_and_structure_stays() -> None:
     off = ~np.eye(6, dtype=bool)
     counts = drawn(symmetric(0.4), 20)
     raw = counts / counts.sum(axis=1, keepdims=True)
@@ -104,18 +104,20 @@ def test_few_pairs_of_even_noise_leave_no_structure_and_structure_stays() -> Non
     assert found[(flipped == 0)].max() < 0.02
 
 
-def test_what_is_expected_fills_in_what_few_pairs_cannot_tell() -> None:
+def test_a_prior_matrix_fills_in_what_few_rows_cannot_tell() -> None:
     flipped = 0.6 * np.eye(6) + 0.4 * np.roll(np.eye(6), 1, axis=1)
     counts = drawn(flipped, 2)
-    told = estimated(drawn(flipped, 100, seed=1))
+    helpful = estimated(drawn(flipped, 100, seed=1))
     misled = estimated(drawn(flipped.T, 100, seed=1))
-    errors = [np.abs(estimated(counts, like) - flipped).mean() for like in (told, None, misled)]
+    errors = [
+        np.abs(estimated(counts, prior_matrix) - flipped).mean() for prior_matrix in (helpful, None, misled)
+    ]
     assert all(better < worse for better, worse in pairwise(errors))
     many = drawn(flipped, 500)
-    assert np.abs(estimated(many, misled) - flipped).max() < 0.1, "pairs overrule what was expected"
+    assert np.abs(estimated(many, misled) - flipped).max() < 0.1, "rows overrule the prior matrix"
 
 
-def test_classes_differ_in_their_noise_as_far_as_the_pairs_say() -> None:
+def test_classes_differ_in_their_noise_as_far_as_the_rows_say() -> None:
     rates = np.array([0.05, 0.1, 0.5, 0.6])
     counts = np.stack([drawn(symmetric(rate, 4), 200)[row] for row, rate in enumerate(rates)])
     assert 1 - np.diag(estimated(counts)) == pytest.approx(rates, abs=0.06)
@@ -125,13 +127,13 @@ def test_classes_differ_in_their_noise_as_far_as_the_pairs_say() -> None:
     )
 
 
-@pytest.mark.parametrize("like", [None, 0.8 * TRUTH + 0.05])
-def test_a_row_s_own_pair_is_taken_out_of_the_matrix_that_scores_it(like: Floats | None) -> None:
+@pytest.mark.parametrize("prior_matrix", [None, 0.8 * TRUTH + 0.05])
+def test_leave_one_out_equals_the_posterior_without_the_row(prior_matrix: Floats | None) -> None:
     rng = np.random.default_rng(1)
     true = rng.integers(4, size=50)
     given = np.where(rng.random(50) < 0.4, rng.integers(4, size=50), true)
     counts = noise_matrix(given, true, 4)
-    made = TransitionEstimate(counts, DirichletPrior.fitted(counts, like))
+    made = TransitionEstimate(counts, DirichletPrior.fitted(counts, prior_matrix))
     for row, found in enumerate(made.leave_one_out(true, given)):
         rest = counts.copy()
         rest[true[row], given[row]] -= 1
@@ -145,6 +147,27 @@ def test_two_classes_have_noise_rates_alone() -> None:
 
 def test_renaming_the_classes_renames_the_estimate() -> None:
     order = np.array([2, 0, 3, 1])
-    counts, like = drawn(TRUTH, 15), 0.8 * TRUTH + 0.05
-    found = estimated(counts[np.ix_(order, order)], like[np.ix_(order, order)])
-    np.testing.assert_allclose(found, estimated(counts, like)[np.ix_(order, order)], rtol=1e-9)
+    counts, prior_matrix = drawn(TRUTH, 15), 0.8 * TRUTH + 0.05
+    found = estimated(counts[np.ix_(order, order)], prior_matrix[np.ix_(order, order)])
+    np.testing.assert_allclose(found, estimated(counts, prior_matrix)[np.ix_(order, order)], rtol=1e-9)
+
+
+def test_anchor_points_make_the_prior_matrix() -> None:
+    anchors, counts = drawn(TRUTH, 200, seed=1), drawn(TRUTH, 5)
+    prior_matrix = TransitionEstimate.of(anchors).matrix
+    found = TransitionEstimate.of(counts, anchors)
+    np.testing.assert_array_equal(found.matrix, estimated(counts, prior_matrix))
+    alone = TransitionEstimate.of(counts)
+    assert np.abs(found.matrix - TRUTH).mean() < np.abs(alone.matrix - TRUTH).mean()
+    np.testing.assert_array_equal(TransitionEstimate.of(counts, NOTHING).matrix, alone.matrix)
+
+
+@pytest.mark.parametrize("anchors", [None, drawn(TRUTH, 50, seed=2)], ids=["alone", "anchor points"])
+def test_the_estimate_converges(anchors: Counts | None) -> None:
+    def error(rows: int) -> float:
+        found = (TransitionEstimate.of(drawn(TRUTH, rows, seed), anchors).matrix for seed in range(20))
+        return float(np.mean([np.abs(matrix - TRUTH).mean() for matrix in found]))
+
+    errors = [error(rows) for rows in (3, 30, 300, 3_000)]
+    assert all(better < worse for worse, better in pairwise(errors))
+    assert errors[-1] < 0.01

@@ -9,6 +9,7 @@ import torch
 
 from relabel import backbones
 from relabel.calibration import calibrate
+from relabel.calibration.selection import select
 from relabel.correctors.registry import REGISTRY, create
 from relabel.data.batches import ImageInputs, VectorInputs
 from relabel.device import resolve
@@ -76,7 +77,7 @@ def test_the_calibration_comes_back_whole_and_promises_the_same(path):
     for name, value in asdict(made).items():
         np.testing.assert_array_equal(getattr(read, name), value)
     rows = np.array([1, 1]), np.array([0.98, 0.5]), np.array([0, 0])
-    assert read.selection(*rows, 0.6) == made.selection(*rows, 0.6)
+    assert select(read.corrections, *rows, 0.6) == select(made.corrections, *rows, 0.6)
     assert read.to_dict() == made.to_dict()
 
 
