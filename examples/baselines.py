@@ -41,7 +41,7 @@ from sklearn.model_selection import StratifiedKFold
 from torch import Tensor
 
 from relabel.backbones import Backbone
-from relabel.config import DEFAULT_AUGMENTATION, FitConfig, SourceOptions
+from relabel.config import DEFAULT_AUGMENTATION, FitConfig
 from relabel.correctors.plain import Plain
 from relabel.data.batches import AUGMENTATIONS, ImageInputs, Inputs, VectorInputs, decode_all
 from relabel.data.sources import Source, open_source
@@ -51,6 +51,7 @@ from relabel.errors import RelabelError
 from relabel.labels.metadata import Metadata, Run
 from relabel.labels.parquet import Columns
 from relabel.labels.table import Labels
+from relabel.options import build, changed
 from relabel.schedule import Schedule
 from relabel.training.loop import Rows, Training
 from relabel.verbs import fit
@@ -88,7 +89,7 @@ class Task:
 
     def network(self) -> Backbone:
         """A fresh backbone; the same one for the same seed."""
-        torch.manual_seed(self.config.seed)
+        torch.manual_seed(self.config.run.seed)
         return fit.build_backbone(self.source, self.config)[0]
 
     def training(
@@ -102,7 +103,7 @@ class Task:
             Rows(torch.from_numpy(rows), torch.from_numpy(labels)),
             schedule,
             self.compute,
-            self.config.seed,
+            self.config.run.seed,
         )
 
     def train(self, rows: NDArray[np.int64], labels: NDArray[np.int64], schedule: Schedule) -> Training:
@@ -139,7 +140,7 @@ def cleanlab(task: Task) -> Outcome:
         networks.append(task.train(rows, given, task.schedule))
         return networks[-1]
 
-    probability, corrected = without_issues(given, len(task.source.class_names), task.config.seed, train)
+    probability, corrected = without_issues(given, len(task.source.class_names), task.config.run.seed, train)
     return Outcome(probability, corrected, networks)
 
 
@@ -162,7 +163,7 @@ def fine_tune(task: Task) -> Outcome:
     """Plain training, then the whole network on the trusted rows."""
     rows = np.arange(len(task.source))
     trained = task.train(rows, task.source.given, task.schedule)
-    shuffled = np.random.default_rng(task.config.seed).permutation(task.trusted.rows)
+    shuffled = np.random.default_rng(task.config.run.seed).permutation(task.trusted.rows)
     held_out, rest = np.split(shuffled, [len(shuffled) // 3])
 
     score, rate, epochs = accuracy_and_loss(trained, held_out, task.best_known), FINE_TUNE_RATES[0], 0
@@ -188,7 +189,7 @@ def trusted_only(task: Task) -> Outcome:
     steps = full.epochs * -(-len(task.source) // full.batch_size)
     batch_size = min(full.batch_size, SMALL_BATCH)
     epochs = max(2, steps // -(-len(task.trusted.rows) // batch_size))
-    config = replace(task.config, batch_size=batch_size, epochs=epochs)
+    config = changed(task.config, batch_size=batch_size, epochs=epochs)
     schedule = replace(fit.schedule_for(config, len(task.trusted.rows)), weight_decay=full.weight_decay)
     training = task.train(task.trusted.rows, task.best_known, schedule)
     probability = predict(training, np.arange(len(task.source)))
@@ -250,21 +251,22 @@ def read_task(config: FitConfig) -> Task:
     source = open_source(config.source, config.labels, config.reading)
     trusted = read_trusted(config.trusted, source) if config.trusted else TrustedSet.empty()
     if source.vectors is None:
-        config = replace(config, image_size=config.image_size or fit.default_image_size(source, config))
-    inputs = _inputs(source, config, config.augment or DEFAULT_AUGMENTATION)
+        size = config.network.image_size or fit.default_image_size(source, config)
+        config = changed(config, image_size=size)
+    inputs = _inputs(source, config, config.network.augment or DEFAULT_AUGMENTATION)
     if (source.given < 0).any() or trusted.external:
         raise RelabelError("The baselines need a label in every row, and trusted rows of SOURCE.")
-    return Task(config, source, trusted, inputs, resolve(config.device, config.amp))
+    return Task(config, source, trusted, inputs, resolve(config.compute.device, config.compute.amp))
 
 
 def _inputs(source: Source, config: FitConfig, augmentation: str) -> Inputs:
-    """What the network is shown: vectors, or images of `config.image_size`."""
+    """What the network is shown: vectors, or images of `config.network.image_size`."""
     if source.vectors is not None:
         _refuse_broken(source, source.errors)
         return VectorInputs(torch.from_numpy(source.vectors))
-    assert config.image_size is not None
+    assert config.network.image_size is not None
     images, unreadable = decode_all(
-        source.references, config.image_size, set(source.errors), lambda count: None
+        source.references, config.network.image_size, set(source.errors), lambda count: None
     )
     _refuse_broken(source, {**source.errors, **unreadable})
     return ImageInputs(images, augmentation)
@@ -300,7 +302,7 @@ def write_outcome(task: Task, outcome: Outcome, method: str, output: Path) -> No
         corrector=method,
         **fit.build_backbone(task.source, task.config)[1],
         epochs=task.schedule.epochs,
-        seed=task.config.seed,
+        seed=task.config.run.seed,
         trusted_rows=len(trusted.rows),
     )
     Labels(columns, Metadata(task.source.class_names, run=run)).save(output)
@@ -327,7 +329,7 @@ def write_test(task: Task, networks: Iterable[Training], location: str, output: 
         trusted=np.zeros(len(rows), dtype=bool),
         errors={},
     )
-    Labels(columns, Metadata(task.source.class_names, run=Run(seed=task.config.seed))).save(output)
+    Labels(columns, Metadata(task.source.class_names, run=Run(seed=task.config.run.seed))).save(output)
 
 
 def parse() -> argparse.Namespace:
@@ -359,18 +361,19 @@ def parse() -> argparse.Namespace:
 def main() -> None:
     """Run one baseline; its figures go to standard output as JSON."""
     arguments = parse()
-    config = FitConfig(
+    config = build(
+        FitConfig,
         source=arguments.source,
         trusted=arguments.trusted,
         labels=arguments.labels,
-        reading=SourceOptions(features=arguments.features),
+        features=arguments.features,
         corrector="none",
         backbone=arguments.backbone,
         image_size=arguments.image_size,
         augment=arguments.augment,
         epochs=arguments.epochs,
         batch_size=arguments.batch_size,
-        learning_rate=arguments.lr,
+        lr=arguments.lr,
         seed=arguments.seed,
         device=arguments.device,
         amp=arguments.amp,

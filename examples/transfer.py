@@ -43,13 +43,13 @@ from torch import Tensor
 
 from relabel.calibration import calibrate, labelled_runs
 from relabel.calibration.prior import CalibrationPrior
+from relabel.config import PretrainConfig
 from relabel.correctors.tmlc_net import TMLCNet
 from relabel.label_noise.transition_matrix import TransitionEstimate
 from relabel.metrics import noise_matrix
 from relabel.pretraining.episodes import Episode, Pool, Recording, stage, training_of
 from relabel.pretraining.meta_train import (
     Dynamics,
-    PretrainConfig,
     experienced,
     first_generation,
     learn,
@@ -98,8 +98,8 @@ def main() -> None:
     arguments = parse()
     arguments.recordings.mkdir(parents=True, exist_ok=True)
     config = PretrainConfig(
-        tuple(arguments.sources),
-        arguments.recordings,
+        sources=tuple(arguments.sources),
+        recordings=arguments.recordings,
         episodes=arguments.episodes,
         steps=arguments.steps,
         seed=arguments.seed,

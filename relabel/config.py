@@ -1,4 +1,7 @@
-"""What one run is asked to do: a command's flags as one value."""
+"""What a command is asked to do: THE declaration of every flag, which is also a keyword from Python.
+
+A config is made of groups, and a group of fields made with `flag`.
+"""
 
 from __future__ import annotations
 
@@ -8,33 +11,51 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from relabel.errors import RelabelError
+from relabel.options import InMemory, Saved, flag
+from relabel.schedule import BATCH_SIZE, LARGE_BATCH_SIZE, LARGE_BATCHES_FROM
 
+NOISES = (
+    "symmetric", "symmetric-inclusive", "uniform", "flip-random", "flip-to-one", "asymmetric", "superclass",
+    "feature-dependent", "instance-dependent",
+)  # fmt: skip
+"""`--noise`, by the names in `simulate.noise`."""
 META_GRADIENTS = ("last-layer", "exact")
+LARGEST_IMAGE = 1024  # px
 DEFAULT_CORRECTOR = "tmlc"
 DEFAULT_AUGMENTATION = "flip"
+DEFAULT_OUTPUT = "labels.parquet"
 SHIPPED_CORRECTOR = Path(__file__).parent / "pretrained" / "tmlc.pt"
 CORRECTOR_FOR_OTHER_IMAGES = "mslc"
-"""The default where the verified images are not those of SOURCE."""
+"""The default where the trusted images are not those of SOURCE."""
 
 
 @dataclass(frozen=True)
 class SourceOptions:
     """How SOURCE is to be read, beside its place; None means the default, or what is found there.
 
-    classes: a file with one name a line, or names with commas between them; features: the columns of vectors,
-    None where SOURCE holds images; config: one of the configurations of a Hub data set; streaming: keep only
-    decoded images of it.
+    trusted_column: a flag where there are trusted rows; features: the columns of vectors, None where SOURCE
+    holds images.
     """
 
-    classes: str | None = None
-    image_column: str | None = None
-    label_column: str | None = None
     trusted_column: str | None = None
-    features: str | None = None
-    config: str | None = None
-    split: str | None = None
-    revision: str | None = None
-    streaming: bool = False
+    classes: str | None = flag(
+        "A file with one class a line, or names with commas: the classes in their order, to which numbers as "
+        "labels are indices. Default: classes.txt in SOURCE or beside it.",
+        None,
+    )
+    image_column: str | None = flag(
+        "The column of images, or of a manifest's file names. Default: image, file_name.", None
+    )
+    label_column: str | None = flag(
+        "The column of labels; in WebDataset shards, the part or the JSON field. Default: label.", None
+    )
+    features: str | None = flag(
+        "SOURCE is Parquet with vectors: their column of lists, or numeric columns, such as 'f_*'.", None
+    )
+    config: str | None = flag("The configuration of a data set of the Hub that has several.", None)
+    split: str | None = flag("Of a data set of Hugging Face that has several.", None)
+    revision: str | None = flag("Branch, tag or commit of a data set of the Hub.", None)
+    streaming: bool = flag("Keep only decoded images of a data set of the Hub.", False)
 
     def given(self) -> list[str]:
         """The flags that were given."""
@@ -42,74 +63,35 @@ class SourceOptions:
 
 
 @dataclass(frozen=True)
-class FitConfig:
-    """`relabel fit` and `relabel apply`; None means the recipe's, or decided from the data.
+class TrustedSourceOptions(SourceOptions):
+    """The same for a SOURCE that may hold trusted rows."""
 
-    trusted: None for no verified row, which takes a corrector that learns nothing from any; pretrained: a
-    corrector file whose corrector is used as it is (`apply`); reading: what else SOURCE needs to be read.
-    keep_model: whether `FitResult.model` is wanted, for whose calibration a share of the verified rows stays
-    out of the training. cache: keep decoded images on disk; the result is the same without.
-    """
+    trusted_column: str | None = flag(
+        "Instead of --trusted: SOURCE's column of trusted labels, empty elsewhere.", None
+    )
 
-    source: str
-    trusted: Path | None = None
-    pretrained: Path | None = None
-    labels: Path | None = None
-    reading: SourceOptions = field(default_factory=SourceOptions)
-    corrector: str | None = None
-    preset: str | None = None
-    options: Mapping[str, str] = field(default_factory=dict)
-    backbone: str | None = None
-    weights: str = "none"
-    freeze: bool = False
-    image_size: int | None = None
-    augment: str | None = None
-    cache: bool = True
-    epochs: int | None = None
-    warmup: int | None = None
-    batch_size: int | None = None
-    learning_rate: float | None = None
-    meta_gradient: str = "last-layer"
-    meta_every: int | None = None
-    meta_batch_size: int | None = None
-    meta_learning_rate: float | None = None
-    precision: float = 0.95
-    seed: int = 0
-    device: str = "auto"
-    amp: str = "auto"
-    keep_model: bool = False
-    checkpoint: Path | None = None
-    resume: bool = False
+
+@dataclass(frozen=True)
+class NetworkOptions:
+    """The backbone, and what it is shown; None means decided from the data."""
+
+    backbone: str | None = flag(
+        "cnn8 or a torchvision classifier by name. Default: cnn8, with --weights resnet18; for vectors mlp.",
+        None,
+    )
+    weights: str = flag("none, imagenet (torchvision's download) or the path of a state dict.", "none")
+    freeze: bool = flag("Train only the last layer, on features computed once.", False)
+    image_size: int | None = flag("Side in pixels. Default: native up to 64; 224 with --weights.", None)
+    augment: str | None = flag(
+        "flip: shift and mirror, the default; shift: for digits and letters.",
+        None,
+        choices=("flip", "shift", "none"),
+    )
 
     def __post_init__(self) -> None:
         """Refuse values no run can have; the message names the flag."""
-        if self.meta_gradient not in META_GRADIENTS:
-            raise RelabelError(
-                f"--meta-gradient {self.meta_gradient}: there is no such one.",
-                f"Use {' or '.join(META_GRADIENTS)}.",
-            )
-        _check_trusted(self)
-        _check_precision(self.precision)
-        if self.image_size is not None and not 8 <= self.image_size <= 1024:
-            raise RelabelError(f"--image-size {self.image_size}: must lie between 8 and 1024.")
-        for flag, value, least in (
-            ("--epochs", self.epochs, 2),
-            ("--batch-size", self.batch_size, 2),
-            ("--meta-every", self.meta_every, 1),
-            ("--meta-batch-size", self.meta_batch_size, 1),
-        ):
-            if value is not None and value < least:
-                raise RelabelError(f"{flag} {value}: must be at least {least}.")
-        if self.warmup is not None and not 1 <= self.warmup < (self.epochs or self.warmup + 1):
-            raise RelabelError(
-                f"--warmup {self.warmup}: must be at least 1 and less than the number of epochs."
-            )
-        for flag, rate in (("--lr", self.learning_rate), ("--meta-lr", self.meta_learning_rate)):
-            if rate is not None and not 0 < rate < math.inf:
-                raise RelabelError(f"{flag} {rate}: must be a positive number.")
-        if not 0 <= self.seed < 2**63:
-            raise RelabelError(f"--seed {self.seed}: must lie between 0 and 2^63 - 1.")
-        _check_backbone(self)
+        if self.image_size is not None and not 8 <= self.image_size <= LARGEST_IMAGE:
+            raise RelabelError(f"--image-size {self.image_size}: must lie between 8 and {LARGEST_IMAGE}.")
         if self.freeze and self.weights == "none":
             raise RelabelError(
                 "--freeze needs a pretrained backbone.", "Add --weights imagenet or --weights PATH."
@@ -119,68 +101,325 @@ class FitConfig:
                 f"--augment {self.augment}: with --freeze each image is seen once, as it is.", "Leave it out."
             )
 
-    @property
-    def has_trusted(self) -> bool:
-        """Whether verified rows were named."""
-        return self.trusted is not None or self.reading.trusted_column is not None
-
 
 @dataclass(frozen=True)
-class PredictConfig:
-    """`relabel predict`; the defaults are the flags'."""
+class TrainingOptions:
+    """The schedule of the backbone; None means the recipe's, or decided from the data."""
 
-    source: str
-    model: Path
-    labels: Path | None = None
-    reading: SourceOptions = field(default_factory=SourceOptions)
-    cache: bool = True
-    precision: float = 0.95
-    device: str = "auto"
-    amp: str = "auto"
+    epochs: int | None = flag("Default: 20 to 80, fewer for larger data.", None)
+    warmup: int | None = flag("Epochs before the corrector. Default: the corrector's share.", None)
+    batch_size: int | None = flag(
+        f"Default: {BATCH_SIZE}, or {LARGE_BATCH_SIZE} from {LARGE_BATCHES_FROM:,} rows on.", None
+    )
+    lr: float | None = flag("Peak learning rate. Default: from the batch size.", None)
 
     def __post_init__(self) -> None:
         """Refuse values no run can have; the message names the flag."""
-        _check_precision(self.precision)
-        if not self.cache and self.reading.features is not None:
-            raise _for_images("--no-cache", self.reading.features)
+        _check_least(("--epochs", self.epochs, 2), ("--batch-size", self.batch_size, 2))
+        if self.warmup is not None and not 1 <= self.warmup < (self.epochs or self.warmup + 1):
+            raise RelabelError(
+                f"--warmup {self.warmup}: must be at least 1 and less than the number of epochs."
+            )
+        _check_rate("--lr", self.lr)
 
 
-def _check_trusted(config: FitConfig) -> None:
-    """Verified rows are named once, and apart from the given labels."""
-    if config.trusted is not None and config.reading.trusted_column is not None:
-        raise RelabelError("--trusted and --trusted-column both name verified rows.", "Keep one of them.")
-    if config.trusted and config.labels and config.trusted.resolve() == config.labels.resolve():
-        raise RelabelError(
-            f"--trusted {config.trusted} is also --labels, so every label in it would count as verified.",
-            "Name a table of those rows alone that a person has verified.",
-        )
+@dataclass(frozen=True)
+class TransferTrainingOptions(TrainingOptions):
+    """The same under a corrector from other data, whose runs are shorter."""
 
-
-def _check_backbone(config: FitConfig) -> None:
-    """Vectors take the MLP and no flag that is about images; images take any other backbone."""
-    features = config.reading.features
-    if features is None:
-        if config.backbone == "mlp":
-            raise RelabelError("--backbone mlp takes vectors.", "Name their column with --features.")
-        return
-    for flag, given in (
-        (f"--backbone {config.backbone}", config.backbone not in (None, "mlp")),
-        (f"--weights {config.weights}", config.weights != "none"),
-        ("--freeze", config.freeze),
-        (f"--image-size {config.image_size}", config.image_size is not None),
-        (f"--augment {config.augment}", config.augment is not None),
-        ("--no-cache", not config.cache),
-    ):
-        if given:
-            raise _for_images(flag, features)
-
-
-def _for_images(flag: str, features: str) -> RelabelError:
-    return RelabelError(
-        f"{flag} is for images, and --features {features} names vectors.", "Leave out one of the two."
+    epochs: int | None = flag(
+        "Default: 20 to 40, fewer for larger data; in a long run the backbone memorises the wrong labels "
+        "that are left.",
+        None,
     )
 
 
-def _check_precision(precision: float) -> None:
-    if not 0 < precision < 1:
-        raise RelabelError(f"--precision {precision}: must lie between 0 and 1.", "Use 0.95, say.")
+@dataclass(frozen=True)
+class MetaOptions:
+    """How the corrector itself is trained; None means its recipe's."""
+
+    meta_gradient: str = flag(
+        "Through the look-ahead step of the last layer alone, or of the whole backbone.",
+        "last-layer",
+        choices=META_GRADIENTS,
+    )
+    meta_every: int | None = flag("Batches from one meta step to the next. Default: the corrector's.", None)
+    meta_batch_size: int | None = flag("Trusted rows a meta step. Default: the corrector's.", None)
+    meta_lr: float | None = flag("The corrector's learning rate. Default: the corrector's.", None)
+
+    def __post_init__(self) -> None:
+        """Refuse values no run can have; the message names the flag."""
+        _check_least(("--meta-every", self.meta_every, 1), ("--meta-batch-size", self.meta_batch_size, 1))
+        _check_rate("--meta-lr", self.meta_lr)
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """What makes a run repeatable, and what continues it."""
+
+    seed: int = flag("Makes a CPU run repeatable bit for bit.", 0)
+    resume: bool = flag("Continue an interrupted run.", False)
+    checkpoint: Path | None = flag("Where the run's state is kept. Default: beside the output.", None)
+
+    def __post_init__(self) -> None:
+        """Refuse values no run can have; the message names the flag."""
+        _check_seed(self.seed)
+
+
+@dataclass(frozen=True)
+class ComputeOptions:
+    """Where and how exactly to compute."""
+
+    device: str = flag("Where to compute.", "auto", choices=("auto", "cpu", "cuda", "mps"))
+    amp: str = flag("bf16 where the hardware has it.", "auto", choices=("auto", "bf16", "off"))
+
+
+@dataclass(frozen=True)
+class OutputOptions:
+    """Where the labels go; None for nowhere, as from Python."""
+
+    output: str | None = flag(
+        "The Parquet file to write; - is standard output.", None, short="-o", usual=DEFAULT_OUTPUT
+    )
+    overwrite: bool = flag("Replace an existing output.", False)
+
+
+@dataclass(frozen=True)
+class FitOutputOptions(OutputOptions):
+    """What a fit can write beside the labels."""
+
+    save_corrector: Path | None = flag("Also write the trained corrector.", None)
+    save_model: Path | None = flag(
+        "Also write the trained model, for relabel predict: a share of the trusted rows, for its "
+        "calibration, are then not trained on.",
+        None,
+    )
+    keep_model: bool = flag("Keep the trained model as `labels.model`, without a file.", False, hidden=True)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SourceConfig:
+    """What every command with one SOURCE takes."""
+
+    source: str | InMemory = flag(
+        "A folder, a manifest, Parquet with images, a .zip or .tar, a pattern of shards, or a data set that "
+        "datasets saved or that is on the Hub; or vectors (--features).",
+        argument=True,
+        metavar="SOURCE",
+    )
+    labels: Path | InMemory | None = flag(
+        "CSV or Parquet (file_name,label) that replaces or adds given labels.", None
+    )
+    reading: SourceOptions = field(default_factory=SourceOptions)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LabellingConfig(SourceConfig):
+    """What every command takes that labels the rows of SOURCE."""
+
+    cache: bool = flag(
+        "Decode images anew for every batch instead of once to a temporary file: slower, and no disk.", True
+    )
+    precision: float = flag("Share of the rows marked fix that must be right.", 0.95)
+    compute: ComputeOptions = field(default_factory=ComputeOptions)
+    outputs: OutputOptions = field(default_factory=OutputOptions)
+
+    def __post_init__(self) -> None:
+        """Refuse values no run can have; the message names the flag."""
+        if not 0 < self.precision < 1:
+            raise RelabelError(f"--precision {self.precision}: must lie between 0 and 1.", "Use 0.95, say.")
+        self._check_images()
+
+    def _check_images(self) -> None:
+        """Vectors take no flag that is about images."""
+        if not self.cache:
+            _refuse_vectors("--no-cache", self.reading.features)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingConfig(LabellingConfig):
+    """What `fit` and `apply` share: a backbone is trained on SOURCE.
+
+    trusted: None for no trusted row, which takes a corrector that learns nothing from any.
+    """
+
+    trusted: Path | InMemory | None = None
+    network: NetworkOptions = field(default_factory=NetworkOptions)
+    training: TrainingOptions = field(default_factory=TrainingOptions)
+    run: RunOptions = field(default_factory=RunOptions)
+    reading: TrustedSourceOptions = field(default_factory=TrustedSourceOptions)
+
+    def __post_init__(self) -> None:
+        """Refuse values no run can have; the message names the flag."""
+        super().__post_init__()
+        self._check_trusted()
+
+    @property
+    def has_trusted(self) -> bool:
+        """Whether trusted rows were named."""
+        return self.trusted is not None or self.reading.trusted_column is not None
+
+    def _check_trusted(self) -> None:
+        """Trusted rows are named once, and apart from the given labels."""
+        trusted, labels = self.trusted, self.labels
+        if trusted is not None and self.reading.trusted_column is not None:
+            raise RelabelError("--trusted and --trusted-column both name trusted rows.", "Keep one of them.")
+        if isinstance(trusted, Path) and isinstance(labels, Path) and trusted.resolve() == labels.resolve():
+            raise RelabelError(
+                f"--trusted {trusted} is also --labels, so every label in it would count as trusted.",
+                "Name a table of those rows alone that a person has checked.",
+            )
+
+    def _check_images(self) -> None:
+        """Vectors take the MLP and no flag that is about images; images take any other backbone."""
+        network, features = self.network, self.reading.features
+        if features is None and network.backbone == "mlp":
+            raise RelabelError("--backbone mlp takes vectors.", "Name their column with --features.")
+        for named, given in (
+            (f"--backbone {network.backbone}", network.backbone not in (None, "mlp")),
+            (f"--weights {network.weights}", network.weights != "none"),
+            ("--freeze", network.freeze),
+            (f"--image-size {network.image_size}", network.image_size is not None),
+            (f"--augment {network.augment}", network.augment is not None),
+            ("--no-cache", not self.cache),
+        ):
+            if given:
+                _refuse_vectors(named, features)
+
+
+@dataclass(frozen=True, kw_only=True)
+class FitConfig(TrainingConfig):
+    """`relabel fit`; None means the recipe's, or decided from the data.
+
+    pretrained: a corrector file whose corrector is used as it is.
+    """
+
+    trusted: Path | InMemory | None = flag(
+        "Trusted rows: CSV or Parquet (file_name,label), or a folder of class folders.", None
+    )
+    corrector: str | None = flag(
+        f"$correctors; none is plain training, calibrated. Default: {DEFAULT_CORRECTOR}.", None
+    )
+    preset: str | None = flag("A paper's own settings, which other flags override: $presets.", None)
+    option: Mapping[str, str] = flag("A corrector's option: $options.", {}, metavar="NAME=VALUE")
+    pretrained: Path | None = None
+    outputs: FitOutputOptions = field(default_factory=FitOutputOptions)
+    meta: MetaOptions = field(default_factory=MetaOptions)
+
+    @property
+    def keep_model(self) -> bool:
+        """Whether the model is wanted, whose calibration takes trusted rows that it never saw."""
+        return self.outputs.keep_model or self.outputs.save_model is not None
+
+
+@dataclass(frozen=True, kw_only=True)
+class ApplyConfig(TrainingConfig):
+    """`relabel apply`; corrector: None for the one that comes with relabel."""
+
+    corrector: str | Saved | None = flag(
+        "Written by pretrain or by fit --save-corrector; or hf://user/repo/file. Default: the one that comes "
+        "with relabel.",
+        None,
+        metavar="FILE",
+    )
+    trusted: Path | InMemory | None = flag(
+        "Trusted rows, where there are any: as in fit. They calibrate the result.", None
+    )
+    training: TransferTrainingOptions = field(default_factory=TransferTrainingOptions)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PredictConfig(LabellingConfig):
+    """`relabel predict`."""
+
+    model: str | Saved = flag("A file written with fit --save-model; or hf://user/repo/file.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PretrainConfig:
+    """`relabel pretrain`; sources: with true labels, read as `reading` says.
+
+    recordings: keeps the recorded runs, and those that are there already are not made again.
+    """
+
+    sources: tuple[str, ...] = flag("As in fit; the labels are true.", argument=True, metavar="SOURCE...")
+    output: Path | None = flag("The corrector file to write.", None, short="-o", required=True)
+    episodes: int = flag("Short training runs to learn from; a third as many follow, corrected by it.", 24)
+    steps: int = flag("Steps of the corrector's own training.", 3_000)
+    recordings: Path | None = flag(
+        "Keep the recorded runs here. Default: only until the end.", None, metavar="FOLDER"
+    )
+    seed: int = flag("Makes a CPU run repeatable bit for bit.", 0)
+    overwrite: bool = flag("Replace an existing output.", False)
+    compute: ComputeOptions = field(default_factory=ComputeOptions)
+    reading: SourceOptions = field(default_factory=SourceOptions)
+
+    def __post_init__(self) -> None:
+        """Refuse values no run can have; the message names the flag."""
+        _check_least(("--episodes", self.episodes, 2), ("--steps", self.steps, 1))
+        _check_seed(self.seed)
+
+
+@dataclass(frozen=True, kw_only=True)
+class CorruptConfig(SourceConfig):
+    """`relabel corrupt`."""
+
+    noise: str = flag(f"One of {', '.join(NOISES)}.")
+    rate: float = flag("Share of the labels to make wrong, 0 to 1.")
+    output: str | None = flag(
+        "The .csv or .parquet to write; - is CSV on stdout.", None, short="-o", required=True
+    )
+    map: Path | None = flag(
+        "For asymmetric: CSV (from,to) or JSON {class: class}. "
+        "For superclass: CSV (class,superclass) or JSON {superclass: [class, ...]}.",
+        None,
+    )
+    seed: int = flag("The same seed makes the same noise.", 0)
+    epochs: int | None = flag("For feature-dependent. Default: 10 to 20, fewer for larger data.", None)
+    device: str = flag(
+        "For feature-dependent; only a CPU repeats it bit for bit.",
+        "auto",
+        choices=("auto", "cpu", "cuda", "mps"),
+    )
+    overwrite: bool = flag("Replace an existing output.", False)
+
+    def __post_init__(self) -> None:
+        """Refuse values no run can have; the message names the flag."""
+        if self.epochs is not None and self.noise != "feature-dependent":
+            raise RelabelError(f"--noise {self.noise} trains no network.", "Leave out --epochs.")
+        _check_least(("--epochs", self.epochs, 1), ("--seed", self.seed, 0))
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateConfig:
+    """`relabel evaluate`."""
+
+    labels: str = flag("A file written by relabel; - reads standard input.", argument=True, metavar="FILE")
+    truth: Path | InMemory = flag(
+        "CSV or Parquet: file_name (or index) and clean_label (or label); rows may be a subset. Or Parquet "
+        "with the images in it."
+    )
+    label_column: str | None = flag("The column of true labels. Default: clean_label, else label.", None)
+
+
+def _check_least(*values: tuple[str, int | None, int]) -> None:
+    for named, value, least in values:
+        if value is not None and value < least:
+            raise RelabelError(f"{named} {value}: must be at least {least}.")
+
+
+def _check_rate(named: str, rate: float | None) -> None:
+    if rate is not None and not 0 < rate < math.inf:
+        raise RelabelError(f"{named} {rate}: must be a positive number.")
+
+
+def _check_seed(seed: int) -> None:
+    if not 0 <= seed < 2**63:
+        raise RelabelError(f"--seed {seed}: must lie between 0 and 2^63 - 1.")
+
+
+def _refuse_vectors(named: str, features: str | None) -> None:
+    if features is not None:
+        raise RelabelError(
+            f"{named} is for images, and --features {features} names vectors.", "Leave out one of the two."
+        )

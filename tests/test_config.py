@@ -1,13 +1,12 @@
-from pathlib import Path
-
 import pytest
 
-from relabel.config import FitConfig, PredictConfig, SourceOptions
+from relabel.config import FitConfig, PredictConfig
 from relabel.errors import RelabelError
+from relabel.options import build
 
 
 def config(**values) -> FitConfig:
-    return FitConfig("images", Path("trusted.csv"), **values)
+    return build(FitConfig, source="images", trusted="trusted.csv", **values)
 
 
 @pytest.mark.parametrize(
@@ -20,8 +19,8 @@ def config(**values) -> FitConfig:
         ("--meta-every", [{"meta_every": value} for value in (0, -1)]),
         ("--meta-batch-size", [{"meta_batch_size": 0}]),
         ("--warmup", [{"warmup": 0}, {"warmup": 5, "epochs": 5}]),
-        ("--lr", [{"learning_rate": value} for value in (0, -1, float("nan"), float("inf"))]),
-        ("--meta-lr", [{"meta_learning_rate": value} for value in (0, -1, float("nan"), float("inf"))]),
+        ("--lr", [{"lr": value} for value in (0, -1, float("nan"), float("inf"))]),
+        ("--meta-lr", [{"meta_lr": value} for value in (0, -1, float("nan"), float("inf"))]),
         ("--seed", [{"seed": value} for value in (-1, 2**63)]),
         ("--freeze", [{"freeze": True}]),
         ("--meta-gradient", [{"meta_gradient": "first-layer"}]),
@@ -46,16 +45,16 @@ def test_a_value_no_run_can_have_is_refused_by_its_flag(flag, values):
 )
 def test_what_is_about_images_does_not_go_with_vectors(flag, value):
     with pytest.raises(RelabelError, match=f"^{flag} is for images, and --features f_\\* names vectors"):
-        config(reading=SourceOptions(features="f_*"), **value)
+        config(features="f_*", **value)
 
 
 def test_a_model_of_vectors_decodes_nothing():
     with pytest.raises(RelabelError, match=r"^--no-cache is for images, and --features f_\* names vectors"):
-        PredictConfig("v.parquet", Path("m.pt"), reading=SourceOptions(features="f_*"), cache=False)
+        build(PredictConfig, source="v.parquet", model="m.pt", features="f_*", cache=False)
 
 
 def test_the_mlp_goes_with_vectors_alone():
-    config(reading=SourceOptions(features="f_*"), backbone="mlp")
+    config(features="f_*", backbone="mlp")
     with pytest.raises(RelabelError, match=r"^--backbone mlp takes vectors"):
         config(backbone="mlp")
 

@@ -20,7 +20,8 @@ LAYERS = (
     ("calibration",),
     ("label_noise",),
     ("data", "sample_memory"),
-    ("config", "device", "files", "hub", "interrupts", "metrics", "progress", "schedule"),
+    ("config", "device", "files", "hub", "interrupts", "metrics", "progress"),
+    ("options", "schedule"),
     ("errors",),
     ("__init__",),
 )

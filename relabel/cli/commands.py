@@ -7,60 +7,19 @@ from __future__ import annotations
 
 import shlex
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
 
-from relabel import __version__, hub
+from relabel import __version__
 from relabel.cli import tables
-from relabel.cli.checks import (
-    check_is_parquet,
-    check_outputs,
-    check_source,
-    check_stdout,
-    check_there,
-    checkpoint_path,
-    files_of,
-    hidden_beside,
-    parse_options,
-)
-from relabel.cli.flags import (
-    OPTIONS_TOLD,
-    Amp,
-    AmpOption,
-    ApplyEpochsOption,
-    AugmentOption,
-    BackboneOption,
-    BatchSizeOption,
-    CheckpointOption,
-    DeviceName,
-    DeviceOption,
-    EpochsOption,
-    FreezeOption,
-    ImageSizeOption,
-    JsonOption,
-    LabelsFileArgument,
-    LabelsOption,
-    MetaGradient,
-    NoCacheOption,
-    OutputOption,
-    OverwriteOption,
-    PrecisionOption,
-    QuietOption,
-    RateOption,
-    ResumeOption,
-    SeedOption,
-    SourceArgument,
-    TrustedColumnOption,
-    WarmupOption,
-    WeightsOption,
-    reads_source,
-)
+from relabel.cli.checks import check_stdout, with_checkpoint
+from relabel.cli.flags import JsonOption, QuietOption, takes
 from relabel.cli.running import invoke
 from relabel.cli.streams import (
     abandon_stdout,
@@ -73,25 +32,36 @@ from relabel.cli.streams import (
     starts_with,
 )
 from relabel.config import (
-    DEFAULT_CORRECTOR,
     SHIPPED_CORRECTOR,
+    ApplyConfig,
+    CorruptConfig,
+    EvaluateConfig,
     FitConfig,
+    LabellingConfig,
     PredictConfig,
-    SourceOptions,
+    PretrainConfig,
+    TrainingConfig,
 )
-from relabel.correctors import registry
-from relabel.correctors.registry import PRESETS, REGISTRY
 from relabel.errors import DivergedError, RelabelError, RunError
 from relabel.files import make_folder
 from relabel.interrupts import Stopped
+from relabel.options import changed
 from relabel.progress import Terminal
-from relabel.simulate import demo, noise
+from relabel.simulate import demo
+from relabel.verbs.checks import (
+    check_apply,
+    check_corrupt,
+    check_fit,
+    check_predict,
+    check_pretrain,
+    hidden_beside,
+)
 
 if TYPE_CHECKING:
     from relabel.labels.table import Labels
 
 app = typer.Typer(
-    help="Repair image data sets whose labels are partly wrong, guided by a few hundred verified rows.",
+    help="Repair image data sets whose labels are partly wrong, guided by a few hundred trusted rows.",
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
@@ -99,277 +69,74 @@ app = typer.Typer(
 )
 
 
-@app.command(short_help="Correct the labels of SOURCE, guided by verified rows.")
-@reads_source
+@app.command(short_help="Correct the labels of SOURCE, guided by trusted rows.")
+@takes(FitConfig)
 def fit(
-    context: typer.Context,
-    source: SourceArgument,
-    reading: SourceOptions,
-    trusted: Annotated[
-        Path | None,
-        typer.Option(help="Verified rows: CSV or Parquet (file_name,label), or a folder of class folders."),
-    ] = None,
-    trusted_column: TrustedColumnOption = None,
-    corrector: Annotated[
-        str | None,
-        typer.Option(
-            help=f"{' or '.join(REGISTRY)}; none is plain training, calibrated. Default: {DEFAULT_CORRECTOR}."
-        ),
-    ] = None,
-    preset: Annotated[
-        str | None,
-        typer.Option(help=f"A paper's own settings, which other flags override: {' or '.join(PRESETS)}."),
-    ] = None,
-    option: Annotated[
-        list[str] | None, typer.Option(metavar="NAME=VALUE", help=f"A corrector's option: {OPTIONS_TOLD}.")
-    ] = None,
-    output: OutputOption = "labels.parquet",
-    labels: LabelsOption = None,
-    backbone: BackboneOption = None,
-    weights: WeightsOption = "none",
-    freeze: FreezeOption = False,
-    image_size: ImageSizeOption = None,
-    augment: AugmentOption = None,
-    no_cache: NoCacheOption = False,
-    epochs: EpochsOption = None,
-    warmup: WarmupOption = None,
-    batch_size: BatchSizeOption = None,
-    lr: RateOption = None,
-    meta_gradient: Annotated[
-        MetaGradient,
-        typer.Option(help="Through the look-ahead step of the last layer alone, or of the whole backbone."),
-    ] = MetaGradient.LAST_LAYER,
-    meta_every: Annotated[
-        int | None, typer.Option(help="Batches from one meta step to the next. Default: the corrector's.")
-    ] = None,
-    meta_batch_size: Annotated[
-        int | None, typer.Option(help="Verified rows a meta step. Default: the corrector's.")
-    ] = None,
-    meta_lr: Annotated[
-        float | None, typer.Option(help="The corrector's learning rate. Default: the corrector's.")
-    ] = None,
-    precision: PrecisionOption = 0.95,
-    seed: SeedOption = 0,
-    device: DeviceOption = DeviceName.AUTO,
-    amp: AmpOption = Amp.AUTO,
-    resume: ResumeOption = False,
-    checkpoint: CheckpointOption = None,
-    save_corrector: Annotated[Path | None, typer.Option(help="Also write the trained corrector.")] = None,
-    save_model: Annotated[
-        Path | None,
-        typer.Option(
-            help="Also write the trained model, for relabel predict: a share of the verified rows, "
-            "for its calibration, are then not trained on."
-        ),
-    ] = None,
-    overwrite: OverwriteOption = False,
-    quiet: QuietOption = False,
-    as_json: JsonOption = False,
+    context: typer.Context, config: FitConfig, quiet: QuietOption = False, as_json: JsonOption = False
 ) -> None:
     """Train a backbone with a label corrector and write one Parquet row per image."""
-    console = make_console(stderr=True)
-    arguments: list[str] = context.obj
-    if trusted is None and trusted_column is None:
-        raise RelabelError(
-            "fit needs verified rows: there is neither --trusted nor --trusted-column.",
-            "Name a table or a folder with --trusted; relabel apply does without.",
-        )
-    to_stdout = output == "-"
-    if to_stdout:
+    if config.outputs.output == "-":
         check_stdout(as_json)
-    state = checkpoint or checkpoint_path(output, arguments)
-    config = FitConfig(
-        source=source,
-        trusted=trusted,
-        labels=labels,
-        reading=replace(reading, trusted_column=trusted_column),
-        corrector=corrector,
-        preset=preset,
-        options=parse_options(option or []),
-        backbone=backbone,
-        weights=weights,
-        freeze=freeze,
-        image_size=image_size,
-        augment=augment and augment.value,
-        cache=not no_cache,
-        epochs=epochs,
-        warmup=warmup,
-        batch_size=batch_size,
-        learning_rate=lr,
-        meta_gradient=meta_gradient.value,
-        meta_every=meta_every,
-        meta_batch_size=meta_batch_size,
-        meta_learning_rate=meta_lr,
-        precision=precision,
-        seed=seed,
-        device=device.value,
-        amp=amp.value,
-        keep_model=save_model is not None,
-        checkpoint=state,
-        resume=resume,
-    )
-    chosen = registry.chosen(config.corrector, config.preset)
-    registry.check(chosen, config.options)
-    if save_corrector and chosen == "none":
-        raise RelabelError(
-            "--save-corrector: with --corrector none there is nothing to save.", "Leave it out."
-        )
-    check_source(source)
-    check_there({"--trusted": trusted, "--labels": labels})
-    check_outputs(
-        {
-            "--output": None if to_stdout else Path(output),
-            "--save-corrector": save_corrector,
-            "--save-model": save_model,
-            "--checkpoint": state,
-        },
-        {**files_of(source, reading), "--trusted": trusted, "--labels": labels, "--weights": Path(weights)},
-        overwrite,
-    )
-    check_is_parquet(output)
-
-    saves: dict[Path, Callable[[Labels, Path], None]] = {}
-    if save_corrector:
-        saves[save_corrector] = lambda result, path: result.corrector.save(path)
-    if save_model:
-        saves[save_model] = lambda result, path: result.model.save(path)
-    _fit(console, arguments, config, state, checkpoint is not None, saves, output, overwrite, as_json, quiet)
+    named = config.run.checkpoint is not None
+    config = with_checkpoint(config, context.obj)
+    check_fit(config)
+    _train(config, context.obj, named, _Shown(quiet, as_json))
 
 
-@app.command(short_help="Correct the labels of SOURCE without any verified row.")
-@reads_source
+@app.command(short_help="Correct the labels of SOURCE without any trusted row.")
+@takes(ApplyConfig)
 def apply(
-    context: typer.Context,
-    source: SourceArgument,
-    reading: SourceOptions,
-    corrector: Annotated[
-        str | None,
-        typer.Option(
-            metavar="FILE",
-            help="Written by pretrain or by fit --save-corrector; or hf://user/repo/file. Default: the one "
-            "that comes with relabel.",
-        ),
-    ] = None,
-    trusted: Annotated[
-        Path | None,
-        typer.Option(help="Verified rows, where there are any: as in fit. They calibrate the result."),
-    ] = None,
-    trusted_column: TrustedColumnOption = None,
-    output: OutputOption = "labels.parquet",
-    labels: LabelsOption = None,
-    backbone: BackboneOption = None,
-    weights: WeightsOption = "none",
-    freeze: FreezeOption = False,
-    image_size: ImageSizeOption = None,
-    augment: AugmentOption = None,
-    no_cache: NoCacheOption = False,
-    epochs: ApplyEpochsOption = None,
-    warmup: WarmupOption = None,
-    batch_size: BatchSizeOption = None,
-    lr: RateOption = None,
-    precision: PrecisionOption = 0.95,
-    seed: SeedOption = 0,
-    device: DeviceOption = DeviceName.AUTO,
-    amp: AmpOption = Amp.AUTO,
-    resume: ResumeOption = False,
-    checkpoint: CheckpointOption = None,
-    overwrite: OverwriteOption = False,
-    quiet: QuietOption = False,
-    as_json: JsonOption = False,
+    context: typer.Context, config: ApplyConfig, quiet: QuietOption = False, as_json: JsonOption = False
 ) -> None:
     """Train a backbone while a pretrained corrector rewrites its labels; writes what fit writes.
 
     The corrector has learned on other data sets what training looks like on wrong labels; `relabel inspect`
-    shows on which. Without verified rows the probabilities are calibrated on those data sets too.
+    shows on which. Without trusted rows the probabilities are calibrated on those data sets too.
     """
-    console = make_console(stderr=True)
-    arguments: list[str] = context.obj
-    to_stdout = output == "-"
-    if to_stdout:
+    if config.outputs.output == "-":
         check_stdout(as_json)
-    state = checkpoint or checkpoint_path(output, arguments)
-    corrector = corrector or str(SHIPPED_CORRECTOR)
-    local = None if corrector.startswith("hf://") else Path(corrector)
-    if local and not local.is_file():
-        raise RelabelError(
-            f"--corrector {local}: no such file.", "Write one with relabel pretrain or fit --save-corrector."
-        )
-    check_source(source)
-    check_there({"--trusted": trusted, "--labels": labels})
-    config = FitConfig(
-        source=source,
-        trusted=trusted,
-        pretrained=Path(corrector),
-        labels=labels,
-        reading=replace(reading, trusted_column=trusted_column),
-        backbone=backbone,
-        weights=weights,
-        freeze=freeze,
-        image_size=image_size,
-        augment=augment and augment.value,
-        cache=not no_cache,
-        epochs=epochs,
-        warmup=warmup,
-        batch_size=batch_size,
-        learning_rate=lr,
-        precision=precision,
-        seed=seed,
-        device=device.value,
-        amp=amp.value,
-        checkpoint=state,
-        resume=resume,
-    )
-    check_outputs(
-        {"--output": None if to_stdout else Path(output), "--checkpoint": state},
-        {
-            **files_of(source, reading), "--corrector": local, "--trusted": trusted, "--labels": labels,
-            "--weights": Path(weights),
-        },
-        overwrite,
-    )  # fmt: skip
-    check_is_parquet(output)
-    config = replace(config, pretrained=hub.resolve(corrector, "--corrector", SHIPPED_CORRECTOR.name))
-    _fit(console, arguments, config, state, checkpoint is not None, {}, output, overwrite, as_json, quiet)
+    named = config.run.checkpoint is not None
+    config = with_checkpoint(config, context.obj)
+    check_apply(config)
+    _train(config, context.obj, named, _Shown(quiet, as_json))
 
 
-def _fit(
-    console: Console,
-    arguments: list[str],
-    config: FitConfig,
-    state: Path,
-    named: bool,
-    saves: Mapping[Path, Callable[[Labels, Path], None]],
-    output: str,
-    overwrite: bool,
-    as_json: bool,
-    quiet: bool,
-) -> None:
-    """Run a fit with its checkpoint `state`, which the user may have `named`; save, write and tell.
+@dataclass(frozen=True)
+class _Shown:
+    """How the summary is shown."""
 
-    saves: what writes the files beside the labels, by their paths.
-    """
+    quiet: bool
+    as_json: bool
+
+
+def _train(config: FitConfig | ApplyConfig, arguments: list[str], named: bool, shown: _Shown) -> None:
+    """Run a fit or an apply with its checkpoint, which the user may have `named`; save, write and tell."""
+    console = make_console(stderr=True)
+    state, outputs = config.run.checkpoint, config.outputs
+    assert state is not None
 
     def how_to_resume() -> str:
-        outputs = [*saves, *([] if output == "-" else [Path(output)])]
-        return _how_to_resume(state, arguments, any(path.exists() for path in outputs))
+        written = [_file(outputs.output), *_saves(config)]
+        return _how_to_resume(state, arguments, any(path and path.exists() for path in written))
 
     try:
-        with Terminal(console, quiet) as watcher:
+        with Terminal(console, shown.quiet) as watcher:
             watcher.stage("Starting", None)  # torch takes seconds to import
             from relabel.training.checkpoint import is_checkpoint
-            from relabel.verbs import fit
+            from relabel.verbs.apply import apply
+            from relabel.verbs.fit import fit
 
-            if state.exists() and not config.resume:
+            if state.exists() and not config.run.resume:
                 if named and not is_checkpoint(state):
                     raise RelabelError(
                         f"--checkpoint {state} is damaged or another kind of file.",
                         "Name another file, or remove this one.",
                     )
                 watcher.warn(f"Starting afresh replaces the checkpoint {state}; --resume would continue it.")
-            result = fit.fit(config, watcher)
-        for path, save in saves.items():
+            result = fit(config, watcher) if isinstance(config, FitConfig) else apply(config, watcher)
+        for path, save in _saves(config).items():
             save(result, path)
-        _write_labels(output, result, arguments, overwrite)
+        _write_labels(config, result, arguments)
     except Stopped as stop:
         raise stop.saying(how_to_resume()) from None
     except BrokenPipeError:
@@ -381,33 +148,26 @@ def _fit(
     except RunError as error:
         raise RunError(error.message, f"{error.hint} {how_to_resume()}".strip()) from error
     state.unlink(missing_ok=True)
-    _show_result(console, result, output, as_json, quiet)
+    _show_result(console, result, config, shown)
+
+
+def _saves(config: TrainingConfig) -> dict[Path, Callable[[Labels, Path], None]]:
+    """What writes the files beside the labels, by their paths."""
+    saves: dict[Path, Callable[[Labels, Path], None]] = {}
+    if isinstance(config, FitConfig) and config.outputs.save_corrector:
+        saves[config.outputs.save_corrector] = lambda result, path: result.corrector.save(path)
+    if isinstance(config, FitConfig) and config.outputs.save_model:
+        saves[config.outputs.save_model] = lambda result, path: result.model.save(path)
+    return saves
+
+
+def _file(output: str | None) -> Path | None:
+    return None if output in (None, "-") else Path(str(output))
 
 
 @app.command(short_help="Meta-train a corrector for apply on data whose labels are true.")
-@reads_source
-def pretrain(
-    context: typer.Context,
-    sources: Annotated[
-        list[str], typer.Argument(metavar="SOURCE...", help="As in fit; the labels are true.")
-    ],
-    reading: SourceOptions,
-    output: Annotated[Path, typer.Option("--output", "-o", help="The corrector file to write.")],
-    episodes: Annotated[
-        int,
-        typer.Option(help="Short training runs to learn from; a third as many follow, corrected by it."),
-    ] = 24,
-    steps: Annotated[int, typer.Option(help="Steps of the corrector's own training.")] = 3_000,
-    recordings: Annotated[
-        Path | None,
-        typer.Option(metavar="FOLDER", help="Keep the recorded runs here. Default: only until the end."),
-    ] = None,
-    seed: SeedOption = 0,
-    device: DeviceOption = DeviceName.AUTO,
-    amp: AmpOption = Amp.AUTO,
-    overwrite: OverwriteOption = False,
-    quiet: QuietOption = False,
-) -> None:
+@takes(PretrainConfig)
+def pretrain(context: typer.Context, config: PretrainConfig, quiet: QuietOption = False) -> None:
     """Meta-train one TMLC-Net on many short runs over data whose labels are true.
 
     Each run takes some classes and rows of a SOURCE, makes some labels wrong and trains a small network; what
@@ -415,39 +175,20 @@ def pretrain(
     it stopped when it is repeated.
     """
     arguments: list[str] = context.obj
-    if str(output) == "-":
-        raise RelabelError("--output -: a corrector file goes to a file.", "Name one, such as tmlc.pt.")
-    folder = recordings or hidden_beside(output, "recordings")
-    read = {
-        name: path
-        for number, source in enumerate(sources, 1)
-        for name, path in files_of(source, reading, f"SOURCE {number}").items()
-    }
-    check_outputs({"--output": output}, read, overwrite)
-    if folder.exists() and not folder.is_dir():
-        raise RelabelError(f"--recordings {folder} is not a folder.", "Name another one.")
-    if folder.resolve() == output.resolve():
-        raise RelabelError(f"--recordings {folder} is also --output.", "Choose another name.")
-    for source in sources:
-        check_source(source)
+    named, output = config.recordings, config.output
+    assert output is not None
+    if str(output) != "-":
+        config = changed(config, recordings=named or hidden_beside(output, "recordings"))
+    check_pretrain(config)
+    folder = config.recordings
+    assert folder is not None
 
-    from relabel.pretraining.meta_train import PretrainConfig, pretrain
+    from relabel.pretraining.meta_train import pretrain
 
-    config = PretrainConfig(
-        sources=tuple(sources),
-        folder=folder,
-        reading=reading,
-        episodes=episodes,
-        steps=steps,
-        seed=seed,
-        device=device.value,
-        amp=amp.value,
-    )
-    console = make_console(stderr=True)
     make_folder(folder, f"--recordings {folder}")
     kept = f"The recorded runs in {folder} are kept; continue with: {shlex.join(['relabel', *arguments])}"
     try:
-        with Terminal(console, quiet) as watcher:
+        with Terminal(make_console(stderr=True), quiet) as watcher:
             corrector = pretrain(config, watcher)
         corrector.save(output)
     except (Stopped, RelabelError) as error:
@@ -456,31 +197,19 @@ def pretrain(
                 raise error.saying(kept) from None
             if isinstance(error, RunError):
                 raise RunError(error.message, f"{error.hint} {kept}".strip()) from error
-        elif recordings is None:
+        elif named is None:
             folder.rmdir()
         raise
-    if recordings is None:
+    if named is None:
         shutil.rmtree(folder)
     if not quiet:
         typer.echo(f"Wrote {output} ({output.stat().st_size / 1e3:,.0f} kB).", err=True)
 
 
 @app.command(short_help="Label images that were not in the fit.")
-@reads_source
+@takes(PredictConfig)
 def predict(
-    context: typer.Context,
-    source: SourceArgument,
-    reading: SourceOptions,
-    model: Annotated[Path, typer.Option(help="A file written with fit --save-model.")],
-    output: OutputOption = "labels.parquet",
-    labels: LabelsOption = None,
-    no_cache: NoCacheOption = False,
-    precision: PrecisionOption = 0.95,
-    device: DeviceOption = DeviceName.AUTO,
-    amp: AmpOption = Amp.AUTO,
-    overwrite: OverwriteOption = False,
-    quiet: QuietOption = False,
-    as_json: JsonOption = False,
+    context: typer.Context, config: PredictConfig, quiet: QuietOption = False, as_json: JsonOption = False
 ) -> None:
     """Label images that were not in the fit, with a model that fit saved; they may have labels or none.
 
@@ -488,65 +217,34 @@ def predict(
     Given labels must be among the model's classes; they get a noise probability and an action, as in fit.
     """
     console = make_console(stderr=True)
-    arguments: list[str] = context.obj
-    if output == "-":
+    if config.outputs.output == "-":
         check_stdout(as_json)
-    config = PredictConfig(
-        source=source,
-        model=model,
-        labels=labels,
-        reading=reading,
-        cache=not no_cache,
-        precision=precision,
-        device=device.value,
-        amp=amp.value,
-    )
-    check_source(source)
-    check_there({"--labels": labels})
-    if not model.is_file():
-        raise RelabelError(f"--model {model}: no such file.", "Write one with relabel fit --save-model.")
-    check_outputs(
-        {"--output": None if output == "-" else Path(output)},
-        {**files_of(source, reading), "--model": model, "--labels": labels},
-        overwrite,
-    )
-    check_is_parquet(output)
+    check_predict(config)
 
-    from relabel.verbs import predict
+    from relabel.verbs.predict import predict
 
     try:
         with Terminal(console, quiet) as watcher:
-            result = predict.predict(config, watcher)
-        _write_labels(output, result, arguments, overwrite)
+            result = predict(config, watcher)
+        _write_labels(config, result, context.obj)
     except BrokenPipeError:
         abandon_stdout()
         raise RunError("The reader of standard output closed it too early.") from None
-    _show_result(console, result, output, as_json, quiet)
+    _show_result(console, result, config, _Shown(quiet, as_json))
 
 
 @app.command(short_help="Compare a labels file with the truth.")
-def evaluate(
-    labels_file: LabelsFileArgument,
-    truth: Annotated[
-        Path,
-        typer.Option(
-            help="CSV or Parquet: file_name (or index) and clean_label (or label); rows may be a subset. "
-            "Or Parquet with the images in it."
-        ),
-    ],
-    label_column: Annotated[
-        str | None, typer.Option(help="The column of true labels. Default: clean_label, else label.")
-    ] = None,
-    as_json: JsonOption = False,
-) -> None:
+@takes(EvaluateConfig)
+def evaluate(config: EvaluateConfig, as_json: JsonOption = False) -> None:
     """Compare a labels file with the truth: accuracy before and after, detection, calibration, fixes.
 
-    Verified rows are left out of every figure: they are right by construction.
+    Trusted rows are left out of every figure: they are right by construction.
     """
     from relabel.labels.table import Labels
 
     with Terminal(make_console(stderr=True), quiet=False) as watcher:
-        evaluation = Labels.read(labels_source(labels_file)).evaluate(truth, label_column, watcher)
+        labels = Labels.read(labels_source(config.labels))
+        evaluation = labels.evaluate(config.truth, config.label_column, watcher)
     if as_json:
         print_json(evaluation.to_dict())
     else:
@@ -554,35 +252,8 @@ def evaluate(
 
 
 @app.command(short_help="Make a benchmark: put wrong labels on clean data.")
-@reads_source
-def corrupt(
-    context: typer.Context,
-    source: SourceArgument,
-    reading: SourceOptions,
-    noise_name: Annotated[str, typer.Option("--noise", help=f"One of {', '.join(noise.NOISE_MODELS)}.")],
-    rate: Annotated[float, typer.Option(help="Share of the labels to make wrong, 0 to 1.")],
-    output: Annotated[
-        str, typer.Option("--output", "-o", help="The .csv or .parquet to write; - is CSV on stdout.")
-    ],
-    mapping: Annotated[
-        Path | None,
-        typer.Option(
-            "--map",
-            help="For asymmetric: CSV (from,to) or JSON {class: class}. "
-            "For superclass: CSV (class,superclass) or JSON {superclass: [class, ...]}.",
-        ),
-    ] = None,
-    labels: LabelsOption = None,
-    seed: Annotated[int, typer.Option(min=0, help="The same seed makes the same noise.")] = 0,
-    epochs: Annotated[
-        int | None, typer.Option(help="For feature-dependent. Default: 10 to 20, fewer for larger data.")
-    ] = None,
-    device: Annotated[
-        DeviceName, typer.Option(help="For feature-dependent; only a CPU repeats it bit for bit.")
-    ] = DeviceName.AUTO,
-    overwrite: OverwriteOption = False,
-    quiet: QuietOption = False,
-) -> None:
+@takes(CorruptConfig)
+def corrupt(context: typer.Context, config: CorruptConfig, quiet: QuietOption = False) -> None:
     """Make a benchmark out of clean data: file_name, noisy label and clean_label of every row.
 
     `--labels` of fit reads it as it is, and so does `--truth` of evaluate; inspect shows its noise matrix. A
@@ -594,36 +265,22 @@ def corrupt(
     trains a small network and flips what is nearest to its decision boundary; instance-dependent flips by
     the pixels of the image, or the values of the vector.
     """
-    from relabel.simulate import corrupt, noisy_labels_file
+    from relabel.simulate.corrupt import corrupt
 
-    if output != "-":
-        read = {**files_of(source, reading), "--labels": labels, "--map": mapping}
-        check_outputs({"--output": Path(output)}, read, overwrite)
-        noisy_labels_file.check_suffix(Path(output))
-    config = corrupt.CorruptConfig(
-        source=source,
-        noise=noise_name,
-        rate=rate,
-        mapping=mapping,
-        labels=labels,
-        reading=reading,
-        seed=seed,
-        epochs=epochs,
-        device=device.value,
-    )
+    check_corrupt(config)
     with Terminal(make_console(stderr=True), quiet) as watcher:
-        result = corrupt.corrupt(config, watcher)
-    if output == "-":
+        result = corrupt(config, watcher)
+    if config.output == "-":
         with guarded_stdout() as stream:
             stream.write(result.to_csv().encode())
     else:
         arguments: list[str] = context.obj
         metadata = {**result.metadata, "command": shlex.join(["relabel", *arguments])}
-        replace(result, metadata=metadata).save(Path(output), overwrite)
+        replace(result, metadata=metadata).save(Path(str(config.output)), config.overwrite)
     if not quiet:
         typer.echo(
             f"{result.wrong_rows:,} of {result.labelled_rows:,} labels are now wrong: "
-            f"actual rate {result.actual_rate:.4f} ({noise_name}, seed {seed}).",
+            f"actual rate {result.actual_rate:.4f} ({config.noise}, seed {config.seed}).",
             err=True,
         )
 
@@ -682,7 +339,7 @@ def demo_command(
     directory: Annotated[Path, typer.Argument(metavar="[DIR]", help="A new folder for the images.")] = Path(
         "relabel-demo"
     ),
-    overwrite: OverwriteOption = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing output.")] = False,
 ) -> None:
     """Write a small real data set with 30 % wrong labels, run fit on it and show what it gained."""
     data = demo.write_dataset(directory, overwrite)
@@ -723,15 +380,17 @@ def _how_to_resume(checkpoint: Path, arguments: list[str], replace: bool) -> str
     return f"The checkpoint {checkpoint} is kept; continue with: {line}"
 
 
-def _write_labels(output: str, result: Labels, arguments: Sequence[str], overwrite: bool) -> None:
-    with guarded_stdout() if output == "-" else nullcontext(Path(output)) as destination:
-        result.made_by(shlex.join(["relabel", *arguments])).save(destination, overwrite)
+def _write_labels(config: LabellingConfig, result: Labels, arguments: Sequence[str]) -> None:
+    output = config.outputs.output
+    with guarded_stdout() if output == "-" else nullcontext(str(output)) as destination:
+        result.made_by(shlex.join(["relabel", *arguments])).save(destination, config.outputs.overwrite)
 
 
-def _show_result(console: Console, result: Labels, output: str, as_json: bool, quiet: bool) -> None:
-    if as_json:
+def _show_result(console: Console, result: Labels, config: LabellingConfig, shown: _Shown) -> None:
+    output = str(config.outputs.output)
+    if shown.as_json:
         print_json({**result.summary.to_dict(), "output": output})
-    elif not quiet:
+    elif not shown.quiet:
         tables.show_result(
             console, result.summary.to_dict(), "the labels to standard output" if output == "-" else output
         )

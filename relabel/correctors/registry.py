@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from importlib import import_module
+from string import Template
 from typing import TYPE_CHECKING, Any
 
 from relabel.config import DEFAULT_CORRECTOR
@@ -165,3 +166,15 @@ def class_of(name: str) -> type[Corrector]:
     module, _, attribute = REGISTRY[name].path.rpartition(".")
     found: type[Corrector] = getattr(import_module(module), attribute)
     return found
+
+
+def in_words(help_text: str) -> str:
+    """A help text with what is registered in the place of $correctors, $presets and $options."""
+    options = (
+        f"{name}={'|'.join(values)} ({corrector})"
+        for corrector, entry in REGISTRY.items()
+        for name, values in entry.options.items()
+    )
+    return Template(help_text).safe_substitute(
+        correctors=" or ".join(REGISTRY), presets=" or ".join(PRESETS), options=", ".join(options)
+    )

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
 
@@ -22,7 +22,7 @@ from relabel import __version__, files
 from relabel.calibration import labelled_runs
 from relabel.calibration.labelled_runs import LabelledRun
 from relabel.calibration.prior import CalibrationPrior
-from relabel.config import SourceOptions
+from relabel.config import PretrainConfig
 from relabel.correctors.base import Memory
 from relabel.correctors.registry import create
 from relabel.correctors.tmlc_net import (
@@ -47,47 +47,20 @@ from relabel.progress import Silent, Watcher
 from relabel.saved.corrector_file import CorrectorFile
 from relabel.training import checkpoint
 
-_STEPS = 3_000
 _PAIRS = 1_500  # (row, class) pairs a step
 _LEARNING_RATE = 3e-3
 _FIRST_SHARE = 0.12  # of an episode's epochs, before which nobody asks a corrector for anything
 _LARGEST = 32  # px
 
 
-@dataclass(frozen=True)
-class PretrainConfig:
-    """`relabel pretrain`.
-
-    sources: with true labels, read as `reading` says; episodes: of the first generation; folder: keeps the
-    recordings, and those that are there already are not made again.
-    """
-
-    sources: tuple[str, ...]
-    folder: Path
-    reading: SourceOptions = field(default_factory=SourceOptions)
-    episodes: int = 24
-    steps: int = _STEPS
-    seed: int = 0
-    device: str = "auto"
-    amp: str = "auto"
-
-    def __post_init__(self) -> None:
-        """Refuse values no run can have; the message names the flag."""
-        for flag, value, least in (("--episodes", self.episodes, 2), ("--steps", self.steps, 1)):
-            if value < least:
-                raise RelabelError(f"{flag} {value}: must be at least {least}.")
-        if not 0 <= self.seed < 2**63:
-            raise RelabelError(f"--seed {self.seed}: must lie between 0 and 2^63 - 1.")
-
-
 def pretrain(config: PretrainConfig, watcher: Watcher | None = None) -> CorrectorFile:
     """Meta-train a TMLC-Net on sources whose labels are true.
 
-    Writes its recordings to `config.folder`, which must exist. Raises RelabelError for anything wrong with
-    flags or input, before any training.
+    Writes its recordings to the folder `config.recordings`, which must exist. Raises RelabelError for
+    anything wrong with flags or input, before any training.
     """
     watcher = watcher or Silent()
-    compute = resolve(config.device, config.amp)
+    compute = resolve(config.compute.device, config.compute.amp)
     pools = _pools(config, compute, watcher)
     recordings: list[Recording] = []
     corrector: TMLCNet | None = None
@@ -119,7 +92,7 @@ def first_generation(
 
     Errors and folder as for `pretrain`.
     """
-    compute = resolve(config.device, config.amp)
+    compute = resolve(config.compute.device, config.compute.amp)
     pools = _pools(config, compute, watcher)
     return {pool.name: pool for pool in pools}, _record_all(1, None, pools, config, compute, watcher)
 
@@ -307,7 +280,8 @@ def _record_all(
     watcher.stage(f"Recording {generation}/2", sum(episode.epochs for episode in episodes))
     recordings: list[tuple[Episode, Recording]] = []
     for episode in episodes:
-        path = config.folder / f"{episode.number:04d}.episode"
+        assert config.recordings is not None
+        path = config.recordings / f"{episode.number:04d}.episode"
         recording = _restored(path, digest)
         if recording is None:
             pool = pools[episode.number % len(pools)]

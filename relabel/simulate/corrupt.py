@@ -8,16 +8,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from importlib.metadata import version
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from relabel import __version__
-from relabel.config import SourceOptions
+from relabel.config import CorruptConfig
 from relabel.data.decode import probe_sizes
 from relabel.data.sources import Source, open_source, too_few_classes
 from relabel.data.vectors import standardisation
@@ -38,28 +36,6 @@ IMAGE_SIZE = 32
 SAMPLES_SEEN = 100_000
 """The network's epochs are as many as make this many, within limits: enough for its second choices."""
 EPOCH_LIMITS = (10, 20)
-
-
-@dataclass(frozen=True)
-class CorruptConfig:
-    """`relabel corrupt`: one field a flag."""
-
-    source: str
-    noise: str
-    rate: float
-    mapping: Path | None = None
-    labels: Path | None = None
-    reading: SourceOptions = field(default_factory=SourceOptions)
-    seed: int = 0
-    epochs: int | None = None
-    device: str = "auto"
-
-    def __post_init__(self) -> None:
-        """Refuse values no run can have; the message names the flag."""
-        if self.epochs is not None and self.noise != "feature-dependent":
-            raise RelabelError(f"--noise {self.noise} trains no network.", "Leave out --epochs.")
-        if self.epochs is not None and self.epochs < 1:
-            raise RelabelError(f"--epochs {self.epochs}: must be at least 1.")
 
 
 def corrupt(config: CorruptConfig, watcher: Watcher) -> NoisyLabels:
@@ -102,11 +78,11 @@ def corrupt(config: CorruptConfig, watcher: Watcher) -> NoisyLabels:
 
 def _mapping(config: CorruptConfig, names: Sequence[str], watcher: Watcher) -> dict[int, int] | None:
     """The classes that are mistaken for others, as the config's file has them; None without one."""
-    if not config.mapping:
+    if not config.map:
         return None
     if config.noise != "superclass":
-        return read_mapping(config.mapping, names)
-    mapping = read_superclasses(config.mapping, names)
+        return read_mapping(config.map, names)
+    mapping = read_superclasses(config.map, names)
     if alone := [name for row, name in enumerate(names) if row not in mapping]:
         watcher.warn(f"Alone in their superclass, so their labels stay clean: {', '.join(alone)}.")
     return mapping

@@ -16,6 +16,7 @@ from relabel.files import atomic_path
 _FORMAT = 10
 _SHORT = 60
 _DIGEST = "#"  # with which no JSON begins
+_UNSET = {"null": "not given", "false": "not given", "true": "given"}  # as flags, by their JSON
 
 
 def fingerprint(parts: Mapping[str, Any]) -> str:
@@ -77,8 +78,13 @@ def _differences(ours: str, theirs: object) -> str:
         names = [name for name in here if name in there and here[name] != there[name]]
     except (ValueError, TypeError):
         return ""
-    told = [
-        name if _DIGEST in (here[name][0], there[name][0]) else f"{name} {there[name]}, not {here[name]}"
-        for name in names
-    ]
+    told = [_difference(name, here[name], there[name]) for name in names]
     return f": {'; '.join(told)}" if told else ""
+
+
+def _difference(name: str, here: str, there: str) -> str:
+    """What a user can act on: the value that it had, or only that it is another one."""
+    if _DIGEST in (here[0], there[0]):
+        return f"{name} differ" if name.startswith("the ") else f"{name} differs"
+    now, then = (_UNSET.get(text, text) for text in (here, there))
+    return f"{name} was {then} and is {now}"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -42,6 +42,7 @@ from relabel.labels.assemble import SoftLabels, label_rows, usable_rows, version
 from relabel.labels.metadata import Run
 from relabel.labels.table import Labels
 from relabel.metrics import noise_matrix
+from relabel.options import values_of
 from relabel.progress import Silent, Watcher
 from relabel.sample_memory import ProbabilityStore, blocks
 from relabel.saved.corrector_file import CorrectorFile, read_corrector, shipped_state
@@ -57,6 +58,11 @@ from relabel.training.loop import (
 CALIBRATION_SHARE = 2 / 3  # a corrector has few parameters; calibration and promise live off every probe
 IN_TRAINING_SHARE = 1 / 2  # of the meta rows, for a corrector that has witnesses
 UNSEEN_SHARE = 1 / 4  # of the trusted rows, for the calibration of a model that is kept
+_SETTLES_NOTHING = {
+    "--checkpoint", "--resume", "--precision", "--no-cache", "--output", "--overwrite", "--save-corrector",
+    "--keep-model",
+}  # fmt: skip
+"""What a checkpoint may be continued without: no flag here has a part in the training."""
 _MOST_ASKED = 20_000  # rows, for the margin of corrections
 
 
@@ -87,17 +93,17 @@ def fit(config: FitConfig, watcher: Watcher | None = None) -> Labels:
     training.
     """
     watcher = watcher or Silent()
-    compute = resolve(config.device, config.amp)
-    torch.manual_seed(config.seed)
+    compute = resolve(config.compute.device, config.compute.amp)
+    torch.manual_seed(config.run.seed)
     pretrained = read_corrector(config.pretrained) if config.pretrained else None
     if pretrained is not None:
-        config = replace(config, corrector=pretrained.name, options=pretrained.options)
-    registry.check(_corrector_name(config), config.options)
+        config = replace(config, corrector=pretrained.name, option=pretrained.options)
+    registry.check(_corrector_name(config), config.option)
     source = open_source(
         config.source,
         config.labels,
         config.reading,
-        largest=config.image_size or _largest_size(config),
+        largest=config.network.image_size or _largest_size(config),
         watcher=watcher,
     )
     trusted = trusted_of(source, config.trusted)
@@ -131,16 +137,16 @@ def fit(config: FitConfig, watcher: Watcher | None = None) -> Labels:
 
     shown = inputs.digest()
     frozen: _Frozen | None = None
-    if config.freeze:
+    if config.network.freeze:
         inputs, frozen = _frozen_features(backbone, inputs, compute, watcher)
         backbone = backbones.linear(backbone.head.in_features, len(source.class_names))
     held_out = np.zeros(len(source), dtype=bool)
     if pretrained is not None:
-        held_out = transfer.held_out(_usable_labels(source, errors), config.seed)
+        held_out = transfer.held_out(_usable_labels(source, errors), config.run.seed)
     rows = _rows(source, errors, split, held_out, corrector)
     # Of all labelled rows, not of those the corrector at hand trains on: else each had its own batch size.
     schedule = schedule_for(config, int((_usable_labels(source, errors) >= 0).sum()))
-    training = Training(backbone, corrector, inputs, rows, schedule, compute, config.seed)
+    training = Training(backbone, corrector, inputs, rows, schedule, compute, config.run.seed)
     extent = f"{built['image_size']} px" if source.vectors is None else f"{built['dimension']} dimensions"
     watcher.say(
         f"{len(source):,} {source.noun}, {len(source.class_names)} classes, {extent}; {built['backbone']} on "
@@ -193,16 +199,16 @@ def _with_corrector(config: FitConfig, source: Source, trusted: TrustedSet, watc
 def _refuse_idle(config: FitConfig, corrector: Corrector) -> None:
     """Refuse flags that the corrector has no use for: a comparison of two values would be one of chance."""
     name = _corrector_name(config)
-    if config.meta_gradient == "exact" and not corrector.looks_ahead:
+    if config.meta.meta_gradient == "exact" and not corrector.looks_ahead:
         raise RelabelError(
             f"--meta-gradient exact: {name} is not learned through a look-ahead step.",
             "Leave it out, or use --corrector mslc, mlc or metalabelnet.",
         )
     learning = {
-        "--warmup": config.warmup,
-        "--meta-every": config.meta_every,
-        "--meta-batch-size": config.meta_batch_size,
-        "--meta-lr": config.meta_learning_rate,
+        "--warmup": config.training.warmup,
+        "--meta-every": config.meta.meta_every,
+        "--meta-batch-size": config.meta.meta_batch_size,
+        "--meta-lr": config.meta.meta_lr,
     }
     idle = [flag for flag, value in learning.items() if value is not None]
     if idle and not corrector.corrects:
@@ -215,10 +221,10 @@ def build_backbone(source: Source, config: FitConfig) -> tuple[Backbone, dict[st
         mean, scale = standardisation(source.vectors, usable_rows(source, source.errors))
         backbone = backbones.mlp(len(source.class_names), torch.from_numpy(mean), torch.from_numpy(scale))
         return backbone, {"backbone": "mlp", "features": config.reading.features, "dimension": len(mean)}
-    size = config.image_size or default_image_size(source, config)
-    name = config.backbone or ("cnn8" if config.weights == "none" else "resnet18")
-    backbone = backbones.build(name, len(source.class_names), size, config.weights)
-    return backbone, {"backbone": name, "weights": config.weights, "image_size": size}
+    size = config.network.image_size or default_image_size(source, config)
+    name = config.network.backbone or ("cnn8" if config.network.weights == "none" else "resnet18")
+    backbone = backbones.build(name, len(source.class_names), size, config.network.weights)
+    return backbone, {"backbone": name, "weights": config.network.weights, "image_size": size}
 
 
 def _inputs(
@@ -231,7 +237,7 @@ def _inputs(
     return open_images(
         references,
         built["image_size"],
-        config.augment or DEFAULT_AUGMENTATION,
+        config.network.augment or DEFAULT_AUGMENTATION,
         set(source.errors),
         watcher,
         cache=config.cache,
@@ -245,7 +251,7 @@ def default_image_size(source: Source, config: FitConfig) -> int:
 
 
 def _largest_size(config: FitConfig) -> int:
-    return backbones.SMALL_IMAGE if config.weights == "none" else 224
+    return backbones.SMALL_IMAGE if config.network.weights == "none" else 224
 
 
 def _split(
@@ -268,7 +274,7 @@ def _split(
     learns = corrector.meta_rows is not MetaRows.NONE
     meta_is_unseen = corrector.meta_rows is MetaRows.UNSEEN
     external = np.flatnonzero(rows >= len(given))
-    shuffled = np.random.default_rng(config.seed).permutation(len(rows) - len(external))
+    shuffled = np.random.default_rng(config.run.seed).permutation(len(rows) - len(external))
     inside = shuffled[np.argsort(labels[shuffled], kind="stable")]
     held_out = np.empty(0, dtype=np.int64)
     if config.keep_model and not meta_is_unseen:
@@ -348,18 +354,18 @@ def schedule_for(config: FitConfig, rows: int) -> Schedule:
     Raises RelabelError when the warm-up asked for would take all of the epochs.
     """
     asked = _settings(config).schedule.overridden(
-        epochs=config.epochs,
-        warmup_epochs=config.warmup,
-        batch_size=config.batch_size,
-        learning_rate=config.learning_rate,
-        meta_gradient=config.meta_gradient,
-        meta_every=config.meta_every,
-        meta_batch_size=config.meta_batch_size,
-        meta_learning_rate=config.meta_learning_rate,
+        epochs=config.training.epochs,
+        warmup_epochs=config.training.warmup,
+        batch_size=config.training.batch_size,
+        learning_rate=config.training.lr,
+        meta_gradient=config.meta.meta_gradient,
+        meta_every=config.meta.meta_every,
+        meta_batch_size=config.meta.meta_batch_size,
+        meta_learning_rate=config.meta.meta_lr,
         averaged_model=None if config.keep_model else 0.0,
     )
     return asked.resolved(
-        rows, transferred=config.pretrained is not None, from_scratch=config.weights == "none"
+        rows, transferred=config.pretrained is not None, from_scratch=config.network.weights == "none"
     )
 
 
@@ -372,7 +378,7 @@ def _settings(config: FitConfig) -> Settings:
 
 
 def _options(config: FitConfig) -> dict[str, str]:
-    return {**_settings(config).options, **config.options}
+    return {**_settings(config).options, **config.option}
 
 
 @dataclass(frozen=True)
@@ -403,16 +409,16 @@ def _train(
     """Run the epochs, with a checkpoint after each when the config names one; shown: the inputs' digest."""
     # What is in a file of weights or of a corrector counts, not where it lies.
     pretrained = config.pretrained and digest(config.pretrained.read_bytes())
-    weights = config.weights
+    weights = config.network.weights
     if weights not in ("none", "imagenet"):
         weights = digest(Path(weights).read_bytes())
-    settled = {"checkpoint": None, "resume": None, "precision": None, "cache": None}
+    asked = {flag: value for flag, value in values_of(config).items() if flag not in _SETTLES_NOTHING}
     belongs = checkpoint.fingerprint(
         {
-            **asdict(config),
-            **settled,
-            "pretrained": pretrained,
-            "weights": weights,
+            **asked,
+            "--corrector": [config.corrector, pretrained],
+            "--weights": weights,
+            "--save-model": config.keep_model,
             "the names of the rows": digest("\0".join(source.file_names).encode(errors="surrogateescape")),
             f"the {source.noun}": shown,
             "the rows that can be used": [
@@ -424,16 +430,16 @@ def _train(
             "versions": [__version__, torch.__version__],
         }
     )
-    if config.checkpoint and config.resume:
-        if config.checkpoint.exists():
-            training.load_state_dict(checkpoint.load(config.checkpoint, belongs))
-            watcher.say(f"Resuming after epoch {training.epoch} from {config.checkpoint}.")
+    if config.run.checkpoint and config.run.resume:
+        if config.run.checkpoint.exists():
+            training.load_state_dict(checkpoint.load(config.run.checkpoint, belongs))
+            watcher.say(f"Resuming after epoch {training.epoch} from {config.run.checkpoint}.")
         else:
-            watcher.say(f"No checkpoint at {config.checkpoint} yet; starting with the first epoch.")
+            watcher.say(f"No checkpoint at {config.run.checkpoint} yet; starting with the first epoch.")
 
     def on_epoch(report: EpochReport) -> None:
-        if config.checkpoint:
-            checkpoint.save(config.checkpoint, training.state_dict(), belongs)
+        if config.run.checkpoint:
+            checkpoint.save(config.run.checkpoint, training.state_dict(), belongs)
         meta = "" if report.meta_loss is None else f", trusted loss {report.meta_loss:.3f}"
         watcher.say(
             f"Epoch {report.epoch + 1}/{report.epochs} ({report.phase}): loss {report.loss:.3f}{meta}"
@@ -461,7 +467,7 @@ def _labelled(
     transferred: Calibration | None = None
     if pretrained is not None:
         transferred = _borrowed(
-            pretrained.calibration_prior, evidence, _usable_labels(source, errors), held_out, config.seed
+            pretrained.calibration_prior, evidence, _usable_labels(source, errors), held_out, config.run.seed
         )
         evidence = {name: evidence[name] for name in pretrained.calibration_prior.evidence}
     labelled = source.given[split.calibration_rows] >= 0
@@ -470,10 +476,10 @@ def _labelled(
     of_rows = _of_rows(evidence, calibration_rows)
     if transferred is None:
         assert transition is not None
-        fitted = calibrate.fit(of_rows, given, true, transition, config.seed)
+        fitted = calibrate.fit(of_rows, given, true, transition, config.run.seed)
     elif len(calibration_rows):
         held_out_rows = held_out[calibration_rows]
-        fitted = calibrate.refit(transferred, of_rows, given, true, held_out_rows, config.seed)
+        fitted = calibrate.refit(transferred, of_rows, given, true, held_out_rows, config.run.seed)
     else:
         fitted = transferred
     name, options = _corrector_name(config), _options(config)
@@ -484,7 +490,7 @@ def _labelled(
         options=options,
         **built,
         epochs=training.schedule.epochs,
-        seed=config.seed,
+        seed=config.run.seed,
         trusted_rows=len(trusted.rows) + len(trusted.external),
         began_at=SHIPPED_CORRECTOR.name if began else None,
         described=training.corrector.describe(),
@@ -560,8 +566,9 @@ def _model(
     told = run.to_dict()
     kept = ("preset", "weights", "features", "epochs", "seed", "trusted_rows")
     trained = {name: told[name] for name in kept if name in told}
-    backbone, fitted = _for_unseen(training, source, trusted, split, transition, config.seed)
-    trained |= {"freeze": config.freeze, "averaged": backbone is training.averaged, "versions": versions()}
+    backbone, fitted = _for_unseen(training, source, trusted, split, transition, config.run.seed)
+    averaged = backbone is training.averaged
+    trained |= {"freeze": config.network.freeze, "averaged": averaged, "versions": versions()}
     if frozen is not None:
         backbone = backbones.with_head(frozen.backbone, backbone.head, frozen.mean, frozen.scale)
     return Model(

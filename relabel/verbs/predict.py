@@ -7,6 +7,7 @@ from dataclasses import replace
 import numpy as np
 import torch
 
+from relabel import hub
 from relabel.config import PredictConfig
 from relabel.data.batches import Inputs, VectorInputs, open_images
 from relabel.data.sources import UNLABELLED, Source, open_source
@@ -27,8 +28,8 @@ def predict(config: PredictConfig, watcher: Watcher | None = None) -> Labels:
     Raises RelabelError for anything wrong with flags, model or input, before any image is decoded.
     """
     watcher = watcher or Silent()
-    compute = resolve(config.device, config.amp)
-    model = read_model(config.model)
+    compute = resolve(config.compute.device, config.compute.amp)
+    model = read_model(hub.resolve(str(config.model), "--model", "model.pt"))
     _check_features(model, config)
     opened = open_source(
         config.source,

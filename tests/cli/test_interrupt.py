@@ -204,9 +204,9 @@ def interrupted(run, folder, stopped):
 def test_another_run_does_not_continue_the_checkpoint(run, interrupted, files, tools):
     before = files()
     for flags, told in (
-        (("--seed", "1"), "seed 0, not 1; the verified rows"),
-        (("--lr", "0.01"), "learning_rate null, not 0.01"),
-        (("--epochs", "31"), "epochs 30, not 31"),
+        (("--seed", "1"), "--seed was 0 and is 1; the verified rows differ"),
+        (("--lr", "0.01"), "--lr was not given and is 0.01"),
+        (("--epochs", "31"), "--epochs was 30 and is 31"),
     ):
         done = run(*FIT, *flags, "--resume")
         assert done.code == 2

@@ -15,16 +15,17 @@ from torch import Tensor
 
 from relabel import __version__
 from relabel.calibration.prior import CalibrationPrior
+from relabel.config import PretrainConfig
 from relabel.correctors.base import Epoch, Memory, no_rows
 from relabel.correctors.registry import REGISTRY
 from relabel.correctors.tmlc_net import TMLCNet
 from relabel.device import Compute
 from relabel.errors import RelabelError
+from relabel.options import build
 from relabel.pretraining import episodes, meta_train
 from relabel.pretraining.episodes import Episode, Pool, Recording
 from relabel.pretraining.meta_train import (
     Dynamics,
-    PretrainConfig,
     experienced,
     first_generation,
     learn,
@@ -266,7 +267,11 @@ def run(folder: Path) -> Callable[..., CorrectorFile]:
     def go(**changes: Any) -> CorrectorFile:
         sources = (str(folder / "three"), str(folder / "two"))
         settings = {"episodes": 3, "steps": 3, "device": "cpu", "amp": "off"}
-        return pretrain(PretrainConfig(sources, folder / "recordings", **{**settings, **changes}))
+        return pretrain(
+            build(
+                PretrainConfig, sources=sources, recordings=folder / "recordings", **{**settings, **changes}
+            )
+        )
 
     return go
 
@@ -368,7 +373,12 @@ def test_sources_of_one_name_are_told_apart(locations: list[str], names: list[st
 def test_the_first_generation_can_be_had_alone(
     run: Callable[..., CorrectorFile], made: Made, folder: Path
 ) -> None:
-    config = PretrainConfig((str(folder / "three"), str(folder / "two")), folder / "recordings", episodes=3)
+    config = build(
+        PretrainConfig,
+        sources=(str(folder / "three"), str(folder / "two")),
+        recordings=folder / "recordings",
+        episodes=3,
+    )
     pools, found = first_generation(replace(config, device="cpu", amp="off"), QUIET)
     assert [(name, pool.name) for name, pool in pools.items()] == [("three", "three"), ("two", "two")]
     assert [(episode.number, episode.pool) for episode, _ in found] == [
@@ -451,7 +461,13 @@ def test_rows_without_a_label_or_a_readable_image_are_left_out(made: Made, folde
     rows += [f"{path.parent.name}/{path.name},{path.parent.name}" for path in folder.glob("three/[gr]*/*")]
     (folder / "three/list.csv").write_text("\n".join(rows))
     listening = Listening()
-    config = PretrainConfig((str(folder / "three/list.csv"),), folder / "recordings", episodes=3, steps=1)
+    config = build(
+        PretrainConfig,
+        sources=(str(folder / "three/list.csv"),),
+        recordings=folder / "recordings",
+        episodes=3,
+        steps=1,
+    )
     trained = pretrain(config, listening).trained
     assert trained["sources"] == [{"name": "list.csv", "rows": 23, "classes": 2}]
     assert listening.warned[-1].startswith("1 of 36 images of ")
@@ -464,7 +480,9 @@ def test_rows_without_a_label_or_a_readable_image_are_left_out(made: Made, folde
 def test_a_source_of_one_class_is_refused_before_anything_is_recorded(made: Made, folder: Path) -> None:
     for path in folder.glob("two/red/*"):
         path.write_bytes(b"no picture")
-    config = PretrainConfig((str(folder / "three"), str(folder / "two")), folder / "recordings")
+    config = build(
+        PretrainConfig, sources=(str(folder / "three"), str(folder / "two")), recordings=folder / "recordings"
+    )
     with pytest.raises(RelabelError, match=r"two: fewer than two classes have images that can be used"):
         pretrain(config)
     assert numbers(made) == []
@@ -477,4 +495,4 @@ def test_a_source_of_one_class_is_refused_before_anything_is_recorded(made: Made
 )
 def test_values_no_run_can_have_are_refused(flag: str, values: dict[str, int]) -> None:
     with pytest.raises(RelabelError, match=flag):
-        PretrainConfig(("images",), Path("recordings"), **values)
+        build(PretrainConfig, sources="images", recordings="recordings", **values)

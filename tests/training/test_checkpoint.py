@@ -40,7 +40,7 @@ def test_what_differs_is_told(path):
     theirs = checkpoint.fingerprint({**ours, "epochs": 6, "the images": "b" * 64, "old": 1})
     checkpoint.save(path, STATE, theirs)
     assert checkpoint.load(path, theirs)
-    with pytest.raises(RelabelError, match=r"other settings: epochs 6, not 8; the images\. Repeat"):
+    with pytest.raises(RelabelError, match=r"settings: epochs was 6 and is 8; the images differ\. Repeat"):
         checkpoint.load(path, checkpoint.fingerprint(ours))
 
 

@@ -17,7 +17,7 @@ from PIL import Image
 from relabel import schedule
 from relabel.calibration import calibrate, transfer
 from relabel.calibration.decision_threshold import keep_given
-from relabel.config import FitConfig, SourceOptions
+from relabel.config import FitConfig
 from relabel.correctors import registry
 from relabel.data.batches import VectorInputs
 from relabel.data.sources import open_source
@@ -28,6 +28,7 @@ from relabel.label_noise import anchor_points
 from relabel.label_noise.transition_matrix import TransitionEstimate, joint_counts
 from relabel.labels.table import Labels
 from relabel.metrics import Evaluation, evaluate, noise_matrix
+from relabel.options import build, changed
 from relabel.progress import Silent
 from relabel.saved.corrector_file import CorrectorFile, read_corrector
 from relabel.saved.model_file import EVIDENCE
@@ -67,8 +68,13 @@ def _truth(data, source):
 
 @pytest.mark.parametrize("corrector", ["none", "mslc", "mlc", "metalabelnet", "tmlc"])
 def test_corrected_labels_are_better_than_the_given_ones(digits, corrector):
-    config = FitConfig(
-        source=str(digits.images), trusted=digits.trusted, corrector=corrector, augment="shift", epochs=12
+    config = build(
+        FitConfig,
+        source=str(digits.images),
+        trusted=digits.trusted,
+        corrector=corrector,
+        augment="shift",
+        epochs=12,
     )
     result = fit.fit(config)
     figures = _evaluate(result, _truth(digits, result.columns))
@@ -78,7 +84,9 @@ def test_corrected_labels_are_better_than_the_given_ones(digits, corrector):
 
 
 def test_trusted_rows_come_back_as_verified_and_are_split_for_meta_and_probes(digits):
-    result = fit.fit(FitConfig(source=str(digits.images), trusted=digits.trusted, augment="shift", epochs=2))
+    result = fit.fit(
+        build(FitConfig, source=str(digits.images), trusted=digits.trusted, augment="shift", epochs=2)
+    )
     truth = _truth(digits, result.columns)
     rows = np.flatnonzero(result.columns.trusted)
     assert len(rows) == 150
@@ -104,8 +112,13 @@ def test_every_corrector_trains_in_the_batches_that_suit_the_source(digits, monk
     monkeypatch.setattr(schedule, "default_batch_size", lambda rows: rows)
     with pytest.raises(BegunError, match="1797"):
         fit.fit(
-            FitConfig(
-                source=str(digits.images), trusted=digits.trusted, corrector=corrector, epochs=2, **SMALL
+            build(
+                FitConfig,
+                source=str(digits.images),
+                trusted=digits.trusted,
+                corrector=corrector,
+                epochs=2,
+                **SMALL,
             )
         )
 
@@ -117,7 +130,7 @@ def test_half_of_mslc_s_labelled_meta_rows_are_witnesses_and_no_trusted_row_is_l
     rows = np.arange(60)
     trusted = replace(TrustedSet.empty(), rows=rows, labels=rows % 3)
     corrector = registry.create("mslc", 3, 4, {"start": start})
-    split = fit._split(trusted, given, {}, corrector, FitConfig("images", corrector="mslc"))
+    split = fit._split(trusted, given, {}, corrector, build(FitConfig, source="images", corrector="mslc"))
     parts = [split.meta, split.in_training, split.calibration_rows]
     assert np.sort(np.concatenate(parts)).tolist() == rows.tolist(), "each in one part"
     assert (split.in_training_labels == split.in_training % 3).all()
@@ -134,7 +147,7 @@ def test_metalabelnet_warms_up_on_its_meta_rows_so_that_a_model_needs_others(dig
     rows = np.arange(0, 1200, 10)
     trusted = replace(TrustedSet.empty(), rows=rows, labels=_truth(digits, source)[rows])
     corrector = registry.create("metalabelnet", 10, 4)
-    config = FitConfig("images", corrector="metalabelnet", keep_model=keep_model)
+    config = build(FitConfig, source="images", corrector="metalabelnet", keep_model=keep_model)
     split = fit._split(trusted, source.given, {}, corrector, config)
     parts = [split.meta, split.calibration_rows, split.unseen]
     assert np.sort(np.concatenate(parts)).tolist() == rows.tolist(), "each in one part"
@@ -153,7 +166,7 @@ def test_metalabelnet_as_in_the_paper_never_trains_on_its_meta_rows_which_then_s
     rows = np.arange(0, 1200, 10)
     trusted = replace(TrustedSet.empty(), rows=rows, labels=_truth(digits, source)[rows])
     corrector = registry.create("metalabelnet", 10, 4, {"start": "random"})
-    config = FitConfig("images", preset="metalabelnet-paper", keep_model=True)
+    config = build(FitConfig, source="images", preset="metalabelnet-paper", keep_model=True)
     split = fit._split(trusted, source.given, {}, corrector, config)
     assert len(split.meta) == 40
     assert split.unseen.tolist() == split.meta.tolist()
@@ -175,7 +188,7 @@ def test_a_frozen_backbone_trains_only_its_head_on_features_computed_once(digits
     weights = tmp_path / "cnn8.pt"
     torch.manual_seed(3)
     torch.save(backbones.build("cnn8", 5, 16).state_dict(), weights)
-    config = FitConfig(
+    config = build(FitConfig,
         source=str(digits.images), trusted=digits.trusted, corrector="none", weights=str(weights),
         backbone="cnn8", image_size=16, freeze=True, epochs=10,
     )  # fmt: skip
@@ -196,15 +209,15 @@ def test_other_weights_of_the_same_name_do_not_continue_a_checkpoint(digits, tmp
 
     write(weights, 3)
     moved.write_bytes(weights.read_bytes())
-    config = FitConfig(
+    config = build(FitConfig,
         source=str(digits.images), trusted=digits.trusted, corrector="none", weights=str(weights),
         backbone="cnn8", image_size=16, freeze=True, epochs=2, checkpoint=tmp_path / "run.checkpoint",
     )  # fmt: skip
     fit.fit(config)
     write(weights, 4)
     with pytest.raises(RelabelError, match="other data or other settings"):
-        fit.fit(replace(config, resume=True))
-    fit.fit(replace(config, weights=str(moved), resume=True))
+        fit.fit(changed(config, resume=True))
+    fit.fit(changed(config, weights=str(moved), resume=True))
 
 
 @pytest.mark.parametrize(
@@ -215,13 +228,13 @@ def test_other_weights_of_the_same_name_do_not_continue_a_checkpoint(digits, tmp
         ({"corrector": "none", "warmup": 1}, "--warmup has no meaning for --corrector none"),
         ({"corrector": "none", "meta_every": 2}, "--meta-every has no meaning"),
         ({"corrector": "none", "meta_batch_size": 2}, "--meta-batch-size has no meaning"),
-        ({"corrector": "none", "meta_learning_rate": 0.1}, "--meta-lr has no meaning"),
+        ({"corrector": "none", "meta_lr": 0.1}, "--meta-lr has no meaning"),
     ],
 )
 def test_flags_that_would_change_nothing_are_refused(digits, monkeypatch, flags, told):
     monkeypatch.setattr(fit, "open_images", None)
     with pytest.raises(RelabelError, match=told):
-        fit.fit(FitConfig(source=str(digits.images), trusted=digits.trusted, **flags))
+        fit.fit(build(FitConfig, source=str(digits.images), trusted=digits.trusted, **flags))
 
 
 def test_a_corrector_that_reads_given_labels_is_not_the_default_where_verified_rows_have_none():
@@ -232,7 +245,9 @@ def test_a_corrector_that_reads_given_labels_is_not_the_default_where_verified_r
 
     def chosen(rows, external=(), **flags):
         trusted = TrustedSet(np.array(rows), np.zeros(len(rows), dtype=int), list(external), NONE, [])
-        return fit._with_corrector(FitConfig("images", **flags), source, trusted, watcher).corrector
+        return fit._with_corrector(
+            build(FitConfig, source="images", **flags), source, trusted, watcher
+        ).corrector
 
     assert chosen([0, 1]) == chosen([0, 3]) == chosen([0], [Path("a.png")]) == "tmlc"
     assert told == []
@@ -254,8 +269,8 @@ def test_a_model_of_many_classes_is_calibrated_on_what_it_will_keep_of_its_predi
     trusted = tmp_path / "trusted.csv"
     trusted.write_text("index,label\n" + "".join(f"{row},{labels[row]}\n" for row in range(0, 240, 2)))
     result = fit.fit(
-        FitConfig(
-            source=str(tmp_path / "v.parquet"), trusted=trusted, reading=SourceOptions(features="v"),
+        build(FitConfig,
+            source=str(tmp_path / "v.parquet"), trusted=trusted, features="v",
             corrector="mslc", epochs=2, keep_model=True,
         )
     )  # fmt: skip
@@ -293,7 +308,7 @@ def copies(digits, tmp_path):
 
 def test_a_trusted_folder_of_copies_is_rows_of_the_source(digits, copies):
     source = open_source(str(digits.images))
-    result = fit.fit(FitConfig(source=str(digits.images), trusted=copies, augment="shift", epochs=2))
+    result = fit.fit(build(FitConfig, source=str(digits.images), trusted=copies, augment="shift", epochs=2))
     assert result.metadata.to_dict()["corrector"] == "tmlc"
     assert np.flatnonzero(result.columns.trusted).tolist() == list(range(0, len(source), 30))
     right = result.columns.soft_label[:].argmax(axis=1) == _truth(digits, source)
@@ -304,7 +319,7 @@ def test_a_trusted_folder_of_copies_is_rows_of_the_source(digits, copies):
 def test_a_trusted_folder_outside_the_source_drives_the_corrector_alone(digits, copies):
     for path in copies.glob("*/*.png"):
         Image.open(path).resize((20, 20)).save(path)
-    result = fit.fit(FitConfig(source=str(digits.images), trusted=copies, augment="shift", epochs=2))
+    result = fit.fit(build(FitConfig, source=str(digits.images), trusted=copies, augment="shift", epochs=2))
     assert result.metadata.to_dict()["trusted_rows"] == 60
     assert (
         result.metadata.to_dict()["corrector"] == "mslc"
@@ -321,15 +336,21 @@ SMALL = {"augment": "none", "image_size": 8, "device": "cpu", "amp": "off"}
 @pytest.fixture(scope="module")
 def corrector_file(digits):
     """What a TMLC-Net has learned on the digits."""
-    config = FitConfig(
-        source=str(digits.images), trusted=digits.trusted, corrector="tmlc", epochs=3, seed=1, **SMALL
+    config = build(
+        FitConfig,
+        source=str(digits.images),
+        trusted=digits.trusted,
+        corrector="tmlc",
+        epochs=3,
+        seed=1,
+        **SMALL,
     )
     path = digits.images.parent / "tmlc.pt"
     fit.fit(config).corrector.save(path)
     return path
 
 
-def observed(digits, **options):
+def observed(digits, pretrained=None, **options):
     """A fit, and the training behind it."""
     kept = []
 
@@ -338,7 +359,8 @@ def observed(digits, **options):
             super().__init__(*arguments)
             kept.append(self)
 
-    config = FitConfig(**{"source": str(digits.images), "epochs": 4, **SMALL, **options})
+    config = build(FitConfig, **{"source": str(digits.images), "epochs": 4, **SMALL, **options})
+    config = replace(config, pretrained=pretrained)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(fit, "Training", Kept)
         return fit.fit(config), kept[0]
@@ -524,7 +546,9 @@ def test_rows_that_training_saw_tell_the_margin_of_apply(digits, corrector_file,
 def test_a_corrector_that_means_nothing_here_is_refused_before_any_image_is_read(
     digits, tmp_path, monkeypatch
 ):
-    config = FitConfig(source=str(digits.images), trusted=digits.trusted, corrector="mslc", epochs=2, **SMALL)
+    config = build(
+        FitConfig, source=str(digits.images), trusted=digits.trusted, corrector="mslc", epochs=2, **SMALL
+    )
     torch.manual_seed(0)
     mslc = registry.create("mslc", 10, 256)
     nothing = calibrate.fit(
@@ -541,11 +565,11 @@ def test_a_corrector_that_means_nothing_here_is_refused_before_any_image_is_read
 @pytest.mark.parametrize("corrector", ["mslc", "mlc", "metalabelnet", "tmlc"])
 def test_without_verified_rows_a_corrector_has_nothing_to_learn_from(digits, corrector):
     with pytest.raises(RelabelError, match="too few verified rows for this corrector to learn from"):
-        fit.fit(FitConfig(source=str(digits.images), corrector=corrector, epochs=2, **SMALL))
+        fit.fit(build(FitConfig, source=str(digits.images), corrector=corrector, epochs=2, **SMALL))
 
 
 def test_without_verified_rows_plain_training_has_its_prior_weights(digits):
-    result = fit.fit(FitConfig(source=str(digits.images), corrector="none", epochs=2, **SMALL))
+    result = fit.fit(build(FitConfig, source=str(digits.images), corrector="none", epochs=2, **SMALL))
     assert result.metadata.to_dict()["calibration"]["calibration_rows"] == 0
     assert result.metadata.to_dict()["trusted_rows"] == 0
     assert not (result.columns.action == "fix").any()
@@ -568,7 +592,8 @@ def test_photographs_with_symmetric_noise_are_repaired(tmp_path):
             writer.writerow(["file_name", "label"])
             writer.writerows([clean.file_names[row], clean.class_names[labels[row]]] for row in rows)
     result = fit.fit(
-        FitConfig(
+        build(
+            FitConfig,
             source=str(TRASHNET),
             labels=tmp_path / "noisy.csv",
             trusted=tmp_path / "trusted.csv",

@@ -10,10 +10,11 @@ import torch
 from PIL import Image
 
 from relabel import backbones
-from relabel.config import FitConfig, PredictConfig, SourceOptions
+from relabel.config import FitConfig, PredictConfig
 from relabel.data.sources import open_source
 from relabel.errors import RelabelError
 from relabel.labels.table import Labels
+from relabel.options import build
 from relabel.saved.model_file import EVIDENCE, Model, read_model
 from relabel.verbs import fit as fit_verb
 from relabel.verbs.predict import predict
@@ -58,7 +59,7 @@ def fit(folder: Path, monkeypatch, **options) -> tuple[Labels, fit_verb.Training
         "source": str(folder / "images"), "trusted": folder / "trusted.csv", "epochs": 3, "batch_size": 16,
         "device": "cpu", "amp": "off", "augment": "none", "keep_model": True,
     }  # fmt: skip
-    return fit_verb.fit(FitConfig(**{**settings, **options})), kept[0]
+    return fit_verb.fit(build(FitConfig, **{**settings, **options})), kept[0]
 
 
 def predictions(training: fit_verb.Training, model: Model) -> np.ndarray:
@@ -106,7 +107,7 @@ def test_a_saved_model_gives_the_finished_backbone_s_predictions_through_its_cal
     assert np.ptp(expected, axis=0).max() > 0.1, "predictions that are all alike would show nothing"
 
     settings = {"model": tmp_path / "model.pt", "device": "cpu", "amp": "off"}
-    found = predict(PredictConfig(source=str(folder / "images"), **settings))
+    found = predict(build(PredictConfig, source=str(folder / "images"), **settings))
     fitted = read_model(tmp_path / "model.pt").calibration
     given = result.columns.given
     assert found.columns.file_names == result.columns.file_names
@@ -129,14 +130,19 @@ def test_a_model_of_vectors_brings_their_standardisation(folder, tmp_path, monke
     (tmp_path / "trusted.csv").write_text(
         "index,label\n" + "".join(f"{row},{columns['label'][row]}\n" for row in range(24))
     )
-    reading = SourceOptions(features="vector")
-    settings = {"source": str(tmp_path / "v.parquet"), "reading": reading, "augment": None}
+    settings = {"source": str(tmp_path / "v.parquet"), "features": "vector", "augment": None}
     result, training = fit(folder, monkeypatch, trusted=tmp_path / "trusted.csv", **settings)
     model = result.model
     model.save(tmp_path / "model.pt")
     pq.write_table(pa.table(columns).slice(40), tmp_path / "new.parquet")
     found = predict(
-        PredictConfig(str(tmp_path / "new.parquet"), tmp_path / "model.pt", reading=reading, amp="off")
+        build(
+            PredictConfig,
+            source=tmp_path / "new.parquet",
+            model=tmp_path / "model.pt",
+            features="vector",
+            amp="off",
+        )
     )
     evidence = {EVIDENCE: predictions(training, model)[40:]}
     expected = read_model(tmp_path / "model.pt").calibration.soft_labels(evidence, result.columns.given[40:])
@@ -237,7 +243,7 @@ def model(folder) -> Path:
 def test_labels_are_read_as_the_model_s_classes_whatever_the_source_has(model, tmp_path):
     for number, (given, colour) in enumerate((("red", "red"), ("green", "red"), ("red", "green"))):
         draw(tmp_path / f"new/{given}/{number}.png", colour, 500 + number)
-    found = predict(PredictConfig(source=str(tmp_path / "new"), model=model))
+    found = predict(build(PredictConfig, source=str(tmp_path / "new"), model=model))
     assert found.class_names == ["blue", "green", "red"]
     assert found.columns.given.tolist() == [1, 2, 2]
     assert found.columns.soft_label.shape == (3, 3)
@@ -251,7 +257,7 @@ def test_labels_are_read_as_the_model_s_classes_whatever_the_source_has(model, t
 def test_images_without_labels_get_labels_and_no_probability(model, tmp_path):
     for number in range(3):
         draw(tmp_path / f"{number}.png", "red", 600 + number)
-    found = predict(PredictConfig(source=str(tmp_path), model=model))
+    found = predict(build(PredictConfig, source=str(tmp_path), model=model))
     assert np.isnan(found.columns.noise_probability).all()
     assert set(found.columns.action) == {"review"}
     assert found.metadata.to_dict()["estimated_noise_rate"] is None
@@ -262,14 +268,14 @@ def test_images_without_labels_get_labels_and_no_probability(model, tmp_path):
 def test_labels_that_are_no_class_of_the_model_are_refused(model, tmp_path):
     draw(tmp_path / "2024/a.png", "red", 0)
     with pytest.raises(RelabelError, match=r"no class of the model .*: '2024'") as refusal:
-        predict(PredictConfig(source=str(tmp_path), model=model))
+        predict(build(PredictConfig, source=str(tmp_path), model=model))
     assert "Its classes are 'blue', 'green', 'red'." in refusal.value.hint
     (tmp_path / "list.csv").write_text("file_name\n2024/a.png")
-    found = predict(PredictConfig(source=str(tmp_path / "list.csv"), model=model))
+    found = predict(build(PredictConfig, source=str(tmp_path / "list.csv"), model=model))
     assert found.columns.given.tolist() == [-1]
 
 
 def test_a_source_without_any_readable_image_is_refused(model, tmp_path):
     (tmp_path / "a.png").write_bytes(b"no picture")
     with pytest.raises(RelabelError, match=r"None of the images of .* can be read"):
-        predict(PredictConfig(source=str(tmp_path), model=model))
+        predict(build(PredictConfig, source=str(tmp_path), model=model))
