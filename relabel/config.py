@@ -92,14 +92,6 @@ class NetworkOptions:
         """Refuse values no run can have; the message names the flag."""
         if self.image_size is not None and not 8 <= self.image_size <= LARGEST_IMAGE:
             raise RelabelError(f"--image-size {self.image_size}: must lie between 8 and {LARGEST_IMAGE}.")
-        if self.freeze and self.weights == "none":
-            raise RelabelError(
-                "--freeze needs a pretrained backbone.", "Add --weights imagenet or --weights PATH."
-            )
-        if self.freeze and self.augment is not None:
-            raise RelabelError(
-                f"--augment {self.augment}: with --freeze each image is seen once, as it is.", "Leave it out."
-            )
 
 
 @dataclass(frozen=True)
@@ -285,6 +277,15 @@ class TrainingConfig(LabellingConfig):
         ):
             if given:
                 _refuse_vectors(named, features)
+        if network.freeze and network.weights == "none":
+            raise RelabelError(
+                "--freeze needs a pretrained backbone.", "Add --weights imagenet or --weights PATH."
+            )
+        if network.freeze and network.augment is not None:
+            raise RelabelError(
+                f"--augment {network.augment}: with --freeze each image is seen once, as it is.",
+                "Leave it out.",
+            )
 
 
 @dataclass(frozen=True, kw_only=True)

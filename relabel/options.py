@@ -10,7 +10,6 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import MISSING, dataclass, field, fields, is_dataclass, replace
 from difflib import get_close_matches
-from functools import cache
 from inspect import get_annotations
 from numbers import Integral, Real
 from pathlib import Path
@@ -109,7 +108,6 @@ class Option:
         return self.default is MISSING
 
 
-@cache
 def options_of(config: type[Any]) -> tuple[Option, ...]:
     """The options of a config class in the order of its help: its own before its base's, then its groups'."""
     hints = get_type_hints(config)
@@ -133,8 +131,7 @@ def command_of(config: type) -> str:
 
 def build(config: type[Config], /, **keywords: Any) -> Config:  # noqa: ANN401
     """A config from flat keywords; RelabelError for an unknown one, or for a value of another type."""
-    kind: type[Any] = config
-    options = {option.name: option for option in options_of(kind)}
+    options = {option.name: option for option in options_of(config)}
     command = command_of(config)
     for name in keywords:
         if name not in options:
@@ -154,8 +151,7 @@ def build(config: type[Config], /, **keywords: Any) -> Config:  # noqa: ANN401
 
 def changed(config: Config, /, **keywords: Any) -> Config:  # noqa: ANN401
     """The config with other values of some of its options, wherever in it they are."""
-    kind: type[Any] = type(config)
-    groups = {option.name: option.group for option in options_of(kind)}
+    groups = {option.name: option.group for option in options_of(type(config))}
     for name, value in keywords.items():
         group = groups[name]
         inner = {name: value} if group is None else {group: replace(getattr(config, group), **{name: value})}
