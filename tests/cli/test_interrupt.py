@@ -17,13 +17,13 @@ FIT = ("fit", "images", "--trusted", "trusted.csv", "--image-size", "8", "--devi
 SLOW_DECODING = """
 import sys, time
 from relabel import cli
-from relabel.data import loading
-plain = loading.decode
+from relabel.data import batches
+plain = batches.decode
 def decode(*arguments):
     print("decoding", file=sys.stderr, flush=True)
     time.sleep(0.5)
     return plain(*arguments)
-loading.decode = decode
+batches.decode = decode
 from relabel.__main__ import main as command
 command()
 """
@@ -43,8 +43,8 @@ command()
 STRUCK = """
 import signal, threading
 from relabel import cli
-from relabel.data import loading
-main, plain, locked, decoded = threading.get_ident(), loading.decode, threading.Condition.__enter__, []
+from relabel.data import batches
+main, plain, locked, decoded = threading.get_ident(), batches.decode, threading.Condition.__enter__, []
 def decode(*arguments):
     decoded.append(1)
     return plain(*arguments)
@@ -53,7 +53,7 @@ def enter(self):
     if len(decoded) >= AFTER and threading.get_ident() == main:
         signal.raise_signal(signal.SIGINT)
     return taken
-loading.decode, threading.Condition.__enter__ = decode, enter
+batches.decode, threading.Condition.__enter__ = decode, enter
 from relabel.__main__ import main as command
 command()
 """
@@ -182,7 +182,7 @@ def test_ctrl_c_that_strikes_a_lock_of_the_decoding_threads_does_not_hang(start,
 
 def test_ctrl_c_in_the_demo_shows_the_line_of_its_fit(run, folder, monkeypatch):
     def stopped(config, _):
-        config.checkpoint.touch()
+        config.run.checkpoint.touch()
         raise Stopped(signal.SIGINT)
 
     monkeypatch.setattr("relabel.verbs.fit.fit", stopped)
