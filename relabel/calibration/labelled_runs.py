@@ -17,7 +17,7 @@ from relabel.data.sources import UNLABELLED
 from relabel.label_noise.transition_matrix import joint_counts
 
 _ROWS_LEARNED = 300
-"""Of each data set, for the weights: as many as the smallest have, so that each counts alike."""
+"""Of each data set, for the weights: a small number, so that a large one counts no more than others."""
 _ROWS_JUDGED = 1_500
 """Of each data set, as calibration rows: more, for only those relabelled with confidence judge `fix`."""
 

@@ -50,7 +50,7 @@ _MIN_PROBABILITY = 1e-6
 _EXPECTED_SHARE = 0.6
 """Of mislabelled rows corrected by a network that knows its images (examples/RESULTS.md, "Choices")."""
 _LEAST_SHARE = 0.1
-"""A smaller share is mostly chance, and counts as this one."""
+"""A smaller share counts as this one: beyond odds of 216 to one hardly any label would change."""
 _STEEPNESS = 3.0
 """The odds that a correction needs grow with the cube of the missing share (RESULTS.md, "Choices")."""
 

@@ -5,7 +5,7 @@ empirical Bayes: its rows are drawn towards a prior matrix with two strengths, o
 rate and one for the classes its mislabelled rows are given. Each is a Dirichlet prior with as many
 pseudo-rows as maximise the Dirichlet-multinomial likelihood of the counts (Minka, Estimating a Dirichlet
 distribution, 2000). Symmetric noise is then smoothed to one rate; structured noise keeps its structure.
-Where mislabelled rows go is told beforehand by anchor points (`anchor_points`; Patrini et al. 2017, eq. 12),
+Anchor points say beforehand where mislabelled rows go (`anchor_points`; Patrini et al. 2017, eq. 12),
 where there are any.
 
 A fit makes one `TransitionEstimate` after training, for its labels and for a kept model, and a corrector that
@@ -19,7 +19,6 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 Floats = NDArray[np.float64]
@@ -36,7 +35,7 @@ _NOISE_RATE = 0.5
 
 @dataclass(frozen=True)
 class TransitionEstimate:
-    """p(given | true) as trusted rows and anchor points tell it.
+    """p(given | true) by trusted rows and anchor points.
 
     counts: [C, C] trusted rows by (true, given); prior: the Dirichlet priors fitted to them.
     """
@@ -142,10 +141,11 @@ def joint_counts(soft_label: NDArray[np.floating], given: Labels) -> Floats:
 
     Those of parts of the rows add up.
     """
+    import torch  # index_add_ is several times as fast as np.add.at; nothing else here needs torch
+
     labelled, shares = torch.from_numpy(given), torch.from_numpy(soft_label).double()
     joint = torch.zeros(2 * (shares.shape[1],), dtype=torch.float64)
     rows = labelled >= 0
-    # Five times as fast as np.add.at.
     found: Floats = joint.index_add_(0, labelled[rows], shares[rows]).T.numpy()
     return found
 
