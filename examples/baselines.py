@@ -251,7 +251,7 @@ def read_task(config: FitConfig) -> Task:
     source = open_source(config.source, config.labels, config.reading)
     trusted = read_trusted(config.trusted, source) if config.trusted else TrustedSet.empty()
     if source.vectors is None:
-        size = config.network.image_size or fit.default_image_size(source, config)
+        size = source.content.size(config.network.image_size, fit.largest_size(config))
         config = changed(config, image_size=size)
     inputs = _inputs(source, config, config.network.augment or DEFAULT_AUGMENTATION)
     if (source.given < 0).any() or trusted.external:

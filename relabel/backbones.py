@@ -22,6 +22,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from relabel.data.batches import ImageInputs, Inputs, VectorInputs
 from relabel.device import Compute
 from relabel.errors import RelabelError
+from relabel.modality import VECTORS, of_values
 from relabel.sample_memory import per_sample
 
 SMALL_IMAGE = 64  # up to this size a stem that divides the resolution by four would leave nothing to see
@@ -47,13 +48,23 @@ class Backbone(nn.Module):
             return self.head(features), features
 
 
-def build(name: str, num_classes: int, image_size: int, weights: str = "none") -> Backbone:
-    """A backbone for `image_size` px square images and `num_classes` classes.
+def build(
+    name: str,
+    num_classes: int,
+    size: int,
+    weights: str = "none",
+    standardisation: tuple[NDArray[np.float32], NDArray[np.float32]] | None = None,
+) -> Backbone:
+    """A backbone for square images of `size` px, or vectors [size], and `num_classes` classes.
 
+    standardisation: mean and scale [size] of vectors, None where they are standardised already.
     `weights` is `none`, `imagenet` (torchvision's own download and cache) or the path of a state dict,
     whose classifier is ignored when it has another number of classes. Raises RelabelError for an
     unknown name and for weights that are missing, unreadable or of another architecture.
     """
+    if name == VECTORS.backbone:
+        mean, scale = standardisation or (np.zeros(size, np.float32), np.ones(size, np.float32))
+        return mlp(num_classes, torch.from_numpy(mean), torch.from_numpy(scale))
     if name == "cnn8":
         if weights == "imagenet":
             raise RelabelError(
@@ -63,7 +74,7 @@ def build(name: str, num_classes: int, image_size: int, weights: str = "none") -
         if weights != "none":
             _load(backbone, _read_state_dict(Path(weights)), weights)
         return backbone
-    return _torchvision(name, num_classes, image_size, weights)
+    return _torchvision(name, num_classes, size, weights)
 
 
 class Standardise(nn.Module):
@@ -110,8 +121,8 @@ def for_values(
     name: of the backbone for images; vectors take the MLP.
     """
     size = values.shape[1]
-    if values.ndim == 2:
-        return mlp(num_classes, torch.zeros(size), torch.ones(size)), VectorInputs(torch.from_numpy(values))
+    if of_values(values.ndim) is VECTORS:
+        return build(VECTORS.backbone, num_classes, size), VectorInputs(torch.from_numpy(values))
     return build(name, num_classes, size), ImageInputs(values.astype(np.uint8, copy=False), augment)
 
 

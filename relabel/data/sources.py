@@ -8,6 +8,7 @@ Every form is held in columns, with no object per row beyond the name: a million
 import os
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,7 @@ from numpy.typing import NDArray
 
 from relabel.config import SourceOptions
 from relabel.data import archives, hub_datasets, label_columns, parquet_images
+from relabel.data.content import Content, ImageContent, VectorContent
 from relabel.data.decode import IMAGE_SUFFIXES
 from relabel.data.draft_source import (
     CLASSES_FILE,
@@ -47,6 +49,7 @@ from relabel.data.vectors import read_vectors
 from relabel.errors import RelabelError
 from relabel.files import METADATA_KEY
 from relabel.hub import parse_dataset
+from relabel.modality import Modality
 from relabel.progress import Silent, Watcher
 
 UNLABELLED = -1
@@ -87,15 +90,28 @@ class Source:
     ignored_files: int  # files left alone because they are not images
     warnings: list[str]
     vectors: NDArray[np.float32] | None = None  # [N, D], zeros in rows with an error
+    features: str | None = None  # the columns that vectors lie in
     frame: Frame | None = None  # what the rows were read from, where it is in memory
 
     def __len__(self) -> int:
         return len(self.file_names)
 
+    @cached_property
+    def content(self) -> Content:
+        """What the rows hold."""
+        if self.vectors is None:
+            return ImageContent(self.references, self.errors)
+        return VectorContent(self.vectors, self.errors, self.features)
+
+    @property
+    def modality(self) -> Modality:
+        """What the rows are."""
+        return self.content.modality
+
     @property
     def noun(self) -> str:
         """What the rows are, in messages."""
-        return "images" if self.vectors is None else "vectors"
+        return self.modality.noun
 
 
 def open_source(
@@ -157,6 +173,7 @@ def open_source(
         ignored_files=rows.ignored,
         warnings=rows.warnings + _lookalikes(class_names),
         vectors=rows.vectors,
+        features=options.features,
         frame=frame,
     )
     if need_classes:
@@ -382,22 +399,14 @@ def too_few_classes(source: Source) -> RelabelError:
     """What to say when the usable rows with a label are all of one class."""
     return RelabelError(
         f"{source.location}: fewer than two classes have {source.noun} that can be used.",
-        "Check that the files are images and were copied completely."
-        if source.vectors is None
-        else "Write the file again, or label more rows with --labels FILE.",
+        source.modality.unusable_hint,
     )
 
 
 def _check_classes(source: Source) -> None:
     if (source.given == UNLABELLED).all():
-        if source.vectors is not None:
-            raise RelabelError(
-                f"No row of {source.location} has a label.",
-                "Write a column label beside the vectors, or name the labels with --labels FILE.",
-            )
         raise RelabelError(
-            f"No image of {source.location} has a label.",
-            "Put the images in one folder a class, or name their labels with --labels FILE.",
+            f"None of the {source.noun} of {source.location} has a label.", source.modality.unlabelled_hint
         )
     if len(source.class_names) < 2:
         raise RelabelError(

@@ -21,6 +21,7 @@ from relabel.data.sources import Source, open_source
 from relabel.data.tables import first_few, named
 from relabel.errors import RelabelError
 from relabel.files import digest
+from relabel.modality import IMAGES
 
 
 @dataclass
@@ -73,9 +74,9 @@ def read_trusted(path: Path | Frame, source: Source) -> TrustedSet:
             f"--trusted: there is no file or folder {path}.", "Check the spelling of the path."
         )
     _refuse_source(path, source)
-    if path.is_dir() and source.vectors is not None:
+    if path.is_dir() and source.modality is not IMAGES:
         raise RelabelError(
-            f"--trusted {path} is a folder of images, and {source.location} holds vectors.",
+            f"--trusted {path} is a folder of images, and {source.location} holds {source.noun}.",
             "List its verified rows in a CSV: file_name (or index, which counts from 0) and label.",
         )
     entries = _folder_entries(path, source) if path.is_dir() else _table_entries(path, source)

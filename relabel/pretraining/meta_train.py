@@ -15,7 +15,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from relabel import __version__, files
@@ -34,9 +33,7 @@ from relabel.correctors.tmlc_net import (
     mean_losses,
     normalized_features,
 )
-from relabel.data.batches import decode_all
-from relabel.data.decode import probe_sizes
-from relabel.data.sources import Source, open_source
+from relabel.data.sources import open_source
 from relabel.device import Compute, resolve
 from relabel.errors import RelabelError, RunError
 from relabel.label_noise import anchor_points
@@ -208,7 +205,7 @@ def _pools(config: PretrainConfig, compute: Compute, watcher: Watcher) -> list[P
         source = open_source(location, options=config.reading, largest=_LARGEST, watcher=watcher)
         for warning in source.warnings:
             watcher.warn(warning)
-        values, errors = _values(source, watcher)
+        values, errors = source.content.values(_LARGEST, watcher)
         if errors:
             row = min(errors)
             watcher.warn(
@@ -234,18 +231,6 @@ def short_names(locations: Sequence[str]) -> list[str]:
         if len(set(names)) == len(set(parts)):
             break
     return names
-
-
-def _values(
-    source: Source, watcher: Watcher
-) -> tuple[NDArray[np.uint8] | NDArray[np.float32], dict[int, str]]:
-    """The images or vectors of a source, and why some of its rows have none."""
-    if source.vectors is not None:
-        return source.vectors, source.errors
-    size = max(8, min(_LARGEST, probe_sizes(source.references, source.errors)))
-    watcher.stage("Decoding", len(source))
-    images, unreadable = decode_all(source.references, size, set(source.errors), watcher.advance)
-    return images, {**source.errors, **unreadable}
 
 
 def _record_all(

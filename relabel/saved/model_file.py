@@ -22,6 +22,7 @@ from relabel.data.batches import Inputs
 from relabel.device import Compute
 from relabel.errors import RelabelError
 from relabel.files import kind_of, load_tensors, save_tensors
+from relabel.modality import Modality, of_backbone
 from relabel.sample_memory import ProbabilityStore
 from relabel.saved.corrector_file import CorrectorFile, read_corrector
 
@@ -31,16 +32,13 @@ _FIELDS = {
     "backbone": str, "class_names": list, "state": dict, "corrector": dict, "calibration": dict,
     "trained": dict,
 }  # fmt: skip
-_IMAGE_SIZES = (8, 1024)
-_DIMENSIONS = (1, 2**20)
 EVIDENCE = "prediction"
 """The name, in the calibration, of the one evidence there is of an unseen image: the backbone's softmax."""
 
 
 @dataclass(frozen=True)
 class Model:
-    """A backbone trained on images of `image_size` px, or on vectors [`dimension`], and classes `class_names`
-    [C]; the one of the two sizes that means nothing is None.
+    """A backbone trained on images of `size` px, or on vectors [size], and classes `class_names` [C].
 
     backbone_name: as `backbones.build` knows it; calibration: for images the backbone has not seen, on the
     evidence `EVIDENCE`; trained: plain JSON data on the run.
@@ -51,18 +49,21 @@ class Model:
 
     backbone: Backbone
     backbone_name: str
-    image_size: int | None
-    dimension: int | None
+    size: int
     class_names: list[str]
     corrector: CorrectorFile
     calibration: Calibration
     trained: dict[str, Any]
 
     @property
-    def size(self) -> dict[str, int]:
-        """`image_size` or `dimension`, whichever it is, by its name."""
-        sizes = {"image_size": self.image_size, "dimension": self.dimension}
-        return {name: value for name, value in sizes.items() if value is not None}
+    def modality(self) -> Modality:
+        """What it labels."""
+        return of_backbone(self.backbone_name)
+
+    @property
+    def named_size(self) -> dict[str, Any]:
+        """`size` by its name in files."""
+        return {self.modality.size_field: self.size}
 
     def evidence(
         self, inputs: Inputs, compute: Compute, on_batch: Callable[[int], None] = lambda rows: None
@@ -81,7 +82,7 @@ class Model:
             "class_names": self.class_names,
             "backbone": self.backbone_name,
             "parameters": sum(parameter.numel() for parameter in self.backbone.parameters()),
-            **self.size,
+            **self.named_size,
             "corrector": self.corrector.name,
             "options": self.corrector.options,
             **self.trained,
@@ -93,7 +94,7 @@ class Model:
         calibration = asdict(self.calibration)
         content = {
             "backbone": self.backbone_name,
-            **self.size,
+            **self.named_size,
             "class_names": self.class_names,
             "state": {key: value.cpu() for key, value in self.backbone.state_dict().items()},
             "corrector": self.corrector.content(),
@@ -116,17 +117,14 @@ def read_model(path: Path) -> Model:
     if not all(isinstance(content.get(name), kind) for name, kind in _FIELDS.items()):
         raise damaged
     class_names, name = content["class_names"], content["backbone"]
-    size = content.get("dimension" if name == "mlp" else "image_size")
-    least, most = _DIMENSIONS if name == "mlp" else _IMAGE_SIZES
+    size = content.get(of_backbone(name).size_field)
+    least, most = of_backbone(name).sizes
     if len(class_names) < 2 or not all(isinstance(name, str) for name in class_names):
         raise damaged
     if len(set(class_names)) < len(class_names) or not isinstance(size, int) or not least <= size <= most:
         raise damaged
     try:
-        if name == "mlp":
-            backbone = backbones.mlp(len(class_names), torch.empty(size), torch.empty(size))
-        else:
-            backbone = backbones.build(name, len(class_names), size)
+        backbone = backbones.build(name, len(class_names), size)
         backbone.load_state_dict(content["state"])
         calibration = Calibration.restored(
             {
@@ -146,8 +144,7 @@ def read_model(path: Path) -> Model:
     return Model(
         backbone=backbone,
         backbone_name=name,
-        image_size=None if name == "mlp" else size,
-        dimension=size if name == "mlp" else None,
+        size=size,
         class_names=class_names,
         corrector=corrector,
         calibration=calibration,

@@ -16,9 +16,7 @@ from numpy.typing import NDArray
 
 from relabel import __version__
 from relabel.config import CorruptConfig
-from relabel.data.decode import probe_sizes
 from relabel.data.sources import Source, open_source, too_few_classes
-from relabel.data.vectors import standardisation
 from relabel.errors import RelabelError
 from relabel.labels.metadata import matrix_metadata
 from relabel.metrics import noise_matrix, row_shares
@@ -69,8 +67,7 @@ def corrupt(config: CorruptConfig, watcher: Watcher) -> NoisyLabels:
         **matrix_metadata("noise_matrix", matrix, names),
         "versions": versions,
     }
-    if config.reading.features is not None:
-        metadata["features"] = config.reading.features
+    metadata |= source.content.named()
     if mapping:
         metadata["map"] = {names[true]: names[given] for true, given in mapping.items()}
     return NoisyLabels(source.file_names, corrupted.labels, source.given, names, metadata)
@@ -99,14 +96,8 @@ class SourceValues:
     def values(self) -> tuple[noise.RowIndex, NDArray[np.uint8] | NDArray[np.float32]]:
         """Images of at most 32 px, or standardised vectors."""
         source = self._source
-        values: NDArray[np.uint8] | NDArray[np.float32]
-        if source.vectors is None:
-            values, errors = self._decoded()
-        else:
-            mean, scale = standardisation(
-                source.vectors, ~np.isin(np.arange(len(source)), list(source.errors))
-            )
-            values, errors = (source.vectors - mean) * scale, source.errors
+        unlabelled = np.flatnonzero(source.given < 0).tolist()
+        values, errors = source.content.values(IMAGE_SIZE, self._watcher, unlabelled, standardised=True)
         labelled = np.flatnonzero(source.given >= 0)
         failed = np.isin(labelled, list(errors))
         rows, kept = labelled[~failed], labelled[failed]
@@ -170,7 +161,7 @@ class SourceValues:
                 compute,
                 seed,
             )
-            extent = f"{values.shape[1]} " + ("px: cnn8" if source.vectors is None else "dimensions: mlp")
+            extent = f"{source.modality.extent(values.shape[1])}: {source.modality.backbone}"
             watcher.say(
                 f"Learning {len(rows):,} {source.noun} of {extent} on {compute.describe()}, "
                 f"{schedule.epochs} epochs."
@@ -178,17 +169,6 @@ class SourceValues:
             watcher.stage("Training", training.steps_before(schedule.epochs))
             training.run(on_epoch, watcher.advance)
         return training
-
-    def _decoded(self) -> tuple[NDArray[np.uint8], dict[int, str]]:
-        """Images [N, S, S, 3], S being the native size within 8..32, and why which rows have none."""
-        from relabel.data.batches import decode_all
-
-        source, watcher = self._source, self._watcher
-        skip = set(source.errors) | set(np.flatnonzero(source.given < 0).tolist())
-        size = max(8, min(IMAGE_SIZE, probe_sizes(source.references, skip)))
-        watcher.stage("Decoding", len(source) - len(skip))
-        images, unreadable = decode_all(source.references, size, skip, watcher.advance)
-        return images, {**source.errors, **unreadable}
 
 
 def _schedule(rows: int, epochs: int | None) -> Schedule:

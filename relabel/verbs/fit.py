@@ -27,12 +27,10 @@ from relabel.config import (
 )
 from relabel.correctors import registry
 from relabel.correctors.base import Corrector, MetaRows, TrustedRows
-from relabel.data.batches import Inputs, VectorInputs, open_images
-from relabel.data.decode import probe_sizes
-from relabel.data.image_refs import Joined
+from relabel.data.batches import Inputs, VectorInputs
+from relabel.data.content import Showing
 from relabel.data.sources import UNLABELLED, Source, open_source, too_few_classes
 from relabel.data.trusted import TrustedSet, trusted_of
-from relabel.data.vectors import standardisation
 from relabel.device import Compute, resolve
 from relabel.errors import RelabelError
 from relabel.files import digest
@@ -103,7 +101,7 @@ def fit(config: FitConfig, watcher: Watcher | None = None) -> Labels:
         config.source,
         config.labels,
         config.reading,
-        largest=config.network.image_size or _largest_size(config),
+        largest=config.network.image_size or largest_size(config),
         watcher=watcher,
     )
     trusted = trusted_of(source, config.trusted)
@@ -147,7 +145,7 @@ def fit(config: FitConfig, watcher: Watcher | None = None) -> Labels:
     # Of all labelled rows, not of those the corrector at hand trains on: else each had its own batch size.
     schedule = schedule_for(config, int((_usable_labels(source, errors) >= 0).sum()))
     training = Training(backbone, corrector, inputs, rows, schedule, compute, config.run.seed)
-    extent = f"{built['image_size']} px" if source.vectors is None else f"{built['dimension']} dimensions"
+    extent = source.modality.extent(built[source.modality.size_field])
     watcher.say(
         f"{len(source):,} {source.noun}, {len(source.class_names)} classes, {extent}; {built['backbone']} on "
         f"{compute.describe()}; {_corrector_name(config)}: {schedule.epochs} epochs"
@@ -217,40 +215,26 @@ def _refuse_idle(config: FitConfig, corrector: Corrector) -> None:
 
 def build_backbone(source: Source, config: FitConfig) -> tuple[Backbone, dict[str, Any]]:
     """The backbone that the flags ask for, and what the metadata says of it."""
-    if source.vectors is not None:
-        mean, scale = standardisation(source.vectors, usable_rows(source, source.errors))
-        backbone = backbones.mlp(len(source.class_names), torch.from_numpy(mean), torch.from_numpy(scale))
-        return backbone, {"backbone": "mlp", "features": config.reading.features, "dimension": len(mean)}
-    size = config.network.image_size or default_image_size(source, config)
-    name = config.network.backbone or ("cnn8" if config.network.weights == "none" else "resnet18")
-    backbone = backbones.build(name, len(source.class_names), size, config.network.weights)
-    return backbone, {"backbone": name, "weights": config.network.weights, "image_size": size}
+    content = source.content
+    size = content.size(config.network.image_size, largest_size(config))
+    name = config.network.backbone or content.modality.default_backbone(config.network.weights)
+    backbone = backbones.build(
+        name, len(source.class_names), size, config.network.weights, content.standardisation()
+    )
+    return backbone, {"backbone": name, **content.described(size, config.network.weights)}
 
 
 def _inputs(
     source: Source, trusted: TrustedSet, built: Mapping[str, Any], config: FitConfig, watcher: Watcher
 ) -> tuple[Inputs, dict[int, str]]:
     """What the backbone is shown, external images last, and why which rows could not be decoded."""
-    if source.vectors is not None:
-        return VectorInputs(torch.from_numpy(source.vectors)), {}
-    references = Joined([source.references, trusted.external])
-    return open_images(
-        references,
-        built["image_size"],
-        config.network.augment or DEFAULT_AUGMENTATION,
-        set(source.errors),
-        watcher,
-        cache=config.cache,
-        remedies=", set a smaller --image-size, or add --no-cache",
-    )
+    remedies = ", set a smaller --image-size, or add --no-cache"
+    showing = Showing(config.network.augment or DEFAULT_AUGMENTATION, config.cache, remedies)
+    return source.content.open(built[source.modality.size_field], showing, watcher, trusted.external)
 
 
-def default_image_size(source: Source, config: FitConfig) -> int:
-    """Native size for small images; 64 px from scratch and 224 px with pretrained weights for larger ones."""
-    return max(8, min(probe_sizes(source.references, source.errors), _largest_size(config)))
-
-
-def _largest_size(config: FitConfig) -> int:
+def largest_size(config: FitConfig) -> int:
+    """Larger images are made smaller: to 64 px from scratch, to 224 px with pretrained weights."""
     return backbones.SMALL_IMAGE if config.network.weights == "none" else 224
 
 
@@ -574,8 +558,7 @@ def _model(
     return Model(
         backbone=backbone,
         backbone_name=told["backbone"],
-        image_size=run.image_size,
-        dimension=run.dimension,
+        size=told[source.modality.size_field],
         class_names=source.class_names,
         corrector=corrector,
         calibration=fitted,

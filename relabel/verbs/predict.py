@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import replace
 
 import numpy as np
-import torch
 
 from relabel import hub
 from relabel.config import PredictConfig
-from relabel.data.batches import Inputs, VectorInputs, open_images
+from relabel.data.batches import Inputs
+from relabel.data.content import Showing
 from relabel.data.sources import UNLABELLED, Source, open_source
 from relabel.data.tables import first_few
 from relabel.data.trusted import TrustedSet
@@ -18,6 +18,7 @@ from relabel.errors import RelabelError
 from relabel.labels.assemble import label_rows, warn_of_errors
 from relabel.labels.metadata import Run
 from relabel.labels.table import Labels
+from relabel.modality import of_features
 from relabel.progress import Silent, Watcher
 from relabel.saved.model_file import Model, read_model
 
@@ -30,13 +31,13 @@ def predict(config: PredictConfig, watcher: Watcher | None = None) -> Labels:
     watcher = watcher or Silent()
     compute = resolve(config.compute.device, config.compute.amp)
     model = read_model(hub.resolve(str(config.model), "--model", "model.pt"))
-    _check_features(model, config)
+    _check_modality(model, config)
     opened = open_source(
         config.source,
         config.labels,
         config.reading,
         need_classes=False,
-        largest=model.image_size,
+        largest=model.size,
         watcher=watcher,
     )
     source = _in_classes_of(model, opened, config)
@@ -51,9 +52,9 @@ def predict(config: PredictConfig, watcher: Watcher | None = None) -> Labels:
             "Check that the files are images and were copied completely.",
         )
     warn_of_errors(source, errors, watcher)
-    extent = f"{model.dimension} dimensions" if model.image_size is None else f"{model.image_size} px"
     watcher.say(
-        f"{len(source):,} {source.noun}, {len(model.class_names)} classes, {extent}; "
+        f"{len(source):,} {source.noun}, {len(model.class_names)} classes, "
+        f"{model.modality.extent(model.size)}; "
         f"{model.backbone_name} on {compute.describe()}."
     )
     watcher.stage("Predicting", len(source))
@@ -64,24 +65,21 @@ def predict(config: PredictConfig, watcher: Watcher | None = None) -> Labels:
         corrector=model.corrector.name,
         options=model.corrector.options,
         backbone=model.backbone_name,
-        image_size=model.image_size,
-        dimension=model.dimension,
+        **model.named_size,
         model={"file": str(config.model), "versions": model.trained.get("versions")},
     )
     return label_rows(source, errors, evidence, model.calibration, TrustedSet.empty(), config.precision, run)
 
 
-def _check_features(model: Model, config: PredictConfig) -> None:
+def _check_modality(model: Model, config: PredictConfig) -> None:
     """Refuse images for a model of vectors, and the other way round."""
-    if model.image_size is None and config.reading.features is None:
+    asked, features = of_features(config.reading.features), model.trained.get("features")
+    if model.modality is not asked:
         raise RelabelError(
-            f"--model {config.model} was trained on vectors and labels no images.",
-            f"Name the vectors' columns; in its fit it was --features {model.trained.get('features')}.",
-        )
-    if model.image_size is not None and config.reading.features is not None:
-        raise RelabelError(
-            f"--features {config.reading.features}: the model {config.model} was trained on images.",
-            "Leave it out, or name another --model.",
+            f"--model {config.model} was trained on {model.modality.noun} and labels no {asked.noun}.",
+            f"Name the vectors' columns; in its fit it was --features {features}."
+            if features
+            else "Leave out --features, or name another --model.",
         )
 
 
@@ -89,24 +87,14 @@ def _inputs(
     model: Model, source: Source, config: PredictConfig, watcher: Watcher
 ) -> tuple[Inputs, dict[int, str]]:
     """What the backbone is shown, and why which rows could not be decoded."""
-    if source.vectors is not None:
-        if source.vectors.shape[1] != model.dimension:
-            raise RelabelError(
-                f"--features {config.reading.features}: the vectors have {source.vectors.shape[1]} "
-                f"dimensions and the model {config.model} takes {model.dimension}.",
-                "Make them as those of its fit were made, or name other columns.",
-            )
-        return VectorInputs(torch.from_numpy(source.vectors)), {}
-    assert model.image_size is not None
-    return open_images(
-        source.references,
-        model.image_size,
-        "none",
-        set(source.errors),
-        watcher,
-        cache=config.cache,
-        remedies=", or add --no-cache",
-    )
+    size = source.content.size(model.size, model.size)
+    if size != model.size:
+        raise RelabelError(
+            f"--features {config.reading.features}: the {source.noun} have {source.modality.extent(size)} "
+            f"and the model {config.model} takes {model.size}.",
+            "Make them as those of its fit were made, or name other columns.",
+        )
+    return source.content.open(size, Showing(cache=config.cache, remedies=", or add --no-cache"), watcher)
 
 
 def _in_classes_of(model: Model, source: Source, config: PredictConfig) -> Source:

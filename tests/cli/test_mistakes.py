@@ -86,7 +86,7 @@ FIT = ("fit", "images", "--trusted", "trusted.csv", "--image-size", "8", "--epoc
         ),
         (("fit", "nosuch", *FIT[2:]), "'nosuch'"),
         (("fit", "empty", *FIT[2:]), "There is no image in empty"),
-        (("fit", "images/red", *FIT[2:]), "No image of images/red has a label."),
+        (("fit", "images/red", *FIT[2:]), "None of the images of images/red has a label."),
         (("fit", "lonely", *FIT[2:]), "lonely has only one class, 'red'."),
         (("corrupt", "images", "--noise", "pink", "--rate", "0.1", "-o", "n.csv"), "--noise pink"),
         (("corrupt", "images", "--noise", "symmetric", "--rate", "2", "-o", "n.csv"), "--rate 2"),

@@ -274,7 +274,7 @@ def test_vectors_and_models_that_do_not_fit_are_refused(fit_vectors, fit, run, v
         (
             "vectors.parquet",
             ("--model", "images.pt", "--features", "embedding"),
-            "images.pt was trained on images",
+            "images.pt was trained on images and labels no vectors",
         ),
     ):
         done = run("predict", source, *flags, "-o", "new.parquet")

@@ -230,7 +230,7 @@ def test_what_cannot_be_a_source_of_vectors_is_refused(write, tmp_path):
 
 def test_rows_none_of_which_has_a_label_are_refused(write):
     path = str(write(v=lists(), label=pa.nulls(4)))
-    with pytest.raises(RelabelError, match=r"No row of .* has a label. Write a column label"):
+    with pytest.raises(RelabelError, match=r"None of the vectors of .* has a label. Write a column label"):
         open_source(path, options=V)
     assert open_source(path, options=V, need_classes=False).class_names == []
 

@@ -40,8 +40,7 @@ def build(corrector: str = "mslc", name: str = "cnn8", size: int = 8) -> Model:
     return Model(
         backbone=backbone,
         backbone_name=name,
-        image_size=None if vectors else size,
-        dimension=size if vectors else None,
+        size=size,
         class_names=CLASSES,
         corrector=CorrectorFile.of(made, corrector, 3, width, {}, TRAINED, fitted.calibration_prior),
         calibration=fitted,
@@ -67,8 +66,8 @@ def test_a_model_predicts_the_same_after_a_round_trip(tmp_path, name):
     np.testing.assert_array_equal(read.evidence(inputs, compute)[EVIDENCE][:].numpy(), before)
     assert before.sum(axis=1) == pytest.approx(1)
     assert (read.class_names, read.backbone_name) == (CLASSES, name)
-    assert (read.image_size, read.dimension) == ((None, 16) if name == "mlp" else (16, None))
-    assert read.size == ({"dimension": 16} if name == "mlp" else {"image_size": 16})
+    assert read.size == 16
+    assert read.named_size == ({"dimension": 16} if name == "mlp" else {"image_size": 16})
     assert os.listdir(tmp_path) == ["model.pt"]
 
 
