@@ -1,1 +1,1 @@
-"""What a user hands in: rows, verified labels and pixels."""
+"""What a user hands in: rows, trusted labels and pixels."""

@@ -45,7 +45,7 @@ class _Content:
     """What an archive holds.
 
     names, offsets and sizes: one entry an image, in a .zip the offset is the member's number; errors: by
-    image; said and verified: labels by the key of a row, behind the rank of the member that said so;
+    image; said and trusted: labels by the key of a row, behind the rank of the member that said so;
     metadata: files by name; classes: name and content of a `classes.txt`; parents: folders that have
     something in them; others: files left alone; damage: why the archive could not be read to its end.
     """
@@ -56,7 +56,7 @@ class _Content:
     sizes: list[int] = field(default_factory=list)
     errors: dict[int, str] = field(default_factory=dict)
     said: _Said = field(default_factory=dict)
-    verified: _Said = field(default_factory=dict)
+    trusted: _Said = field(default_factory=dict)
     metadata: dict[str, bytes] = field(default_factory=dict)
     classes: tuple[str, bytes] | None = None
     folders: set[str] = field(default_factory=set)
@@ -149,7 +149,7 @@ def _label_by_metadata(rows: DraftSource, contents: Sequence[_Content], request:
     """Give `rows` the labels of the metadata files; returns the archives with their images in that order."""
     unlisted = 0
     labels: list[str | None] = []
-    verified: list[str | None] = []
+    trusted: list[str | None] = []
     arranged = []
     for content in contents:
         # As when unpacked, the last of several members of one name is the one that stands.
@@ -167,8 +167,8 @@ def _label_by_metadata(rows: DraftSource, contents: Sequence[_Content], request:
                 kept.keep(images[file_key(listing.spelled.get(row, name), ())], content)
         arranged.append(kept)
         labels += listing.labels
-        verified += listing.verified or []
-    rows.take_labels(labels, None if request.options.trusted_column is None else verified)
+        trusted += listing.trusted or []
+    rows.take_labels(labels, None if request.options.trusted_column is None else trusted)
     rows.warn(*unlisted_warnings(unlisted, request))
     return arranged
 
@@ -181,20 +181,20 @@ def _label_by_members(rows: DraftSource, contents: Sequence[_Content], request: 
     """Give `rows` the labels beside images, if there are any; returns the archives with one image a row."""
     options = request.options
     said = _in_order(contents, [content.said for content in contents])
-    verified = _in_order(contents, [content.verified for content in contents])
+    trusted = _in_order(contents, [content.trusted for content in contents])
     for flag, column, labels in (
         ("--label-column", options.label_column, said),
-        ("--trusted-column", options.trusted_column, verified),
+        ("--trusted-column", options.trusted_column, trusted),
     ):
         if column is not None and labels is None:
             raise RelabelError(
                 f"{flag} {column}: no image of {request.location} has such a label beside it.",
                 f"In a WebDataset shard that of a.jpg is in a.{column}, or the field {column} of a.json.",
             )
-    if said is None and verified is None:
+    if said is None and trusted is None:
         return list(contents)
     arranged = list(map(_one_image_a_row, contents))
-    if said is not None and verified is None and options.label_column is None and _are_notes(arranged):
+    if said is not None and trusted is None and options.label_column is None and _are_notes(arranged):
         rows.warn(
             f"{request.location}: the .txt files beside images are taken for notes, and the class folders "
             "for labels; --label-column txt takes the texts for labels."
@@ -202,7 +202,7 @@ def _label_by_members(rows: DraftSource, contents: Sequence[_Content], request: 
         return list(contents)
     rows.take_labels(
         _in_order(arranged, [content.said for content in arranged]) or [],
-        _in_order(arranged, [content.verified for content in arranged]),
+        _in_order(arranged, [content.trusted for content in arranged]),
     )
     return arranged
 
@@ -397,11 +397,11 @@ def _bytes_of(tar: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
 def _read_labels(
     content: _Content, name: str, tar: tarfile.TarFile, member: tarfile.TarInfo, options: SourceOptions
 ) -> None:
-    """Note the labels, given and verified, in a member beside an image, where it holds any."""
+    """Note the labels, given and trusted, in a member beside an image, where it holds any."""
     key, part = _key(name)
     wanted = [(content.said, options.label_column)]
     if options.trusted_column is not None:
-        wanted.append((content.verified, options.trusted_column))
+        wanted.append((content.trusted, options.trusted_column))
     ranks = [_rank(part, column) for _, column in wanted]
     if ranks.count(None) == len(ranks):
         return
@@ -452,7 +452,7 @@ def _one_image_a_row(content: _Content) -> _Content:
     A label whose image is not there becomes a row too, with an error.
     """
     kept = content.rearranged()
-    kept.others -= len(content.said) + sum(rank < 0 for rank, _ in content.verified.values())
+    kept.others -= len(content.said) + sum(rank < 0 for rank, _ in content.trusted.values())
     seen = set()
     for image, name in enumerate(content.names):
         key, part = _key(name)

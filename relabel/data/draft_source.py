@@ -46,7 +46,7 @@ class DraftSource:
     """The rows that a form has found so far, which it hands in through the methods. One entry a row in every
     list, unless said.
 
-    root: what file names are relative to; kind: the form of SOURCE; verified: labels of `--trusted-column`,
+    root: what file names are relative to; kind: the form of SOURCE; trusted: labels of `--trusted-column`,
     None where it was not asked for; classes: known even where no row has them; order: class names whose
     order is fixed; damage: sentences on what could not be read to its end; listed: name and content of a
     `classes.txt` among the rows; vectors: [N, D], None where rows are images.
@@ -57,7 +57,7 @@ class DraftSource:
     names: list[str] = field(default_factory=list)
     references: References = field(default_factory=list)
     labels: list[str | None] = field(default_factory=list)
-    verified: list[str | None] | None = None
+    trusted: list[str | None] | None = None
     classes: set[str] = field(default_factory=set)
     order: list[str] = field(default_factory=list)
     errors: dict[int, str] = field(default_factory=dict)
@@ -82,12 +82,12 @@ class DraftSource:
     def take_labels(
         self,
         labels: Sequence[str | None],
-        verified: Sequence[str | None] | None = None,
+        trusted: Sequence[str | None] | None = None,
         order: Sequence[str] = (),
     ) -> None:
         """Give the rows their labels and those of `--trusted-column`; order: of classes that have one."""
         self.labels, self.order = list(labels), list(order)
-        self.verified = None if verified is None else list(verified)
+        self.trusted = None if trusted is None else list(trusted)
 
     def override_labels(self, labels: Mapping[int, str | None]) -> None:
         """Replace the labels of some rows, which may be numbers of classes; the classes so far stay."""
@@ -145,8 +145,8 @@ class DraftSource:
         outside.
         """
         labels = self._as_classes(self.labels, names, where, flag)
-        if self.verified is not None:
-            self.verified = self._as_classes(self.verified, names, where, flag)
+        if self.trusted is not None:
+            self.trusted = self._as_classes(self.trusted, names, where, flag)
         self.labels = labels
         self.order, self.classes = list(names), set()
 

@@ -118,7 +118,7 @@ def labels_frame(labels: object, name: str = "labels") -> Frame:
 
 
 def trusted_frame(value: tuple[object, object], name: str = "trusted") -> Frame:
-    """The Frame of (rows, true labels): M rows of SOURCE and the verified label of each.
+    """The Frame of (rows, true labels): M rows of SOURCE and the true label of each.
 
     rows: positions from 0, a mask [N] of booleans, or names of rows; with a mask, the labels may also be one
     for every row of SOURCE, of which only those of the mask are read.
@@ -126,7 +126,7 @@ def trusted_frame(value: tuple[object, object], name: str = "trusted") -> Frame:
     if not isinstance(value, tuple) or len(value) != 2:
         raise RelabelError(
             f"{name} is a {type(value).__name__}, not a pair of rows and labels.",
-            "Give (rows, labels): the numbers of the verified rows, from 0, and the true label of each.",
+            "Give (rows, labels): the numbers of the trusted rows, from 0, and the true label of each.",
         )
     rows, labels = _column(value[0], f"{name}, rows"), _labels(value[1], f"{name}, labels")
     source_rows = None

@@ -91,7 +91,7 @@ class LabelColumns:
         options = request.options
         self._label = options.label_column or LABEL_COLUMN
         self._required = request.expect_labels or options.label_column is not None
-        self._verified = options.trusted_column
+        self._trusted = options.trusted_column
         self._names: list[str] | None = None
         # Numbers may stand for --classes.
         self._kinds_to_check = (
@@ -99,13 +99,13 @@ class LabelColumns:
         )
         self._kinds: dict[str, str] = {}
         self.labels: list[str | None] = []
-        self.verified: list[str | None] = []
+        self.trusted: list[str | None] = []
 
     def present(self, columns: Sequence[str], where: str) -> list[str]:
         """Those of the wanted columns that are there; RelabelError when a needed one is not."""
         flags = {self._label: "--label-column"} if self._required else {}
-        if self._verified is not None:
-            flags[self._verified] = "--trusted-column"
+        if self._trusted is not None:
+            flags[self._trusted] = "--trusted-column"
         for column, flag in flags.items():
             if column not in columns:
                 raise RelabelError(
@@ -113,7 +113,7 @@ class LabelColumns:
                     f"Name the right one with {flag}.",
                 )
         wanted = [self._label] if self._label in columns else []
-        wanted += [self._verified] if self._verified else []
+        wanted += [self._trusted] if self._trusted else []
         check_single(columns, wanted, where)
         return list(dict.fromkeys(wanted))
 
@@ -132,9 +132,9 @@ class LabelColumns:
             self.labels += _texts(table[self._label], own, where, self._label)
         else:
             self.labels += [None] * count
-        if self._verified is not None:
-            verified_names = names.get(self._verified, own)
-            self.verified += _texts(table[self._verified], verified_names, where, self._verified)
+        if self._trusted is not None:
+            trusted_names = names.get(self._trusted, own)
+            self.trusted += _texts(table[self._trusted], trusted_names, where, self._trusted)
 
     def _check_kind(self, name: str, column: pa.ChunkedArray, where: str) -> None:
         """Refuse numbers in one file and text in another: the classes would be twice as many."""
@@ -151,8 +151,8 @@ class LabelColumns:
 
     def settle(self, rows: DraftSource) -> None:
         """Give what was collected to the rows."""
-        verified = None if self._verified is None else self.verified
-        rows.take_labels(self.labels, verified, self._names or ())
+        trusted = None if self._trusted is None else self.trusted
+        rows.take_labels(self.labels, trusted, self._names or ())
 
 
 def _texts(

@@ -20,7 +20,7 @@ NOT_FOUND = "file not found"
 class Listing:
     """The files that tables list, in their order.
 
-    names: POSIX; labels and verified: one each, verified None without `--trusted-column`; missing: positions
+    names: POSIX; labels and trusted: one each, trusted None without `--trusted-column`; missing: positions
     of files that do not exist; spelled: by position, names of files that are listed in another Unicode form.
     """
 
@@ -32,7 +32,7 @@ class Listing:
         self._places: dict[str, tuple[Path | Frame, int]] = {}  # the table and row that a file is listed in
         self.names: list[str] = []
         self.labels: list[str | None] = []
-        self.verified: list[str | None] | None = None if request.options.trusted_column is None else []
+        self.trusted: list[str | None] | None = None if request.options.trusted_column is None else []
         self.missing: set[int] = set()
         self.spelled: dict[int, str] = {}
 
@@ -63,8 +63,8 @@ class Listing:
                 self.spelled[len(self.names)] = key
             self._add(listed if os.path.isabs(listed) else file_key(listed, self._roots), there is not None)
         self.labels += table.labels
-        if self.verified is not None and table.verified is not None:
-            self.verified += table.verified
+        if self.trusted is not None and table.trusted is not None:
+            self.trusted += table.trusted
 
     def add_others(self, images: Iterable[str], missing: Collection[str] = ()) -> int:
         """Add the images that no table lists, without labels; returns how many they are."""
@@ -72,8 +72,8 @@ class Listing:
         for name in unlisted:
             self._add(name, name not in missing)
         self.labels += [None] * len(unlisted)
-        if self.verified is not None:
-            self.verified += [None] * len(unlisted)
+        if self.trusted is not None:
+            self.trusted += [None] * len(unlisted)
         return len(unlisted)
 
     def _add(self, name: str, found: bool) -> None:
@@ -155,7 +155,7 @@ class FileRows(DraftSource):
         """Append what tables list."""
         for row, (name, label) in enumerate(zip(listing.names, listing.labels, strict=True)):
             self.add(name, label, found=row not in listing.missing, spelled=listing.spelled.get(row))
-        self.verified = listing.verified
+        self.trusted = listing.trusted
 
 
 def open_manifest(path: Path | Frame, root: Path, request: Request) -> DraftSource:

@@ -85,7 +85,7 @@ class Source:
     given: NDArray[np.int64]  # [N] class id or UNLABELLED
     class_names: list[str]  # [C], in the order the source or the user fixed, else natural
     numbered: bool  # whether a number as a label stands for the class of that position
-    verified: list[str | None] | None  # labels of --trusted-column, None where nobody verified; None without
+    trusted: list[str | None] | None  # labels of --trusted-column, None where it is empty; None without
     errors: dict[int, str]  # row -> why it cannot be used, known before decoding
     ignored_files: int  # files left alone because they are not images
     warnings: list[str]
@@ -145,7 +145,7 @@ def open_source(
         raise _no_image(location, rows)
     own = []
     if labels is None:
-        _check_verified(rows, options)
+        _check_trusted_column(rows, options)
     else:
         own = rows.class_names()
         _override(rows, labels, location)
@@ -168,7 +168,7 @@ def open_source(
         given=np.fromiter((ids[label] for label in rows.labels), dtype=np.int64, count=len(rows.labels)),
         class_names=class_names,
         numbered=bool(rows.order),
-        verified=rows.verified,
+        trusted=rows.trusted,
         errors=rows.errors,
         ignored_files=rows.ignored,
         warnings=rows.warnings + _lookalikes(class_names),
@@ -363,14 +363,14 @@ def _from_shards(paths: Sequence[Path], request: Request) -> DraftSource:
     return parquet_images.open_tables(paths, request) if tables else archives.open_archives(paths, request)
 
 
-def _check_verified(rows: DraftSource, options: SourceOptions) -> None:
-    """Refuse a `--trusted-column` that the given labels come from: it would verify every one of them."""
+def _check_trusted_column(rows: DraftSource, options: SourceOptions) -> None:
+    """Refuse a `--trusted-column` that the given labels come from: every one of them would be trusted."""
     named = {options.label_column} if options.label_column else {label_columns.LABEL_COLUMN, *archives.LABELS}
-    if options.trusted_column in named and rows.verified == rows.labels:
+    if options.trusted_column in named and rows.trusted == rows.labels:
         raise RelabelError(
             f"--trusted-column {options.trusted_column} is where the given labels come from, so every one "
-            "would count as verified.",
-            "Name the column of verified labels, or with --label-column that of given ones.",
+            "would count as trusted.",
+            "Name the column of trusted labels, or with --label-column that of given ones.",
         )
 
 

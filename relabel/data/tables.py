@@ -37,7 +37,7 @@ class Table:
     names: list[str]
     labels: list[str | None]  # None where empty
     rows: Sequence[int]
-    verified: list[str | None] | None  # None where empty; None without a trusted column
+    trusted: list[str | None] | None  # None where empty; None without a trusted column
 
 
 @dataclass
@@ -63,16 +63,16 @@ def read_table(
     from 0. content: what `path`, then only a name, would hold. Raises RelabelError, naming the file and row,
     for anything that is not such a table.
     """
-    trusted = [] if trusted_column is None else [trusted_column]
-    cells = _read_cells(path, content, list(dict.fromkeys((*name_columns, *label_columns, *trusted))))
+    further = [] if trusted_column is None else [trusted_column]
+    cells = _read_cells(path, content, list(dict.fromkeys((*name_columns, *label_columns, *further))))
     name_column = next((column for column in name_columns if column in cells.columns), None)
     label_column = next((column for column in label_columns if column in cells.columns), None)
     if (
         (name_required and name_column is None)
         or (label_required and label_column is None)
-        or not cells.columns.keys() >= {*trusted}
+        or not cells.columns.keys() >= {*further}
     ):
-        needed = [*name_columns[:name_required], *label_columns[-1:][:label_required], *trusted]
+        needed = [*name_columns[:name_required], *label_columns[-1:][:label_required], *further]
         others = f"; for {name_columns[0]}, also accepted: {', '.join(name_columns[1:])}"
         raise RelabelError(
             f"{path} needs the column{'s' * (len(needed) > 1)} {', '.join(needed[:-1])}"
@@ -91,8 +91,8 @@ def read_table(
     labels: list[str | None] = [None] * len(names)
     if label_column is not None:
         labels = _labels(cells, label_column, path)
-    verified = None if trusted_column is None else _labels(cells, trusted_column, path)
-    return Table(name_column or "", names, labels, cells.rows, verified)
+    trusted = None if trusted_column is None else _labels(cells, trusted_column, path)
+    return Table(name_column or "", names, labels, cells.rows, trusted)
 
 
 def _read_cells(path: Path | Frame, content: bytes | None, wanted: Sequence[str]) -> _Cells:

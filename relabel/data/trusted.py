@@ -1,4 +1,4 @@
-"""Reads the rows of SOURCE, or the separate images, whose labels a person has verified.
+"""Reads the rows of SOURCE, or the separate images, whose labels can be trusted: a person has checked them.
 
 Everything wrong with it is reported by row number here, before any training starts.
 """
@@ -29,9 +29,9 @@ class TrustedSet:
     """Verified labels: M rows of SOURCE and, from a folder, images that are not in it."""
 
     rows: NDArray[np.int64]  # [M] positions in the Source
-    labels: NDArray[np.int64]  # [M] verified class ids
-    external: list[Path]  # files of verified images that are not in SOURCE
-    external_labels: NDArray[np.int64]  # [len(external)] verified class ids
+    labels: NDArray[np.int64]  # [M] true class ids
+    external: list[Path]  # files of trusted images that are not in SOURCE
+    external_labels: NDArray[np.int64]  # [len(external)] true class ids
     warnings: list[str]
 
     def without(self, unreadable: Mapping[int, str], source: Source) -> TrustedSet:
@@ -43,7 +43,7 @@ class TrustedSet:
 
     @classmethod
     def empty(cls) -> TrustedSet:
-        """Nobody has verified anything."""
+        """No trusted rows."""
         nothing = np.zeros(0, dtype=np.int64)
         return cls(nothing, nothing, [], nothing, [])
 
@@ -52,13 +52,13 @@ def trusted_of(source: Source, path: Path | Frame | None) -> TrustedSet:
     """What `--trusted` names, or `--trusted-column` in the source, or nothing."""
     if path is not None:
         return read_trusted(path, source)
-    if source.verified is not None:
-        return _trusted_set("--trusted-column", _column_entries(source.verified), source)
+    if source.trusted is not None:
+        return _trusted_set("--trusted-column", _column_entries(source.trusted), source)
     return TrustedSet.empty()
 
 
 def read_trusted(path: Path | Frame, source: Source) -> TrustedSet:
-    """Read a table that points into `source`, or a folder of verified images in class folders.
+    """Read a table that points into `source`, or a folder of trusted images in class folders.
 
     Images of a folder that are images of SOURCE, by their path or as copies of the same bytes, become trusted
     rows, so that they cannot leak into both sides. Copies of images that were made smaller on their way out
@@ -77,14 +77,14 @@ def read_trusted(path: Path | Frame, source: Source) -> TrustedSet:
     if path.is_dir() and source.modality is not IMAGES:
         raise RelabelError(
             f"--trusted {path} is a folder of images, and {source.location} holds {source.noun}.",
-            "List its verified rows in a CSV: file_name (or index, which counts from 0) and label.",
+            "List its trusted rows in a CSV: file_name (or index, which counts from 0) and label.",
         )
     entries = _folder_entries(path, source) if path.is_dir() else _table_entries(path, source)
     return _trusted_set(f"--trusted {path}", entries, source)
 
 
 def _refuse_source(path: Path, source: Source) -> None:
-    """Refuse the table or folder that the given labels come from: it would verify every one of them."""
+    """Refuse the table or folder that the given labels come from: every one of them would be trusted."""
     if source.frame is not None:
         return
     own, place, root = path.resolve(), Path(source.location).resolve(), source.root.resolve()
@@ -99,8 +99,8 @@ def _refuse_source(path: Path, source: Source) -> None:
 
 def _is_source(what: str) -> RelabelError:
     return RelabelError(
-        f"{what}, so every given label would count as verified.",
-        "Name a table or a folder of those rows alone that a person has verified.",
+        f"{what}, so every given label would count as trusted.",
+        "Name a table or a folder of those rows alone whose labels are checked.",
     )
 
 
@@ -183,25 +183,25 @@ def _table_entries(path: Path | Frame, source: Source) -> _Entries:
     ]
     _refuse(flag, "not in SOURCE", unknown, naming_hint(table, source.file_names))
     empty = [at for at, label in zip(where, table.labels, strict=True) if label is None]
-    _refuse(flag, "the label is empty", empty, "Fill in the verified class, or remove the row.")
+    _refuse(flag, "the label is empty", empty, "Fill in the true class, or remove the row.")
     return _Entries(where, [label for label in table.labels if label], positions)
 
 
 def _folder_entries(path: Path, source: Source) -> _Entries:
-    verified = open_source(str(path), need_classes=False)
-    missing = [f"{verified.file_names[row]!r} ({reason})" for row, reason in verified.errors.items()]
+    folder = open_source(str(path), need_classes=False)
+    missing = [f"{folder.file_names[row]!r} ({reason})" for row, reason in folder.errors.items()]
     _refuse(
         f"--trusted {path}",
         "images cannot be read",
         missing,
         "Restore the files, or remove them from the folder.",
     )
-    where = [repr(name) for name in verified.file_names]
-    loose = [at for at, label in zip(where, verified.given, strict=True) if label < 0]
+    where = [repr(name) for name in folder.file_names]
+    loose = [at for at, label in zip(where, folder.given, strict=True) if label < 0]
     _refuse(
         f"--trusted {path}", "images have no class", loose, "Put each one in a folder named after its class."
     )
-    files = [verified.references[row] for row in range(len(verified))]
+    files = [folder.references[row] for row in range(len(folder))]
     paths = [file for file in files if isinstance(file, Path)]
     if len(paths) < len(files):
         raise RelabelError(
@@ -218,13 +218,13 @@ def _folder_entries(path: Path, source: Source) -> _Entries:
     rows |= _copied_rows([file for file in paths if not rows[file]], source)
     entries = _Entries([], [], [])
     seen: set[tuple[int, str]] = set()
-    for at, label, file in zip(where, verified.given, paths, strict=True):
-        name = verified.class_names[label]
+    for at, label, file in zip(where, folder.given, paths, strict=True):
+        name = folder.class_names[label]
         if not rows[file]:
             entries.add(at, name, None)
             entries.external.append(file)
         for row in rows[file]:
-            # The images of SOURCE may be copies of each other: one image, however often it is verified so.
+            # The images of SOURCE may be copies of each other: one image, however often it is listed so.
             if (row, name) not in seen:
                 seen.add((row, name))
                 entries.add(at, name, row)
@@ -265,9 +265,9 @@ def _content(reference: Reference, sizes: Collection[int]) -> tuple[int, str] | 
     return (len(data), digest(data)) if len(data) in sizes else None
 
 
-def _column_entries(verified: Sequence[str | None]) -> _Entries:
-    rows = [row for row, label in enumerate(verified) if label is not None]
-    return _Entries([f"row {row + 1}" for row in rows], [label for label in verified if label], list(rows))
+def _column_entries(trusted: Sequence[str | None]) -> _Entries:
+    rows = [row for row, label in enumerate(trusted) if label is not None]
+    return _Entries([f"row {row + 1}" for row in rows], [label for label in trusted if label], list(rows))
 
 
 def _refuse(flag: str, problem: str, offenders: Sequence[str], hint: str) -> None:

@@ -157,7 +157,7 @@ def _source(class_names: list[str], labels: object, num_rows: int) -> Source:
         given=np.array(given, dtype=np.int64),
         class_names=class_names,
         numbered=True,
-        verified=None,
+        trusted=None,
         errors={},
         ignored_files=0,
         warnings=[],

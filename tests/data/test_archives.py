@@ -271,7 +271,7 @@ def test_a_metadata_file_labels_the_images_of_its_archive(
     options = SourceOptions(image_column="file_name", label_column="kind", trusted_column="checked")
     source = open_source(str(path), options=options)
     assert [label for _, label in labelled(source)] == ["x", "y", None, None]
-    assert source.verified == [None, "x", None, None]
+    assert source.trusted == [None, "x", None, None]
 
 
 def test_every_shard_brings_its_own_metadata(tmp_path: Path, picture: Picture, greys: Greys) -> None:
@@ -345,7 +345,7 @@ def test_verified_labels_lie_beside_the_images_of_a_shard(tmp_path: Path, pictur
     for column in ("checked", "trusted", "Trusted"):
         source = open_source(str(path), options=SourceOptions(trusted_column=column))
         assert [label for _, label in labelled(source)] == ["a", "b", "a"]
-        assert source.verified == [None, "a", "b"]
+        assert source.trusted == [None, "a", "b"]
     assert source.ignored_files == 0
     told = refusal(path, trusted_column="nosuch").message
     assert told == f"--trusted-column nosuch: no image of {path} has such a label beside it."
@@ -369,7 +369,7 @@ def test_verified_labels_beside_images_in_class_folders(tmp_path: Path, picture:
         str(pack(tmp_path / "t.tar", members)), options=SourceOptions(trusted_column="trusted")
     )
     assert labelled(source) == [("cat/1.png", "cat"), ("dog/2.png", "dog")]
-    assert source.verified == [None, "cat"]
+    assert source.trusted == [None, "cat"]
 
 
 @pytest.mark.parametrize("mode", ["w", "w:gz"])

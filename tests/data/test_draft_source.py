@@ -44,16 +44,16 @@ def test_bad_classes(tmp_path: Path, given: str, expected: str) -> None:
     assert caught.value.hint
 
 
-def rows(*labels: str | None, verified: list[str | None] | None = None) -> DraftSource:
+def rows(*labels: str | None, trusted: list[str | None] | None = None) -> DraftSource:
     names = [f"{row}.png" for row in range(len(labels))]
-    return DraftSource(Path("x"), "manifest", names, labels=list(labels), verified=verified)
+    return DraftSource(Path("x"), "manifest", names, labels=list(labels), trusted=trusted)
 
 
 def test_fixed_classes_give_the_order_and_take_numbers_as_indices() -> None:
-    found = rows("0", "dog", None, "2", verified=[None, "1", None, "cat"])
+    found = rows("0", "dog", None, "2", trusted=[None, "1", None, "cat"])
     found.fix_classes(["dog", "2", "cat"], "x", "--classes")
     assert found.labels == ["dog", "dog", None, "2"]  # the class 2, not the third class
-    assert found.verified == [None, "2", None, "cat"]
+    assert found.trusted == [None, "2", None, "cat"]
     assert found.class_names() == ["dog", "2", "cat"]
 
 

@@ -65,7 +65,7 @@ def rows_of(source: Source) -> dict[str, object]:
         "names": source.file_names,
         "given": source.given.tolist(),
         "classes": source.class_names,
-        "verified": source.verified,
+        "trusted": source.trusted,
         "errors": source.errors,
         "warnings": source.warnings,
         "kind": source.kind,

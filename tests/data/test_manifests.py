@@ -31,7 +31,7 @@ def test_a_manifest_with_verified_labels_is_read_once(
     source = open_source(str(path), options=SourceOptions(trusted_column="checked"))
     assert read == [path]
     assert source.file_names == ["a.png", "b.png", "gone.png"]
-    assert (source.given.tolist(), source.verified) == ([0, 1, -1], ["y", None, "x"])
+    assert (source.given.tolist(), source.trusted) == ([0, 1, -1], ["y", None, "x"])
     assert source.errors == {2: "file not found"}
 
 

@@ -33,7 +33,7 @@ def test_a_name_and_a_label_a_row(write_table: WriteTable, tmp_path: Path, suffi
     table = read_table(write_table(tmp_path / f"t{suffix}", rows))
     first = 2 if suffix == ".csv" else 1  # the header is a line of a text file
     assert shown(table) == (["a.png", "b.png", "c.png"], ["cat", None, "dog"], [first, first + 1, first + 2])
-    assert (table.name_column, table.verified) == ("file_name", None)
+    assert (table.name_column, table.trusted) == ("file_name", None)
 
 
 @pytest.mark.parametrize("suffix", SUFFIXES)
@@ -47,7 +47,7 @@ def test_the_first_of_several_columns_counts(write_table: WriteTable, tmp_path: 
     columns = ("path", "clean_label", "file_name", "label", "checked")
     path = write_table(tmp_path / "t.csv", [("p", "x", "f", "y", "z")], columns)
     table = read_table(path, label_columns=("clean_label", "label"), trusted_column="checked")
-    assert (table.name_column, table.names, table.labels, table.verified) == (
+    assert (table.name_column, table.names, table.labels, table.trusted) == (
         "file_name",
         ["f"],
         ["x"],

@@ -169,7 +169,7 @@ def test_what_the_given_labels_come_from_verifies_none_of_them(tree: Tree, write
     (root.parent / "link").symlink_to(root)
 
     def refused(path: Path, source: Path) -> str:
-        with pytest.raises(RelabelError, match="so every given label would count as verified") as caught:
+        with pytest.raises(RelabelError, match="so every given label would count as trusted") as caught:
             read_trusted(path, open_source(str(source)))
         return caught.value.message
 
@@ -207,9 +207,9 @@ def test_the_column_of_given_labels_verifies_none_of_them(
     with pytest.raises(RelabelError, match=f"--trusted-column {column} is where the given labels come from"):
         open_source(str(path), options=options)
     labels = write_table(root / "l.csv", [["1.png", "dog"], ["2.png", "dog"]])
-    assert open_source(str(path), labels, options).verified == ["cat", "dog", "cat"]
+    assert open_source(str(path), labels, options).trusted == ["cat", "dog", "cat"]
     source = open_source(str(path), options=replace(options, trusted_column="true"))
-    assert source.verified == ["cat", None, None]
+    assert source.trusted == ["cat", None, None]
 
 
 @pytest.fixture

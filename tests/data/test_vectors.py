@@ -329,7 +329,7 @@ def test_shards_of_vectors_are_one_source(tmp_path, place):
         "dog",
         "cat",
     ]
-    assert source.verified == [None, "dog", None, None, "cat", None]
+    assert source.trusted == [None, "dog", None, None, "cat", None]
     np.testing.assert_array_equal(source.vectors[:4], VALUES)
     assert source.errors == {4: "the vector has 2 values, not 3", 5: "there is no vector"}
 

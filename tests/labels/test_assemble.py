@@ -31,7 +31,7 @@ def labelled() -> Labels:
     fitted = replace(fitted, weights={"last": 1.0, "transition": 0.0, "keep": 0.0}, decision_threshold=0.0)
     source = Source(
         location="here", root=Path(), kind="folder", file_names=list("01234567"), references=[], given=GIVEN,
-        class_names=["a", "b", "c"], numbered=False, verified=None, errors={FAILED: "broken"},
+        class_names=["a", "b", "c"], numbered=False, trusted=None, errors={FAILED: "broken"},
         ignored_files=0, warnings=[],
     )  # fmt: skip
     trusted = replace(TrustedSet.empty(), rows=np.array([VERIFIED]), labels=np.array([TRUE]))

@@ -39,7 +39,7 @@ def labelled(precision: float, model: bool = False) -> Labels:
     fitted = calibrate.fit(evidence_there, given[judges], true[judges], transition, seed=0)
     source = Source(
         location="here", root=Path(), kind="folder", file_names=[f"{row}.png" for row in range(ROWS)],
-        references=[], given=given, class_names=CLASSES, numbered=False, verified=None,
+        references=[], given=given, class_names=CLASSES, numbered=False, trusted=None,
         errors={FAILED: "broken"}, ignored_files=3, warnings=[],
     )  # fmt: skip
     nothing = np.zeros(0, dtype=np.int64)
