@@ -95,9 +95,8 @@ class Standardise(nn.Module):
 def mlp(num_classes: int, mean: Tensor, scale: Tensor, width: int = 256, dropout: float = 0.5) -> Backbone:
     """Two hidden layers on vectors [B, D], standardised by mean and scale [D]; dropout before each layer.
 
-    Vectors have no augmentation that could keep a network from learning wrong labels by heart: dropout has
-    to. On 2,860 sentence vectors with 40 % wrong labels, plain training got 82.8 % right so, 72.7 % without
-    dropout of the inputs and 59.8 % without any; half or twice the width changed less than a point.
+    Vectors have no augmentation that keeps a network from memorising wrong labels; dropout does. The width
+    hardly matters. See examples/RESULTS.md, "Dropout for vectors".
     """
     layers: list[nn.Module] = [Standardise(mean, scale), nn.Dropout(dropout)]
     for size in (len(mean), width):
@@ -171,8 +170,7 @@ def evaluate(
     """(index [B], logits [B, C], features [B, D]) of `rows`, by default all, batch by batch.
 
     In evaluation mode, in which it leaves the backbone, and without augmentation. batch_size: 64 by default,
-    on a CPU 16: what exceeds 32 MB the C library takes from the system anew for every layer of every batch,
-    which made resnet50 at 224 px 1.3 and mobilenet_v3_small 1.7 times as slow in batches of 64.
+    on a CPU 16: larger arrays cost the C library more than they save (examples/RESULTS.md, "Speed").
     """
     batch_size = batch_size or (16 if compute.device.type == "cpu" else 64)
     rows = torch.arange(len(inputs)) if rows is None else rows

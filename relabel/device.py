@@ -11,9 +11,8 @@ from torch import Tensor
 
 from relabel.errors import RelabelError
 
-# Torch asks for pages of 2 MB where Linux grants them, if it is told to before its first tensor. What exceeds
-# 32 MB the C library takes from the system anew for every layer of every batch: in pages of 4 KB
-# examples/embed.py took 1.2 to 1.4 times as long on two cores, training on 64 px up to 1.05 times.
+# Torch asks for pages of 2 MB where Linux grants them, if this is set before its first tensor. Large arrays
+# come from the system anew for every layer, and small pages slow that down: examples/RESULTS.md, "Speed".
 os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
 
 
@@ -44,7 +43,7 @@ class Compute:
 def upload(values: Tensor, device: torch.device) -> Tensor:
     """`values` from host memory on `device`; on a CPU themselves.
 
-    A copy to a GPU from memory that is not pinned waits until the GPU has done all it was told before.
+    A copy to a GPU from memory that is not pinned waits until the GPU has done all its earlier work.
     """
     if device.type == "cuda":
         return values.pin_memory().to(device, non_blocking=True)

@@ -76,8 +76,8 @@ class _SquareImages(Inputs):
     def batch(self, index: Tensor, device: torch.device, generator: torch.Generator | None) -> Tensor:
         """Shift, reflection and mirror are one gather: the index arithmetic is far cheaper than padding.
 
-        It takes place on the device, and nothing on the way there waits for earlier steps: on a GPU (H200) an
-        epoch of ResNet-50, 1,024 images of 224 px, took 0.50 s so and 0.86 s with the gather in host memory.
+        It takes place on the device, and nothing on the way there waits for earlier steps
+        (examples/RESULTS.md, "Speed").
         """
         pixels = upload(self._pixels(index), device)
         if generator is not None and self.augmentation != "none":
