@@ -53,7 +53,8 @@ from relabel.labels.parquet import Columns
 from relabel.labels.table import Labels
 from relabel.options import build, changed
 from relabel.schedule import Schedule
-from relabel.training.loop import Rows, Training
+from relabel.training.loop import Training
+from relabel.training.rows import Rows
 from relabel.verbs import fit
 
 FOLDS = 3

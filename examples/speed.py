@@ -42,7 +42,8 @@ from relabel.device import Compute
 from relabel.progress import Silent
 from relabel.saved.corrector_file import read_corrector, shipped_state
 from relabel.schedule import Schedule
-from relabel.training.loop import Rows, Training
+from relabel.training.loop import Training
+from relabel.training.rows import Rows
 
 Epoch = Callable[[], Iterator[Tensor]]
 
@@ -129,7 +130,7 @@ def our_epoch(
         corrector = read_corrector(SHIPPED_CORRECTOR).transferred(10, backbone.head.in_features)
     else:
         corrector = registry.create(name, 10, backbone.head.in_features, pretrained=shipped_state())
-    warmup = 10 if corrector.transfers else 1  # a history of the length that a real run has
+    warmup = 10 if corrector.needs.transfers else 1  # a history of the length that a real run has
     schedule = Schedule(
         epochs=1000, warmup_epochs=warmup, batch_size=batch_size, learning_rate=0.1,
         weight_decay=5e-4, meta_learning_rate=1e-3, meta_batch_size=64, meta_gradient=meta_gradient,
@@ -139,7 +140,16 @@ def our_epoch(
         TrustedRows(order[part], given[part], given[part]) for part in (slice(META), slice(META, TRUSTED))
     )
     rows = Rows(order, given, meta=meta, in_training=in_training)
-    ours = Training(backbone, corrector, ImageInputs(pixels, "flip"), rows, schedule, compute, seed=0)
+    ours = Training(
+        backbone,
+        corrector,
+        ImageInputs(pixels, "flip"),
+        rows,
+        schedule,
+        compute,
+        seed=0,
+        frozen=name == "apply",
+    )
     for _ in range(warmup):
         ours.run_epoch()
     return ours.run_epoch

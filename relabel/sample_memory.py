@@ -19,6 +19,7 @@ _MAPPED_FROM = 2**25  # bytes
 _DENSE_CLASSES = 64
 _LIKELIEST = 32  # classes of a row, where there are more
 _BLOCK = 2**21  # values of one block of rows
+_DEFERRED = 2**18  # values of predictions that wait to be written
 
 
 def per_sample(num_rows: int, *shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -232,3 +233,30 @@ class SampleMemory:
                 restored = ProbabilityStore(*self.mean.shape)
                 restored.load_state_dict(values)
                 self.memory[name] = restored
+
+
+class DeferredWrites:
+    """What the steps of an epoch leave to a sample memory, handed over many values at a time.
+
+    No row comes twice in an epoch, so a write may wait; an accelerator is then waited for seldom.
+    """
+
+    def __init__(self, memory: SampleMemory) -> None:
+        self._memory = memory
+        self._waiting: list[tuple[Tensor, Tensor, Mapping[str, Tensor]]] = []
+
+    def add(self, index: Tensor, probability: Tensor, memory: Mapping[str, Tensor]) -> None:
+        """Note the softmax [B, C] and the memory of rows `index` [B]; handed over once they are many."""
+        self._waiting.append((index, probability, memory))
+        if len(self._waiting) * probability.numel() >= _DEFERRED:
+            self.flush()
+
+    def flush(self) -> None:
+        """Hand over what is waiting."""
+        if not self._waiting:
+            return
+        indices, probabilities, memories = zip(*self._waiting, strict=True)
+        self._waiting = []
+        index = torch.cat(indices)
+        self._memory.add_prediction(index, torch.cat(probabilities))
+        self._memory.write(index, {name: torch.cat([m[name] for m in memories]) for name in memories[0]})

@@ -1,22 +1,25 @@
 """The contract every label corrector meets.
 
-A corrector sees tensors only: no files, no flags, no progress bar. The training loop calls
+A corrector sees tensors only: no files, no flags, no progress bar. What it asks of a run is one declared
+value, `Needs`. The training loop calls
 
-    memory |= corrector.begin(warm_up)                    once, when the warm-up ends
-    soft label, loss of memory = ledger.read(index)       per batch of the meta phase
-    ledger.write(index, corrector.remember(...))          after the backbone's step
+    corrector.initialise(warm_up)                         once, when the warm-up ends, if φ is learned
+    memory |= corrector.begin(warm_up)                    once, right after, for every corrector that corrects
+    soft label, loss of memory = sample_memory.read(index)        per batch of the meta phase
+    sample_memory.write(index, corrector.remember(...))   after the backbone's step
     memory |= corrector.observe(epoch)                    after every epoch, warm-up included
 
-φ, the corrector's parameters, is learned in one of two ways: through a look-ahead step of the backbone
-(`hypergradient`; MSLC, MLC, MetaLabelNet), or on trusted rows that pass through training like any other row
-(`trusted_loss`; TMLC-Net).
+φ, the corrector's parameters, is learned through a look-ahead step of the backbone (`hypergradient`; MSLC,
+MLC, MetaLabelNet), or by `trusted_loss` on trusted rows that pass through training like any other row
+(TMLC-Net). A corrector may have no parameters, may use no trusted rows, and may be frozen: three different
+facts, of its class, of its `Needs`, and of the run.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import Enum
 from functools import cached_property
 from typing import ClassVar
@@ -41,7 +44,7 @@ Store = dict[str, PerSample]
 @dataclass(frozen=True)
 class TrustedRows:
     """Trusted rows [M]: `rows`, indices into a source's rows and the external images behind them; `true`,
-    their verified labels; `given`, their given ones, −1 for rows without one.
+    their true labels; `given`, their given ones, −1 for rows without one.
     """
 
     rows: Tensor
@@ -57,13 +60,45 @@ def no_rows() -> TrustedRows:
     return TrustedRows(*(torch.zeros(0, dtype=torch.int64) for _ in range(3)))
 
 
-class MetaRows(Enum):
-    """The part that the trusted rows which φ is learned from take in the backbone's training."""
+class Learning(Enum):
+    """How φ is learned from trusted rows, and so what part these take in the backbone's training."""
 
-    NONE = "φ is learned from no trusted row; all of them serve the calibration"
-    UNSEEN = "the backbone never trains on them"
-    WARM_UP = "they pass through the warm-up, and it alone, under their given label"
-    TRAINED = "they pass through training as ordinary rows, for `trusted_loss` to judge"
+    NOT = "no trusted row reaches φ; all of them serve the calibration"
+    LOOK_AHEAD = "through a look-ahead step; the backbone never trains on them"
+    LOOK_AHEAD_AFTER_WARM_UP = (
+        "through a look-ahead step; they pass through the warm-up, and it alone, under their given label"
+    )
+    DIRECT = "by `trusted_loss`; they pass through training as ordinary rows"
+
+
+@dataclass(frozen=True)
+class Needs:
+    """What a corrector asks of a run, and what the run has to know of it.
+
+    learning: how φ is learned; in_training_rows: some trusted rows pass through training under their given
+    label for φ to be held against, because what the backbone memorises shows in the rows it trains on and
+    never in the meta rows of a look-ahead; given_labels: the meta phase reads given labels (if not, rows
+    without one take part in it); unlabelled_predictions: `observe` needs predictions of the unlabelled rows
+    from the first epoch on; corrects: there is a meta phase at all; transfers: φ means the same for other
+    classes and another backbone.
+    """
+
+    learning: Learning = Learning.LOOK_AHEAD
+    in_training_rows: bool = False
+    given_labels: bool = True
+    unlabelled_predictions: bool = False
+    corrects: bool = True
+    transfers: bool = False
+
+    @property
+    def looks_ahead(self) -> bool:
+        """Whether φ is learned through a look-ahead step of the backbone."""
+        return self.learning in (Learning.LOOK_AHEAD, Learning.LOOK_AHEAD_AFTER_WARM_UP)
+
+    @property
+    def frozen(self) -> Needs:
+        """What is left where φ is used as it is: no trusted row reaches it."""
+        return replace(self, learning=Learning.NOT, in_training_rows=False)
 
 
 @dataclass(frozen=True)
@@ -72,8 +107,8 @@ class WarmUp:
 
     mean_probability: [N, C], the rows' average softmax so far; probability: [N, C], that of the last epoch;
     given: [N], −1 unlabelled; head: the backbone's classifier layer; features: gives the penultimate features
-    [N + E, D] of all rows, without augmentation and in evaluation mode, at the cost of one pass; meta:
-    trusted rows that drive φ; witness: trusted rows among those trained on.
+    [N + E, D] of all rows, without augmentation and in evaluation mode, at the cost of one pass however often
+    it is asked; meta: trusted rows that drive φ; in_training: trusted rows among those trained on.
     """
 
     mean_probability: Tensor | ProbabilityStore
@@ -99,7 +134,7 @@ class Epoch:
     """One finished epoch over N rows.
 
     number: from 0; probability: [N, C], its softmax; trained: [N] bool, rows trained on under a given label;
-    given: [N], −1 unlabelled; memory: of all rows, by name; meta, witness: as in `WarmUp`.
+    given: [N], −1 unlabelled; memory: of all rows, by name; meta, in_training: as in `WarmUp`.
     """
 
     number: int
@@ -120,53 +155,14 @@ class Corrector(nn.Module, ABC):
     presets: ClassVar[Mapping[str, Settings]] = {}
     """The paper's own settings, by the name that the registry lists."""
 
-    corrects = True
-    """Whether there is a meta phase at all."""
+    needs: Needs = Needs()
+    """Of the class, or of the instance where an option or the number of classes decides."""
 
-    meta_rows = MetaRows.UNSEEN
-    """Their part in training."""
-
-    has_in_training_rows = False
-    """Whether some trusted rows pass through training under their given label for φ to be held against.
-
-    What the backbone learns by heart shows in the rows it trains on, never in the meta rows of a look-ahead.
-    """
-
-    reads_given_labels = True
-    """Whether the meta phase reads given labels; if not, unlabelled rows take part in it."""
-
-    transfers = False
-    """Whether φ means the same for other classes and another backbone."""
-
-    follows_unlabelled = False
-    """Whether `observe` needs predictions of the unlabelled rows from the first epoch on."""
-
-    @property
-    def begun(self) -> dict[str, Tensor]:
-        """What `begin` has found out about the data set at hand: the buffers that the state dict leaves out.
-
-        Of a checkpoint it is a part, of a file for other data not.
-        """
-        lasting = self.state_dict()
-        return {name: values for name, values in self.named_buffers() if name not in lasting}
-
-    @begun.setter
-    def begun(self, values: Mapping[str, Tensor]) -> None:
-        for name, value in values.items():
-            setattr(self, name, value)
-
-    @property
-    def looks_ahead(self) -> bool:
-        """Whether φ is learned through a look-ahead step of the backbone."""
-        return self.meta_rows in (MetaRows.UNSEEN, MetaRows.WARM_UP)
-
-    @property
-    def looks_ahead_along_its_loss(self) -> bool:
-        """Whether the look-ahead step follows `loss` itself and not a `virtual_loss` of its own."""
-        return type(self).virtual_loss is Corrector.virtual_loss
+    def initialise(self, warm_up: WarmUp) -> None:
+        """Start φ when the warm-up ends; not called where φ is frozen."""
 
     def begin(self, warm_up: WarmUp) -> Store:
-        """Start φ and the per-sample memory when the warm-up ends; returns it by name."""
+        """The per-sample memory that the meta phase begins with, by name."""
         return {}
 
     def observe(self, epoch: Epoch) -> Store:
@@ -177,7 +173,7 @@ class Corrector(nn.Module, ABC):
     def soft_label(self, logits: Tensor, given: Tensor, memory: Memory) -> Tensor:
         """Corrected distributions q [B, C], rows summing to 1, differentiable in φ.
 
-        logits: [B, C], detached; given: [B] class ids; memory: this batch's rows of the ledger.
+        logits: [B, C], detached; given: [B] class ids; memory: this batch's rows of the sample memory.
         """
 
     def loss(self, logits: Tensor, given: Tensor, memory: Memory) -> Tensor:
@@ -193,7 +189,7 @@ class Corrector(nn.Module, ABC):
         return self.loss(logits, given, memory)
 
     def trusted_loss(self, given: Tensor, true: Tensor, memory: Memory) -> Tensor:
-        """Mean loss of φ on trusted rows [B], for correctors with `MetaRows.TRAINED`."""
+        """Mean loss of φ on trusted rows [B], for `Learning.DIRECT`."""
         raise NotImplementedError
 
     def project(self) -> None:

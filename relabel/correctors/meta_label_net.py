@@ -27,13 +27,14 @@ entry: of 10,000 beside 5,000 labelled ones (human noise, 30 epochs) 57.4 % were
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 from types import MappingProxyType
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from relabel.correctors.base import Corrector, Epoch, Memory, MetaRows, Store, WarmUp
+from relabel.correctors.base import Corrector, Epoch, Learning, Memory, Needs, Store, WarmUp
 from relabel.schedule import Schedule, Settings
 
 _FLOOR = 1e-4  # of q: without it one confident q would outweigh a batch
@@ -47,6 +48,7 @@ class MetaLabelNet(Corrector):
     `random` is the paper's, whose meta rows the backbone never trains on.
     """
 
+    needs = Needs(given_labels=False)
     recipe = Schedule(
         warmup=0.5, least_warmup=27, meta_phase_rate=0.2, averaged_weights=1 / 3, averaged_model=0.5,
         virtual_learning_rate=1.0,
@@ -58,25 +60,27 @@ class MetaLabelNet(Corrector):
         virtual_learning_rate=1.0,
     )  # fmt: skip
     presets = MappingProxyType({"metalabelnet-paper": Settings(paper, {"start": "random"})})
-    reads_given_labels = False
 
     def __init__(self, num_classes: int, num_features: int, start: str = "classifier") -> None:
         super().__init__()
         self.start = start
-        # In the warm-up their features take on the same traces of given labels as those of all other rows.
-        self.meta_rows = MetaRows.WARM_UP if start == "classifier" else MetaRows.UNSEEN
+        if start == "classifier":
+            # In the warm-up their features take on the same traces of given labels as those of other rows.
+            self.needs = replace(self.needs, learning=Learning.LOOK_AHEAD_AFTER_WARM_UP)
         self.generator = nn.Linear(num_features, num_classes)
         self.best = copy.deepcopy(self.generator).requires_grad_(False)
         self.register_buffer("best_loss", torch.tensor(float("inf")))
         self.best_loss: Tensor
 
-    def begin(self, warm_up: WarmUp) -> Store:
-        """Freeze the features of every row; start W and b from the classifier layer."""
-        features = warm_up.features()
+    def initialise(self, warm_up: WarmUp) -> None:
+        """Start W and b from the classifier layer, and the guard there."""
         if self.start == "classifier":
             self.generator.load_state_dict(warm_up.head.state_dict())
-        self._guard(features[warm_up.meta.rows], warm_up.meta.true)
-        return {"features": features}
+        self._guard(warm_up.features()[warm_up.meta.rows], warm_up.meta.true)
+
+    def begin(self, warm_up: WarmUp) -> Store:
+        """Freeze the features of every row."""
+        return {"features": warm_up.features()}
 
     def observe(self, epoch: Epoch) -> Store:
         """Put W and b back to their best when the trusted rows' loss of q has risen."""
@@ -101,6 +105,8 @@ class MetaLabelNet(Corrector):
 
     def _guard(self, features: Tensor, true: Tensor) -> None:
         """Keep the generator with the lowest loss on trusted rows [M, D], [M]; return to it from a worse."""
+        if len(true) == 0:
+            return
         device = self.generator.weight.device
         with torch.no_grad():
             loss = F.cross_entropy(self.generator(features.to(device)), true.to(device))

@@ -19,18 +19,20 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from relabel.correctors.base import Corrector, Memory, Store, WarmUp
+from relabel.correctors.base import Corrector, Memory, WarmUp
 from relabel.schedule import Schedule, Settings
 
 _TINY = 1e-8  # below what any noise rate means; keeps the logarithm finite and a zero entry learnable
+_LEAST_SHARE = 0.01  # of a row, spread over its entries, with which T begins at any number of classes
 
 
 class MLC(Corrector):
     """Forward correction with a persistent, learned transition matrix.
 
     transition: `softmax` reparametrises each row; `projection` steps on T itself and projects (eqs. 9, 10).
-    start: `trusted` begins at the meta rows' noise matrix, with anchors to tell where wrong labels go;
-    `identity` at no noise.
+    start: `trusted` begins at the meta rows' noise matrix, with anchor points to tell where wrong labels go;
+    `identity` at no noise, the loss of plain cross-entropy; with `softmax` at 1 % of it, for the identity has
+    no finite scores, and a confident prediction of another class than the given one costs less.
     """
 
     recipe = Schedule(averaged_model=0.5)
@@ -58,12 +60,11 @@ class MLC(Corrector):
         """T [C, C], row = true class; rows sum to 1."""
         return torch.softmax(self.scores, dim=1) if self.parametrization == "softmax" else self.scores
 
-    def begin(self, warm_up: WarmUp) -> Store:
-        """Start T, by default from how the meta rows were labelled, and the anchors among the other rows."""
+    def initialise(self, warm_up: WarmUp) -> None:
+        """Start T, by default from how the meta rows were labelled, and the anchor points of the others."""
         transition = warm_up.transition if self.start == "trusted" else None
         if transition is not None:
             self._set(torch.from_numpy(transition.matrix))
-        return {}
 
     def loss(self, logits: Tensor, given: Tensor, memory: Memory) -> Tensor:
         """−log (p·T)_y, in logarithms throughout: a confident p would lose its small entries otherwise."""
@@ -90,8 +91,7 @@ class MLC(Corrector):
     def _set(self, transition: Tensor) -> None:
         with torch.no_grad():
             if self.parametrization == "softmax":
-                # The identity has no finite scores; this leaves 1 % of a row at any number of classes.
-                transition = transition.clamp(min=0.01 / len(transition)).log()
+                transition = transition.clamp(min=_LEAST_SHARE / len(transition)).log()
             self.scores.copy_(transition)
 
 

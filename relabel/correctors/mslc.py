@@ -6,15 +6,16 @@ prediction (eq. 6), with the two coefficients computed from losses by two small 
     q = a·y + (1 − a)·(b·q_prev + (1 − b)·p),   a = α-net(CE(p, y)),  b = β-net(CE(p, argmax q_prev))
 
 Where we leave the released code: the backbone is trained on the soft mix of eq. 6 itself (the code trains
-on the argmax of each of its three terms, option `targets=hard`), and the look-ahead step takes the current
-learning rate (the code takes ten times it).
+on the argmax of each of its three terms, option `targets=hard`), the look-ahead step takes the current
+learning rate (the code takes ten times it), and β's loss is that of the likeliest class of q_prev, as in the
+code (the paper's is of q_prev itself).
 
 Learned from a random start by look-ahead gradients alone (option `start=random`), φ stays behind a small
-budget, and in a long one it ends at a = 1: the backbone learns the given labels by heart, their loss falls,
-and the meta rows, which are never trained on, cannot show that it means nothing any more. Nor do they see
-that q_prev holds a share of y already, which a adds to in every epoch. So both nets are also fitted by
-maximum likelihood, at the start and after every epoch, on trusted rows that pass through training like any
-other row (*witnesses*): the log-probability that q gives to their verified labels.
+budget, and in a long one it ends at a = 1: the backbone memorises the given labels, their loss falls, and
+the meta rows, which are never trained on, cannot show that it means nothing any more. Nor do they see that
+q_prev holds a share of y already, which a adds to in every epoch. So both nets are also fitted by maximum
+likelihood, at the start and after every epoch, on trusted rows that pass through training like any other row
+(*in-training rows*): the log-probability that q gives to their true labels.
 """
 
 from __future__ import annotations
@@ -29,15 +30,18 @@ from relabel.correctors.base import (
     Corrector,
     Epoch,
     Memory,
+    Needs,
     Store,
     WarmUp,
     soft_cross_entropy,
 )
+from relabel.sample_memory import PerSample
 from relabel.schedule import Schedule, Settings
 
 _FLOOR = 1e-4  # of a probability: what bf16 logits resolve
-_FIT_STEPS = 300  # from a random start; after an epoch, when little has changed, a sixth of it
-_PSEUDO_ROWS = 10
+_FIT_STEPS = 300  # from a random start; more changed nothing
+_REFIT_SHARE = 6  # of the steps after an epoch, when little has changed
+_PSEUDO_ROWS = 10  # that say a = b = 1/2, so that a few rows move little
 
 
 def _coefficient_net(hidden: int = 100) -> nn.Sequential:
@@ -48,7 +52,8 @@ def _coefficient_net(hidden: int = 100) -> nn.Sequential:
 class MSLC(Corrector):
     """Eq. 6 with per-sample memory `soft_label` [N, C], started as the average warm-up softmax.
 
-    targets: `soft` or `hard`; start: `trusted` fits both nets to the witnesses, `random` is the paper's.
+    targets: `soft` or `hard`; start: `trusted` fits both nets to the in-training rows, `random` is the
+    paper's.
     """
 
     recipe = Schedule(meta_learning_rate=1e-4, averaged_model=0.5)
@@ -65,32 +70,35 @@ class MSLC(Corrector):
         super().__init__()
         self.targets = targets
         self.start = start
-        self.has_in_training_rows = start == "trusted"
+        self.needs = Needs(in_training_rows=start == "trusted")
         self.alpha_net = _coefficient_net()
         self.beta_net = _coefficient_net()
 
+    def initialise(self, warm_up: WarmUp) -> None:
+        """Fit φ to the in-training trusted rows as the warm-up left them."""
+        self._fit(warm_up, warm_up.mean_probability, _FIT_STEPS)
+
     def begin(self, warm_up: WarmUp) -> Store:
         """Start the memory at the average warm-up softmax."""
-        memory: Store = {"soft_label": warm_up.mean_probability.clone()}
-        self._fit(warm_up, memory, _FIT_STEPS)
-        return memory
+        return {"soft_label": warm_up.mean_probability.clone()}
 
     def observe(self, epoch: Epoch) -> Store:
-        """Hold φ against the witnesses as the epoch left them."""
-        self._fit(epoch, epoch.memory, _FIT_STEPS // 6)
+        """Hold φ against the in-training trusted rows as the epoch left them."""
+        if "soft_label" in epoch.memory:
+            self._fit(epoch, epoch.memory["soft_label"], _FIT_STEPS // _REFIT_SHARE)
         return {}
 
-    def _fit(self, seen: WarmUp | Epoch, memory: Store, steps: int) -> None:
-        """Fit both nets by maximum likelihood of the witnesses' verified labels under eq. 6.
+    def _fit(self, seen: WarmUp | Epoch, soft_label: PerSample, steps: int) -> None:
+        """Fit both nets by maximum likelihood of the in-training rows' true labels under eq. 6.
 
-        A few witnesses say little, so ten more say a = b = 1/2.
+        A few rows say little, so ten more say a = b = 1/2.
         """
-        if not self.has_in_training_rows or len(seen.in_training) == 0 or "soft_label" not in memory:
+        if not self.needs.in_training_rows or len(seen.in_training) == 0:
             return
         like = next(self.parameters())
         given, true = seen.in_training.given.to(like.device), seen.in_training.true.to(like.device)
         logits = seen.probability[seen.in_training.rows].to(like).clamp(min=_FLOOR).log()
-        previous = {"soft_label": memory["soft_label"][seen.in_training.rows].to(like)}
+        previous = {"soft_label": soft_label[seen.in_training.rows].to(like)}
         optimizer = torch.optim.Adam(self.parameters(), lr=1e-2)
         for _ in range(steps):
             a, b = self.coefficients(logits, given, previous["soft_label"])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor
 
-from relabel.correctors.base import Corrector, Memory, MetaRows
+from relabel.correctors.base import Corrector, Learning, Memory, Needs
 from relabel.schedule import Schedule
 
 
@@ -13,8 +13,7 @@ class Plain(Corrector):
     """Trains on the given labels; only the calibration corrects."""
 
     recipe = Schedule(averaged_model=0.5)
-    corrects = False
-    meta_rows = MetaRows.NONE
+    needs = Needs(Learning.NOT, corrects=False)
 
     def __init__(self, num_classes: int, num_features: int) -> None:
         super().__init__()

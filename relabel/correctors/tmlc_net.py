@@ -41,6 +41,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import cached_property
 from types import MappingProxyType
 
@@ -49,7 +50,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from relabel.correctors.base import Corrector, Epoch, Memory, MetaRows, Store, WarmUp
+from relabel.correctors.base import Corrector, Epoch, Learning, Memory, Needs, Store, WarmUp
 from relabel.device import upload
 from relabel.label_noise.transition_matrix import Floats
 from relabel.sample_memory import History, ProbabilityStore, blocks, class_type, per_sample
@@ -88,8 +89,7 @@ class TMLCNet(Corrector):
         milestones=(80 / 200, 120 / 200), meta_learning_rate=1e-3, meta_batch_size=128,
     )  # fmt: skip
     presets = MappingProxyType({"tmlc-paper": Settings(paper, {"start": "random"})})
-    meta_rows = MetaRows.TRAINED
-    transfers = True
+    needs = Needs(Learning.DIRECT, transfers=True)
 
     def __init__(
         self,
@@ -104,7 +104,8 @@ class TMLCNet(Corrector):
         super().__init__()
         self._state = pretrained
         self.num_classes = num_classes
-        self.follows_unlabelled = num_classes > CANDIDATES  # which are chosen early on
+        # Candidates are chosen early on, those of unlabelled rows too.
+        self.needs = replace(self.needs, unlabelled_predictions=num_classes > CANDIDATES)
         self.target = target
         self.without = without
         alike = target == "verified" and without in ("nothing", "sd")
@@ -119,12 +120,12 @@ class TMLCNet(Corrector):
         # No last bias: one that all classes share, a softmax does not see.
         self.decoder = nn.Sequential(nn.Linear(hidden, hidden), nn.ReLU(), nn.Linear(hidden, 1, bias=False))
 
-    def begin(self, warm_up: WarmUp) -> Store:
+    def initialise(self, warm_up: WarmUp) -> None:
         """Decide how far the few or many meta rows are to be relied upon, begin at the pretrained φ, and take
         note of the noise's structure."""
         if self.start == "random":
             self.kept_share.fill_(_PSEUDO_ROWS / (len(warm_up.meta) + _PSEUDO_ROWS))
-            return {}
+            return
         transition = warm_up.transition if (warm_up.meta.given >= 0).any() else None
         if transition is not None:
             log_ratio = torch.from_numpy(_LOG_RATIO_SHARE * log_likelihood_ratio(transition.matrix))
@@ -133,7 +134,6 @@ class TMLCNet(Corrector):
         with torch.no_grad():
             for parameter, pretrained in zip(self.parameters(), self._pretrained, strict=True):
                 parameter.copy_(pretrained)
-        return {}
 
     @cached_property
     def _pretrained(self) -> list[Tensor]:

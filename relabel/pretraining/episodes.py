@@ -21,16 +21,15 @@ from torch import Tensor
 
 from relabel import backbones
 from relabel.calibration import transfer
-from relabel.correctors.base import Corrector
 from relabel.correctors.plain import Plain
 from relabel.correctors.tmlc_net import TMLCNet
-from relabel.data.batches import Inputs
 from relabel.data.sources import UNLABELLED
 from relabel.data.vectors import standardisation
 from relabel.device import Compute
 from relabel.schedule import BATCH_SIZE, WEIGHT_DECAY, Schedule, averaged_epochs, default_learning_rate
 from relabel.simulate import noise
-from relabel.training.loop import Rows, Training
+from relabel.training.loop import Training
+from relabel.training.rows import Rows
 
 # Noise models and the largest share of wrong labels; beyond it a wrong class may outnumber the right one.
 _NOISE = {
@@ -76,11 +75,11 @@ class Pool:
         torch.manual_seed(0)
         size = None if self.has_vectors else min(16, self.images.shape[1])
         backbone, inputs = backbones.for_values(_scaled(self.images, size), classes, augment="shift")
-        training = _training(
+        training = Training(
             backbone,
             Plain(classes, 1),
             inputs,
-            self.true,
+            _rows(self.true),
             Schedule(
                 epochs=max(4, min(30, _JUDGE_SAMPLES // len(rows))),
                 batch_size=BATCH_SIZE,
@@ -88,7 +87,7 @@ class Pool:
                 weight_decay=WEIGHT_DECAY,
             ),
             self.compute,
-            0,
+            seed=0,
         )
         training.run(lambda report: None, lambda: None)
         found = [logits.cpu() for _, logits in training.predict(torch.from_numpy(rows))]
@@ -258,11 +257,11 @@ def training_of(
     classes = len(episode.classes)
     torch.manual_seed(episode.seed)
     backbone, inputs = backbones.for_values(scene.values, classes, episode.backbone, episode.augment)
-    return _training(
+    return Training(
         backbone,
         _for_classes(corrector, classes) if corrector else Plain(classes, backbone.head.in_features),
         inputs,
-        scene.given,
+        _rows(scene.given, rows, predicted),
         Schedule(
             epochs=episode.epochs,
             warmup_epochs=min(episode.warmup_epochs, episode.epochs - 1),
@@ -272,8 +271,7 @@ def training_of(
         ),
         compute,
         episode.seed,
-        rows,
-        predicted,
+        frozen=True,
     )
 
 
@@ -295,7 +293,7 @@ def record(episode: Episode, pool: Pool, corrector: TMLCNet | None, compute: Com
 def _for_classes(corrector: TMLCNet, classes: int) -> TMLCNet:
     made = TMLCNet(classes, 1, corrector.target, corrector.without)
     made.load_state_dict(corrector.state_dict())
-    return made.requires_grad_(False)
+    return made
 
 
 @dataclass(frozen=True)
@@ -314,23 +312,17 @@ class _Subset:
         return np.arange(len(self.rows)), self.pool.logits[self.rows][:, self.classes]
 
 
-def _training(
-    backbone: backbones.Backbone,
-    corrector: Corrector,
-    inputs: Inputs,
+def _rows(
     given: NDArray[np.int64],
-    schedule: Schedule,
-    compute: Compute,
-    seed: int,
     rows: NDArray[np.int64] | None = None,
     predicted: NDArray[np.int64] | None = None,
-) -> Training:
+) -> Rows:
+    """Train on `rows` (default: all) under their given label [N], follow `predicted` (default: none)."""
     everyone = np.arange(len(given))
     rows = everyone if rows is None else rows
     seen = np.where(np.isin(everyone, rows), given, UNLABELLED)
     predicted = everyone[:0] if predicted is None else predicted
-    parts = Rows(torch.from_numpy(rows), torch.from_numpy(seen), torch.from_numpy(predicted))
-    return Training(backbone, corrector, inputs, parts, schedule, compute, seed)
+    return Rows(torch.from_numpy(rows), torch.from_numpy(seen), torch.from_numpy(predicted))
 
 
 def _scaled(

@@ -14,7 +14,7 @@ from torch import Tensor
 from relabel import __version__
 from relabel.calibration.prior import CalibrationPrior
 from relabel.config import SHIPPED_CORRECTOR
-from relabel.correctors.base import Corrector, MetaRows
+from relabel.correctors.base import Corrector
 from relabel.correctors.registry import REGISTRY, create
 from relabel.errors import RelabelError
 from relabel.files import load_tensors, save_tensors
@@ -122,13 +122,13 @@ class CorrectorFile:
         return made
 
     def transferred(self, num_classes: int, num_features: int) -> Corrector:
-        """The trained corrector for other classes and another backbone, frozen.
+        """The trained corrector for other classes and another backbone, where it is used frozen.
 
         Raises RelabelError for a corrector that means nothing there, and for a calibration by unknown
         evidence.
         """
         made = create(self.name, num_classes, num_features, self.options)
-        if not made.transfers:
+        if not made.needs.transfers:
             raise RelabelError(
                 f"A trained {self.name} is of no use on other data.",
                 "Name a file that fit --corrector tmlc --save-corrector or pretrain has written.",
@@ -140,8 +140,7 @@ class CorrectorFile:
                 "Install the newest relabel.",
             )
         made.load_state_dict(self.state)
-        made.meta_rows = MetaRows.NONE
-        return made.requires_grad_(False)
+        return made
 
     def save(self, path: Path) -> None:
         """Write a corrector file; `read_corrector` reads it."""

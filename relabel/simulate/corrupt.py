@@ -136,7 +136,8 @@ class SourceValues:
         from relabel import backbones
         from relabel.correctors import registry
         from relabel.device import resolve
-        from relabel.training.loop import EpochReport, Rows, Training
+        from relabel.training.loop import EpochReport, Training
+        from relabel.training.rows import Rows
 
         source, watcher = self._source, self._watcher
         compute = resolve(self._config.device)

@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor, nn
 
 from relabel.errors import RelabelError
 from relabel.files import atomic_path
 
-_FORMAT = 10
+_FORMAT = 11
 _SHORT = 60
 _DIGEST = "#"  # with which no JSON begins
 _UNSET = {"null": "not given", "false": "not given", "true": "given"}  # as flags, by their JSON
@@ -88,3 +89,16 @@ def _difference(name: str, here: str, there: str) -> str:
         return f"{name} differ" if name.startswith("the ") else f"{name} differs"
     now, then = (_UNSET.get(text, text) for text in (here, there))
     return f"{name} was {then} and is {now}"
+
+
+def passing_buffers(module: nn.Module) -> dict[str, Tensor]:
+    """The buffers that a module's state dict leaves out: of a checkpoint they are a part, of a file for other
+    data not."""
+    lasting = module.state_dict()
+    return {name: values for name, values in module.named_buffers() if name not in lasting}
+
+
+def load_passing_buffers(module: nn.Module, values: Mapping[str, Tensor], device: torch.device) -> None:
+    """Restore what `passing_buffers` returned."""
+    for name, value in values.items():
+        setattr(module, name, value.to(device, copy=True))  # a copy: checkpoints are mapped

@@ -1,4 +1,4 @@
-"""Meta-gradients of one look-ahead step, as pure functions.
+"""Meta-gradients of one look-ahead step, as pure functions of one signature.
 
 With w' = w − α ∇_w (1/B) Σ_i ℓ_i(z_i; φ) and the trusted loss L_meta(w'), the chain rule gives
 
@@ -13,23 +13,50 @@ This is the bilevel step of MW-Net, MLC and MSLC: `exact` takes it with every we
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from functools import partial
 from types import MappingProxyType
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 from torch.func import functional_call
-from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.overrides import TorchFunctionMode
 
 from relabel.backbones import Backbone, untracked
 
 LossFunction = Callable[[Tensor], Tensor]
+
+
+class TrustedBatch(NamedTuple):
+    """Trusted rows that judge a look-ahead step: inputs [M, ...] and labels [M].
+
+    features: [M, D] under the weights before the step, for `last_layer`; None for `exact`.
+    """
+
+    inputs: Tensor
+    labels: Tensor
+    features: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class LookAhead:
+    """One look-ahead step of a backbone on a noisy batch, and the trusted batch that judges it.
+
+    logits: [B, C], features: [B, D] of the noisy batch, logits = head(features); loss: logits [B, C] to
+    losses [B], differentiable in logits and φ; parameters: φ; learning_rate: α; autocast: opens the
+    mixed-precision region of a trusted forward.
+    """
+
+    backbone: Backbone
+    logits: Tensor
+    features: Tensor
+    loss: LossFunction
+    parameters: Sequence[Tensor]
+    trusted: TrustedBatch
+    learning_rate: float
+    autocast: Callable[[], AbstractContextManager[None]] = nullcontext
 
 
 class Hypergradient(NamedTuple):
@@ -43,98 +70,69 @@ class Hypergradient(NamedTuple):
     backbone_gradients: Mapping[str, Tensor] = MappingProxyType({})
 
 
-def last_layer(
-    head: nn.Linear,
-    features: Tensor,
-    logits: Tensor,
-    loss: LossFunction,
-    parameters: Sequence[Tensor],
-    trusted_features: Tensor,
-    trusted_labels: Tensor,
-    learning_rate: float,
-) -> Hypergradient:
+def last_layer(step: LookAhead) -> Hypergradient:
     """dL_meta/dφ when the look-ahead step moves the classifier layer only.
 
-    features: [B, D] and logits: [B, C] of the noisy batch, detached, with logits = head(features);
-    loss: logits [B, C] to losses [B], differentiable in logits and φ; parameters: φ;
-    trusted_features: [M, D], trusted_labels: [M]; learning_rate: α.
     Equals the exact form with every parameter but the head frozen: z depends on the head linearly, so
     ż_i = V_W h_i + v_b. Costs four products with the head's matrix.
     """
-    grad_logits = _grad_logits(logits, loss)
+    head, features, trusted_features = step.backbone.head, step.features.detach(), step.trusted.features
+    assert trusted_features is not None
+    labels, rows = step.trusted.labels, len(features)
+    grad_logits = _grad_logits(step.logits, step.loss)
     with torch.no_grad():
-        step = grad_logits * (learning_rate / len(logits))
-        weight = head.weight - step.T @ features
-        bias = head.bias - step.sum(dim=0)
+        moved = grad_logits * (step.learning_rate / rows)
+        weight = head.weight - moved.T @ features
+        bias = head.bias - moved.sum(dim=0)
         trusted_logits = trusted_features @ weight.T + bias
-        trusted_loss = F.cross_entropy(trusted_logits, trusted_labels)
-        residual = torch.softmax(trusted_logits, dim=1) - F.one_hot(trusted_labels, logits.shape[1])
-        residual /= len(trusted_labels)
+        trusted_loss = F.cross_entropy(trusted_logits, labels)
+        residual = torch.softmax(trusted_logits, dim=1) - F.one_hot(labels, trusted_logits.shape[1])
+        residual /= len(labels)
         tangent = features @ (residual.T @ trusted_features).T + residual.sum(dim=0)
-    found_gradients = _grad_parameters(grad_logits, tangent, parameters, -learning_rate / len(logits))
-    return Hypergradient(found_gradients, trusted_loss)
+    gradients = _grad_parameters(grad_logits, tangent, step.parameters, -step.learning_rate / rows)
+    return Hypergradient(gradients, trusted_loss)
 
 
-def exact(
-    backbone: Backbone,
-    logits: Tensor,
-    loss: LossFunction,
-    parameters: Sequence[Tensor],
-    trusted_inputs: Tensor,
-    trusted_labels: Tensor,
-    learning_rate: float,
-    autocast: AbstractContextManager[None] | None = None,
-) -> Hypergradient:
+def exact(step: LookAhead) -> Hypergradient:
     """dL_meta/dφ when the look-ahead step moves every weight that is not frozen.
 
-    logits: [B, C] of the noisy batch, with the graph of the forward that the backbone's own step will use;
-    the graph is kept. Run that forward under `linearizable()`: without, the result is the same where
-    autograd has one, at several times the cost. loss: logits [B, C] to losses [B], differentiable in logits
-    and φ; parameters: φ; trusted_inputs: [M, ...], trusted_labels: [M]; learning_rate: α; autocast: the
-    mixed-precision region of the trusted forward, which runs in the backbone's present mode and leaves its
-    running statistics as they are.
-    With u = ∂ℓ/∂z, ż = J v is the derivative of ⟨Jᵀu, v⟩ in u, the Jacobian-vector product by two backward
-    passes of Townsend (2017): dropout and BatchNorm's statistics are those of the one noisy forward. Costs
-    two backward passes of B rows and a step of M rows. The first of the two is the backbone's own, for who
-    lets it follow `backbone_gradients`.
+    The logits need the graph of the forward that the backbone's own step will use; the graph is kept. Run
+    that forward under `linearize.linearizable()`: without, the result is the same where autograd has one, at
+    several times the cost. The trusted forward runs in the backbone's present mode and leaves its running
+    statistics as they are.
+    With u = ∂ℓ/∂z, ż = J v is the derivative of ⟨Jᵀu, v⟩ in u: dropout and BatchNorm's statistics are those
+    of the one noisy forward. Costs two backward passes of B rows and a step of M rows. The first of the two
+    is the backbone's own, for who lets it follow `backbone_gradients`.
     """
-    grad_logits = _grad_logits(logits, lambda z: loss(z) / len(z))
+    backbone, loss = step.backbone, step.loss
+    grad_logits = _grad_logits(step.logits, lambda z: loss(z) / len(z))
     weights = {name: weight for name, weight in backbone.named_parameters() if weight.requires_grad}
     with torch.enable_grad():
         cotangent = grad_logits.detach().requires_grad_()
         found = torch.autograd.grad(
-            logits, list(weights.values()), cotangent, create_graph=True, allow_unused=True
+            step.logits, list(weights.values()), cotangent, create_graph=True, allow_unused=True
         )
         gradients = {
             name: gradient for name, gradient in zip(weights, found, strict=True) if gradient is not None
         }
         followed = {name: gradient.detach() for name, gradient in gradients.items()}
-        lookahead = {
-            name: (weights[name].detach() - learning_rate * gradient).requires_grad_()
+        moved = {
+            name: (weights[name].detach() - step.learning_rate * gradient).requires_grad_()
             for name, gradient in followed.items()
         }
-        trusted_loss = F.cross_entropy(
-            _logits_at(lookahead, backbone, trusted_inputs, autocast), trusted_labels
-        )
-        direction = torch.autograd.grad(trusted_loss, list(lookahead.values()), materialize_grads=True)
+        trusted_logits = _logits_at(moved, backbone, step.trusted.inputs, step.autocast)
+        trusted_loss = F.cross_entropy(trusted_logits, step.trusted.labels)
+        direction = torch.autograd.grad(trusted_loss, list(moved.values()), materialize_grads=True)
         (tangent,) = torch.autograd.grad(list(gradients.values()), cotangent, direction)
-    found_gradients = _grad_parameters(grad_logits, tangent, parameters, -learning_rate)
+    found_gradients = _grad_parameters(grad_logits, tangent, step.parameters, -step.learning_rate)
     return Hypergradient(found_gradients, trusted_loss.detach(), followed)
 
 
-@contextmanager
-def linearizable() -> Iterator[None]:
-    """The region of the noisy batch's forward when `exact` follows.
-
-    Values and first derivatives are those of any forward. What changes is the second backward pass, which
-    turns v into ż: autograd's own also computes what the graph of a convolution or a BatchNorm would need
-    if its inputs moved with φ, at four to eight times the cost. Here the layers of `_RULES` compute the
-    tangent alone, so nothing but `exact` may differentiate twice through this graph. Other layers keep
-    autograd's formulas; attention takes its plain form, the only one that has a second derivative. The
-    first backward pass without `create_graph`, the backbone's own, frees the graph.
-    """
-    with sdpa_kernel(SDPBackend.MATH), _Linearize():
-        yield
+HYPERGRADIENTS: dict[str, Callable[[LookAhead], Hypergradient]] = {
+    "last-layer": last_layer,
+    "exact": exact,
+}
+"""The forms of the meta-gradient, by what `--meta-gradient` calls them."""
 
 
 def _grad_logits(logits: Tensor, loss: LossFunction) -> Tensor:
@@ -156,210 +154,10 @@ def _logits_at(
     weights: Mapping[str, Tensor],
     backbone: Backbone,
     inputs: Tensor,
-    autocast: AbstractContextManager[None] | None,
+    autocast: Callable[[], AbstractContextManager[None]],
 ) -> Tensor:
     """Logits [M, C] of the backbone with some weights replaced, leaving no trace in it or in the RNG."""
     devices = [inputs.device] if inputs.device.type == "cuda" else []
-    with torch.random.fork_rng(devices), untracked(backbone), autocast or nullcontext():
+    with torch.random.fork_rng(devices), untracked(backbone), autocast():
         logits: Tensor = functional_call(backbone, dict(weights), (inputs,))[0]
     return logits
-
-
-@dataclass(frozen=True)
-class _Call:
-    """One layer's y = f(x, θ) with a graph of its own, whose leaves are the inputs, None where f takes none.
-
-    push_forward: J, this call and one tangent per input, None for zero, to the tangent of y.
-    """
-
-    inputs: Sequence[Tensor | None]
-    output: Tensor
-    push_forward: Callable[..., Tensor]
-
-    def pull_back(self, grad_output: Tensor) -> tuple[Tensor | None, ...]:
-        """Jᵀ: the gradient of y to those of the inputs, None for an input that requires none."""
-        wanted = [x for x in self.inputs if x is not None and x.requires_grad]
-        found = iter(torch.autograd.grad(self.output, wanted, grad_output, retain_graph=True))
-        return tuple(next(found) if x is not None and x.requires_grad else None for x in self.inputs)
-
-
-class _Context(Protocol):
-    call: _Call | None
-
-    def set_materialize_grads(self, value: bool) -> None: ...
-
-
-class _Layer(torch.autograd.Function):
-    """f, whose backward pass is `_PullBack`."""
-
-    @staticmethod
-    def forward(
-        ctx: _Context,
-        function: Callable[..., Tensor],
-        push_forward: Callable[..., Tensor],
-        *inputs: Tensor | None,
-    ) -> Tensor:
-        leaves = [None if x is None else x.detach().requires_grad_(x.requires_grad) for x in inputs]
-        with torch.enable_grad():
-            output = function(*leaves)
-        ctx.call = _Call(leaves, output, push_forward)
-        return output.detach()
-
-    @staticmethod
-    def backward(ctx: _Context, grad_output: Tensor) -> tuple[Tensor | None, ...]:
-        call = ctx.call
-        if not torch.is_grad_enabled():
-            ctx.call = None  # as autograd frees what it saved, or the activations would outlive the step
-        gradients: tuple[Tensor | None, ...] = _PullBack.apply(call, grad_output)
-        return None, None, *gradients
-
-
-class _PullBack(torch.autograd.Function):
-    """Jᵀ on the gradient of y. It is linear, so its own backward pass is its transpose J."""
-
-    @staticmethod
-    def forward(ctx: _Context, call: _Call, grad_output: Tensor) -> tuple[Tensor | None, ...]:
-        ctx.call = call
-        ctx.set_materialize_grads(False)
-        return call.pull_back(grad_output)
-
-    @staticmethod
-    def backward(ctx: _Context, *tangents: Tensor | None) -> tuple[Tensor | None, ...]:
-        assert ctx.call is not None
-        return None, ctx.call.push_forward(ctx.call, *tangents)
-
-
-_Size = int | tuple[int, ...]
-_pool: Callable[..., tuple[Tensor, Tensor]] = F.max_pool2d_with_indices
-
-
-def _conv2d(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None = None,
-    stride: _Size = 1,
-    padding: _Size | str = 0,
-    dilation: _Size = 1,
-    groups: int = 1,
-) -> Tensor:
-    def function(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-        return F.conv2d(x, weight, bias, stride, padding, dilation, groups)
-
-    def push_forward(call: _Call, dx: Tensor | None, dweight: Tensor | None, dbias: Tensor | None) -> Tensor:
-        dtype = call.output.dtype  # under autocast not that of the weights
-        terms = []
-        if dx is not None:
-            terms.append(function(dx.to(dtype), weight.to(dtype)))
-        if dweight is not None:
-            terms.append(function(x.to(dtype), dweight.to(dtype)))
-        if dbias is not None:
-            terms.append(dbias.to(dtype)[:, None, None].expand_as(call.output))
-        return _sum(terms)
-
-    return _layer(function, push_forward, x, weight, bias)
-
-
-def _batch_norm(
-    x: Tensor,
-    running_mean: Tensor | None,
-    running_var: Tensor | None,
-    weight: Tensor | None = None,
-    bias: Tensor | None = None,
-    training: bool = False,
-    momentum: float = 0.1,
-    eps: float = 1e-5,
-) -> Tensor:
-    def function(x: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
-        return F.batch_norm(x, running_mean, running_var, weight, bias, training, momentum, eps)
-
-    def push_forward(call: _Call, dx: Tensor | None, dweight: Tensor | None, dbias: Tensor | None) -> Tensor:
-        terms = []
-        if dx is not None:
-            by_x, *_ = call.pull_back(dx)  # the Jacobian in x is symmetric
-            assert by_x is not None
-            terms.append(by_x)
-        if dweight is not None or dbias is not None:
-            scale = torch.zeros_like(weight) if dweight is None and weight is not None else dweight
-            statistics = (None, None) if training else (running_mean, running_var)
-            terms.append(F.batch_norm(x, *statistics, scale, dbias, training, 0.0, eps))
-        return _sum(terms)
-
-    return _layer(function, push_forward, x, weight, bias)
-
-
-def _max_pool2d(
-    x: Tensor,
-    kernel_size: _Size,
-    stride: _Size | None = None,
-    padding: _Size = 0,
-    dilation: _Size = 1,
-    ceil_mode: bool = False,
-    return_indices: bool = False,
-) -> Tensor:
-    pool: Callable[[Tensor], tuple[Tensor, Tensor]] = partial(
-        _pool,
-        kernel_size=kernel_size,
-        stride=stride,
-        padding=padding,
-        dilation=dilation,
-        ceil_mode=ceil_mode,
-    )
-    assert not return_indices  # with indices it is another function
-    indices = torch.empty(0)
-
-    def function(x: Tensor) -> Tensor:
-        nonlocal indices
-        output, indices = pool(x)
-        return output
-
-    def push_forward(_: _Call, dx: Tensor) -> Tensor:
-        # Along the memory when the channels are last, as the loader lays images out.
-        place = indices.movedim(-3, -1)
-        picked = dx.movedim(-3, -1).flatten(-3, -2).gather(-2, place.flatten(-3, -2))
-        return picked.view_as(place).movedim(-1, -3)
-
-    return _layer(function, push_forward, x)
-
-
-def _hardsigmoid(x: Tensor, inplace: bool = False) -> Tensor:
-    def push_forward(call: _Call, dx: Tensor) -> Tensor:
-        (tangent,) = call.pull_back(dx)  # the Jacobian is diagonal
-        assert tangent is not None
-        return tangent
-
-    return _layer(F.hardsigmoid, push_forward, x)
-
-
-_RULES: dict[Callable[..., object], Callable[..., object]] = {
-    F.conv2d: _conv2d,
-    F.batch_norm: _batch_norm,
-    F.max_pool2d: _max_pool2d,
-    F.hardsigmoid: _hardsigmoid,
-}
-
-
-class _Linearize(TorchFunctionMode):
-    """Runs the functions of `_RULES` by their rules and all others as they are."""
-
-    def __torch_function__(
-        self,
-        func: Callable[..., object],
-        types: Sequence[type],
-        args: Sequence[object] = (),
-        kwargs: Mapping[str, object] | None = None,
-    ) -> object:
-        return _RULES.get(func, func)(*args, **(kwargs or {}))
-
-
-def _layer(
-    function: Callable[..., Tensor], push_forward: Callable[..., Tensor], *inputs: Tensor | None
-) -> Tensor:
-    output: Tensor = _Layer.apply(function, push_forward, *inputs)
-    return output
-
-
-def _sum(terms: Sequence[Tensor]) -> Tensor:
-    total, *rest = terms
-    for term in rest:
-        total.add_(term)
-    return total

@@ -26,7 +26,7 @@ from relabel.config import (
     FitConfig,
 )
 from relabel.correctors import registry
-from relabel.correctors.base import Corrector, MetaRows, TrustedRows
+from relabel.correctors.base import Learning, Needs, TrustedRows
 from relabel.data.batches import Inputs, VectorInputs
 from relabel.data.content import Showing
 from relabel.data.sources import UNLABELLED, Source, open_source, too_few_classes
@@ -47,11 +47,8 @@ from relabel.saved.corrector_file import CorrectorFile, read_corrector, shipped_
 from relabel.saved.model_file import EVIDENCE, Model
 from relabel.schedule import Schedule, Settings
 from relabel.training import checkpoint
-from relabel.training.loop import (
-    EpochReport,
-    Rows,
-    Training,
-)
+from relabel.training.loop import EpochReport, Training
+from relabel.training.rows import Rows
 
 CALIBRATION_SHARE = 2 / 3  # a corrector has few parameters; calibration and promise live off every probe
 IN_TRAINING_SHARE = 1 / 2  # of the meta rows, for a corrector that has witnesses
@@ -120,17 +117,17 @@ def fit(config: FitConfig, watcher: Watcher | None = None) -> Labels:
         corrector = pretrained.transferred(*sizes)
     else:
         options = _options(config)
-        begins = registry.begins_pretrained(_corrector_name(config), options)
-        start = shipped_state() if begins else None
+        start = shipped_state() if registry.begins_pretrained(_corrector_name(config), options) else None
         corrector = registry.create(_corrector_name(config), *sizes, options, start)
-        _refuse_idle(config, corrector)
+        _refuse_idle(config, corrector.needs)
+    needs = corrector.needs.frozen if pretrained is not None else corrector.needs
 
     inputs, unreadable = _inputs(source, trusted, built, config, watcher)
     errors = {**source.errors, **{row: text for row, text in unreadable.items() if row < len(source)}}
     trusted = trusted.without(errors, source)
     for warning in trusted.warnings:
         watcher.warn(warning)
-    split = _split(trusted, source.given, unreadable, corrector, config)
+    split = _split(trusted, source.given, unreadable, needs, config)
     _check_usable(source, errors, split, config.has_trusted, watcher)
 
     shown = inputs.digest()
@@ -141,15 +138,17 @@ def fit(config: FitConfig, watcher: Watcher | None = None) -> Labels:
     held_out = np.zeros(len(source), dtype=bool)
     if pretrained is not None:
         held_out = transfer.held_out(_usable_labels(source, errors), config.run.seed)
-    rows = _rows(source, errors, split, held_out, corrector)
+    rows = _rows(source, errors, split, held_out, needs)
     # Of all labelled rows, not of those the corrector at hand trains on: else each had its own batch size.
     schedule = schedule_for(config, int((_usable_labels(source, errors) >= 0).sum()))
-    training = Training(backbone, corrector, inputs, rows, schedule, compute, config.run.seed)
+    training = Training(
+        backbone, corrector, inputs, rows, schedule, compute, config.run.seed, frozen=pretrained is not None
+    )
     extent = source.modality.extent(built[source.modality.size_field])
     watcher.say(
         f"{len(source):,} {source.noun}, {len(source.class_names)} classes, {extent}; {built['backbone']} on "
         f"{compute.describe()}; {_corrector_name(config)}: {schedule.epochs} epochs"
-        + (f", {schedule.warmup_epochs} of them warm-up; " if corrector.corrects else "; ")
+        + (f", {schedule.warmup_epochs} of them warm-up; " if needs.corrects else "; ")
         + f"{len(split.meta) + len(split.in_training)} verified rows guide the corrector, "
         f"{len(split.calibration_rows)} judge the result"
         + (f", {len(split.unseen)} for the model's calibration" if config.keep_model else "")
@@ -194,10 +193,10 @@ def _with_corrector(config: FitConfig, source: Source, trusted: TrustedSet, watc
     return replace(config, corrector=CORRECTOR_FOR_OTHER_IMAGES)
 
 
-def _refuse_idle(config: FitConfig, corrector: Corrector) -> None:
+def _refuse_idle(config: FitConfig, needs: Needs) -> None:
     """Refuse flags that the corrector has no use for: a comparison of two values would be one of chance."""
     name = _corrector_name(config)
-    if config.meta.meta_gradient == "exact" and not corrector.looks_ahead:
+    if config.meta.meta_gradient == "exact" and not needs.looks_ahead:
         raise RelabelError(
             f"--meta-gradient exact: {name} is not learned through a look-ahead step.",
             "Leave it out, or use --corrector mslc, mlc or metalabelnet.",
@@ -209,7 +208,7 @@ def _refuse_idle(config: FitConfig, corrector: Corrector) -> None:
         "--meta-lr": config.meta.meta_lr,
     }
     idle = [flag for flag, value in learning.items() if value is not None]
-    if idle and not corrector.corrects:
+    if idle and not needs.corrects:
         raise RelabelError(f"{idle[0]} has no meaning for --corrector {name}.", "Leave it out.")
 
 
@@ -242,7 +241,7 @@ def _split(
     trusted: TrustedSet,
     given: NDArray[np.int64],
     unreadable: dict[int, str],
-    corrector: Corrector,
+    needs: Needs,
     config: FitConfig,
 ) -> _Split:
     """Deal the readable trusted rows into unseen, probe, witness and meta rows, class by class.
@@ -255,8 +254,8 @@ def _split(
     readable = np.array([row not in unreadable for row in outside], dtype=bool)
     rows = np.concatenate([trusted.rows[usable], outside[readable]])
     labels = np.concatenate([trusted.labels[usable], trusted.external_labels[readable]])
-    learns = corrector.meta_rows is not MetaRows.NONE
-    meta_is_unseen = corrector.meta_rows is MetaRows.UNSEEN
+    learns = needs.learning is not Learning.NOT
+    meta_is_unseen = needs.learning is Learning.LOOK_AHEAD
     external = np.flatnonzero(rows >= len(given))
     shuffled = np.random.default_rng(config.run.seed).permutation(len(rows) - len(external))
     inside = shuffled[np.argsort(labels[shuffled], kind="stable")]
@@ -266,11 +265,11 @@ def _split(
         held_out, inside = _deal(inside, missing / max(1, len(inside)))
     calibration_rows, meta = _deal(inside, CALIBRATION_SHARE if learns else 1.0)
     in_training = np.empty(0, dtype=np.int64)
-    if corrector.has_in_training_rows:
+    if needs.in_training_rows:
         labelled = given[rows[meta]] >= 0
         in_training, rest = _deal(meta[labelled], IN_TRAINING_SHARE)
         meta = np.concatenate([rest, meta[~labelled]])
-    meta = np.concatenate([meta, external]) if corrector.looks_ahead else meta[given[rows[meta]] >= 0]
+    meta = np.concatenate([meta, external]) if needs.looks_ahead else meta[given[rows[meta]] >= 0]
     if learns and len(meta) == 0 and (len(rows) or not config.has_trusted):
         raise RelabelError(
             "--trusted: too few verified rows for this corrector to learn from.",
@@ -309,10 +308,10 @@ def _rows(
     errors: dict[int, str],
     split: _Split,
     held_out: NDArray[np.bool_],
-    corrector: Corrector,
+    needs: Needs,
 ) -> Rows:
     taught = usable_rows(source, errors)
-    apart = [split.unseen, split.meta] if corrector.looks_ahead else [split.unseen]
+    apart = [split.unseen, split.meta] if needs.looks_ahead else [split.unseen]
     for rows in apart:
         taught[rows[rows < len(source)]] = False
     seen = np.where(held_out, UNLABELLED, source.given)

@@ -15,10 +15,13 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from relabel.backbones import Backbone
-from relabel.correctors.base import Corrector, Epoch, Memory, MetaRows, TrustedRows, WarmUp
+from relabel.correctors.base import Corrector, Epoch, Learning, Memory, TrustedRows, WarmUp
 from relabel.correctors.registry import REGISTRY, create
 from relabel.saved.corrector_file import shipped_state
 from relabel.training import hypergradient
+from relabel.training.checkpoint import load_passing_buffers, passing_buffers
+from relabel.training.hypergradient import LookAhead, TrustedBatch
+from relabel.training.linearize import linearizable
 
 N, E, C, D = 12, 2, 4, 5
 """Rows of the source, trusted rows outside of it, classes, penultimate features."""
@@ -70,8 +73,8 @@ def where(chosen: Callable[[Corrector], bool]) -> pytest.MarkDecorator:
 
 
 every = pytest.mark.parametrize("variant", VARIANTS)
-looking_ahead = where(lambda corrector: corrector.looks_ahead)
-direct = where(lambda corrector: corrector.meta_rows is MetaRows.TRAINED)
+looking_ahead = where(lambda corrector: corrector.needs.looks_ahead)
+direct = where(lambda corrector: corrector.needs.learning is Learning.DIRECT)
 
 
 @dataclass(frozen=True)
@@ -115,7 +118,7 @@ def _scene(variant: str, class_order: tuple[int, ...]) -> Scene:
     given, true = (renamed[torch.randint(C, (N + E,), generator=generator)] for _ in range(2))
     meta = torch.tensor([1, 4, 6, 9, 10])
     meta_given = given[meta]
-    if corrector.looks_ahead:
+    if corrector.needs.looks_ahead:
         meta = torch.cat([meta, torch.arange(N, N + E)])
         meta_given = torch.cat([meta_given, torch.full((E,), -1)])
     head = nn.Linear(D, C).double()
@@ -147,6 +150,7 @@ def _scene(variant: str, class_order: tuple[int, ...]) -> Scene:
     )
     for number in range(EPOCHS):
         if number == EPOCHS - 1:
+            corrector.initialise(warm_up)
             memory |= corrector.begin(warm_up)
         epoch = replace(
             epoch, number=number, probability=(2 * normal(N, C))[:, order].softmax(dim=1), memory=dict(memory)
@@ -235,17 +239,18 @@ def test_extreme_logits_stay_finite(variant: str, sure_of: str, dtype: torch.dty
         (gradient,) = torch.autograd.grad(losses.sum(), leaf)
         assert losses.isfinite().all()
         assert gradient.isfinite().all()
-    if corrector.looks_ahead:
+    if corrector.needs.looks_ahead:
         features = torch.ones(N, D, dtype=dtype)
         gradients = hypergradient.last_layer(
-            nn.Linear(D, C, dtype=dtype),
-            features,
-            logits,
-            lambda z: corrector.virtual_loss(z, drawn.given, memory),
-            list(learned(corrector).values()),
-            features[:3],
-            torch.tensor([0, 2, 1]),
-            RATE,
+            LookAhead(
+                Backbone(nn.Identity(), nn.Linear(D, C, dtype=dtype)),
+                logits,
+                features,
+                lambda z: corrector.virtual_loss(z, drawn.given, memory),
+                list(learned(corrector).values()),
+                TrustedBatch(features[:3], torch.tensor([0, 2, 1]), features[:3]),
+                RATE,
+            )
         ).gradients
         assert all(gradient.isfinite().all() for gradient in gradients)
 
@@ -254,12 +259,12 @@ def test_extreme_logits_stay_finite(variant: str, sure_of: str, dtype: torch.dty
 def test_the_state_goes_through_a_file(variant: str) -> None:
     drawn = scene(variant)
     file = io.BytesIO()
-    torch.save((drawn.corrector.state_dict(), drawn.corrector.begun), file)
+    torch.save((drawn.corrector.state_dict(), passing_buffers(drawn.corrector)), file)
     file.seek(0)
     restored = made(variant, seed=12)
     state, begun = torch.load(file, weights_only=True)
     restored.load_state_dict(state)
-    restored.begun = begun
+    load_passing_buffers(restored, begun, torch.device("cpu"))
     for method in ("soft_label", "loss", "virtual_loss", "remember"):
         assert_identical(
             getattr(restored, method)(*drawn.batch), getattr(drawn.corrector, method)(*drawn.batch)
@@ -291,7 +296,7 @@ def test_renaming_the_classes_renames_the_output(variant: str) -> None:
             getattr(renamed.corrector, method)(*renamed.batch),
             getattr(original.corrector, method)(*original.batch),
         )
-    if original.corrector.meta_rows is MetaRows.TRAINED:
+    if original.corrector.needs.learning is Learning.DIRECT:
         assert_close(
             renamed.corrector.trusted_loss(renamed.given, renamed.true, renamed.memory),
             original.corrector.trusted_loss(original.given, original.true, original.memory),
@@ -321,12 +326,12 @@ def test_using_a_corrector_changes_nothing(variant: str) -> None:
     for method in ("soft_label", "loss", "virtual_loss", "remember"):
         getattr(drawn.corrector, method)(*drawn.batch)
     drawn.corrector.describe()
-    if drawn.corrector.meta_rows is MetaRows.TRAINED:
+    if drawn.corrector.needs.learning is Learning.DIRECT:
         drawn.corrector.trusted_loss(drawn.given, drawn.true, drawn.memory).backward()  # type: ignore[no-untyped-call]
         for parameter in drawn.corrector.parameters():
             parameter.grad = None
     elif learned(drawn.corrector):
-        task = LookAhead(drawn)
+        task = MetaTask(drawn)
         for mode in MODES:
             task.gradients(mode)
     assert_identical(everything(drawn), before)
@@ -352,18 +357,19 @@ def test_starting_and_observing_leave_their_inputs_alone(variant: str) -> None:
         return copy.deepcopy(tensors)
 
     before = inputs()
+    corrector.initialise(warm_up)
     memory = corrector.begin(warm_up)
     memory |= corrector.observe(epoch)
     for value in memory.values():
         if isinstance(value, Tensor):
-            value.zero_()  # the ledger writes into what it was given
+            value.zero_()  # the sample memory writes into what it was given
     with torch.no_grad():
         for parameter in corrector.parameters():
             parameter.zero_()  # and the optimizer into φ
     assert_identical(inputs(), before)
 
 
-@where(lambda corrector: not corrector.reads_given_labels)
+@where(lambda corrector: not corrector.needs.given_labels)
 def test_rows_without_a_label_count_where_given_labels_are_not_read(variant: str) -> None:
     drawn = scene(variant)
     unlabelled = torch.full_like(drawn.given, -1)
@@ -383,7 +389,7 @@ def test_what_a_corrector_tells_is_json(variant: str) -> None:
 @every
 def test_only_correctors_that_learn_use_trusted_rows(variant: str) -> None:
     corrector = made(variant)
-    assert (corrector.meta_rows is not MetaRows.NONE) == bool(learned(corrector))
+    assert (corrector.needs.learning is not Learning.NOT) == bool(learned(corrector))
 
 
 class FloatBackbone(Backbone):
@@ -394,11 +400,11 @@ class FloatBackbone(Backbone):
         return self.head(features), features
 
 
-MODES = ("last-layer", "exact")
+MODES = tuple(hypergradient.HYPERGRADIENTS)
 modes = pytest.mark.parametrize("mode", MODES)
 
 
-class LookAhead:
+class MetaTask:
     """A backbone in training under a scene's corrector, and trusted inputs."""
 
     def __init__(self, drawn: Scene) -> None:
@@ -417,31 +423,13 @@ class LookAhead:
         return self.drawn.corrector.virtual_loss(logits, self.drawn.given, self.drawn.memory)
 
     def hypergradient(self, mode: str) -> hypergradient.Hypergradient:
-        if mode == "exact":
-            with hypergradient.linearizable():
-                logits, _ = self.backbone(self.inputs)
-            return hypergradient.exact(
-                self.backbone,
-                logits,
-                self.virtual_loss,
-                self.parameters,
-                self.trusted_inputs,
-                self.trusted_labels,
-                RATE,
-            )
+        with linearizable():
+            outputs = self.backbone(self.inputs)
         with torch.no_grad():
-            logits, features = self.backbone(self.inputs)
             _, trusted_features = self.backbone(self.trusted_inputs)
-        return hypergradient.last_layer(
-            self.backbone.head,
-            features,
-            logits,
-            self.virtual_loss,
-            self.parameters,
-            trusted_features,
-            self.trusted_labels,
-            RATE,
-        )
+        trusted = TrustedBatch(self.trusted_inputs, self.trusted_labels, trusted_features)
+        step = LookAhead(self.backbone, *outputs, self.virtual_loss, self.parameters, trusted, RATE)
+        return hypergradient.HYPERGRADIENTS[mode](step)
 
     def gradients(self, mode: str) -> list[Tensor]:
         return self.hypergradient(mode).gradients
@@ -497,7 +485,7 @@ def relative_error(found: Sequence[Tensor], expected: Sequence[Tensor]) -> float
 @looking_ahead
 @modes
 def test_the_meta_gradient_is_the_unrolled_one(variant: str, mode: str) -> None:
-    task = LookAhead(scene(variant))
+    task = MetaTask(scene(variant))
     trusted_loss = task.trusted_loss(mode)
     unrolled = torch.autograd.grad(trusted_loss, task.parameters)
     found = task.hypergradient(mode)
@@ -509,7 +497,7 @@ def test_the_meta_gradient_is_the_unrolled_one(variant: str, mode: str) -> None:
 @looking_ahead
 @modes
 def test_the_meta_gradient_equals_central_differences(variant: str, mode: str) -> None:
-    task = LookAhead(scene(variant))
+    task = MetaTask(scene(variant))
     assert_central_differences(lambda: task.trusted_loss(mode), task.parameters, task.gradients(mode))
 
 
@@ -517,7 +505,7 @@ def test_the_meta_gradient_equals_central_differences(variant: str, mode: str) -
 @modes
 def test_the_meta_gradient_reaches_every_parameter(variant: str, mode: str) -> None:
     drawn = scene(variant)
-    for name, gradient in zip(learned(drawn.corrector), LookAhead(drawn).gradients(mode), strict=True):
+    for name, gradient in zip(learned(drawn.corrector), MetaTask(drawn).gradients(mode), strict=True):
         assert gradient.isfinite().all(), name
         assert gradient.abs().max() > 1e-9, name
 

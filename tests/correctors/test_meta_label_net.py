@@ -7,9 +7,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from relabel.correctors.base import Epoch, TrustedRows, WarmUp
+from relabel.backbones import Backbone
+from relabel.correctors.base import Epoch, Store, TrustedRows, WarmUp, no_rows
 from relabel.correctors.meta_label_net import MetaLabelNet
 from relabel.training import hypergradient
+from relabel.training.hypergradient import LookAhead, TrustedBatch
 
 N, C, D = 30, 4, 5
 GENERATOR = torch.Generator().manual_seed(2)
@@ -41,6 +43,12 @@ def warm_up(classifier: nn.Linear | None = None) -> WarmUp:
         features=FEATURES.clone,
         meta=VERIFIED,
     )
+
+
+def started(made: MetaLabelNet, seen: WarmUp) -> Store:
+    """The memory with which the meta phase begins, after the start of φ."""
+    made.initialise(seen)
+    return made.begin(seen)
 
 
 EPOCH = Epoch(
@@ -102,14 +110,15 @@ def test_nothing_depends_on_the_given_labels() -> None:
 
     def gradients(given: Tensor) -> list[Tensor]:
         return hypergradient.last_layer(
-            head(),
-            FEATURES,
-            LOGITS,
-            lambda z: made.virtual_loss(z, given, MEMORY),
-            [made.generator.weight, made.generator.bias],
-            FEATURES[META],
-            META_TRUE,
-            1.0,
+            LookAhead(
+                Backbone(nn.Identity(), head()),
+                LOGITS,
+                FEATURES,
+                lambda z: made.virtual_loss(z, given, MEMORY),
+                [made.generator.weight, made.generator.bias],
+                TrustedBatch(FEATURES[META], META_TRUE, FEATURES[META]),
+                1.0,
+            )
         ).gradients
 
     found = gradients(GIVEN)
@@ -117,13 +126,13 @@ def test_nothing_depends_on_the_given_labels() -> None:
         assert all(torch.equal(one, other) for one, other in zip(found, gradients(given), strict=True))
         for method in (made.soft_label, made.loss, made.virtual_loss):
             assert torch.equal(method(LOGITS, given, MEMORY), method(LOGITS, GIVEN, MEMORY))
-    assert not made.reads_given_labels
+    assert not made.needs.given_labels
     assert found[0].abs().max() > 1e-6
 
 
 def test_the_generator_starts_as_the_classifier() -> None:
     made, classifier = corrector(), head()
-    memory = made.begin(warm_up(classifier))
+    memory = started(made, warm_up(classifier))
     assert list(memory) == ["features"]
     assert torch.equal(memory["features"], FEATURES)
     expected = torch.softmax(classifier(FEATURES), dim=1)
@@ -135,7 +144,7 @@ def test_the_generator_starts_as_the_classifier() -> None:
 
 def test_the_random_start_is_asked_for() -> None:
     made = corrector("random")
-    made.begin(warm_up())
+    started(made, warm_up())
     torch.testing.assert_close(made.state_dict()["generator.weight"], corrector().generator.weight.detach())
 
 
@@ -155,12 +164,12 @@ def move(made: MetaLabelNet, distance: float) -> None:
 
 def test_the_guard_returns_to_the_best_generator_when_the_trusted_loss_rises() -> None:
     made = corrector()
-    made.begin(warm_up())
-    started = trusted_loss(made)
+    started(made, warm_up())
+    at_start = trusted_loss(made)
     move(made, -0.5)
     best = trusted_loss(made)
     weight = made.generator.weight.detach().clone()
-    assert best < started
+    assert best < at_start
     made.observe(EPOCH)
     assert trusted_loss(made) == best, "an improvement stays"
 
@@ -192,7 +201,7 @@ def test_the_guard_returns_to_the_best_generator_when_the_trusted_loss_rises() -
 
 def test_small_steps_up_do_not_add_up() -> None:
     made = corrector()
-    made.begin(warm_up())
+    started(made, warm_up())
     best = trusted_loss(made)
     for _ in range(200):
         move(made, 0.02)
@@ -202,7 +211,7 @@ def test_small_steps_up_do_not_add_up() -> None:
 
 def test_the_guard_holds_from_the_start_of_the_meta_phase_on() -> None:
     made = corrector()
-    made.begin(warm_up())
+    started(made, warm_up())
     weight = made.generator.weight.detach().clone()
     move(made, 5.0)
     made.observe(EPOCH)
@@ -212,7 +221,7 @@ def test_the_guard_holds_from_the_start_of_the_meta_phase_on() -> None:
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_the_guard_heals_a_generator_that_is_not_finite(value: float) -> None:
     made = corrector()
-    made.begin(warm_up())
+    started(made, warm_up())
     weight = made.generator.weight.detach().clone()
     with torch.no_grad():
         made.generator.weight[0, 0] = value
@@ -222,7 +231,7 @@ def test_the_guard_heals_a_generator_that_is_not_finite(value: float) -> None:
 
 def test_the_guard_goes_through_a_file() -> None:
     made = corrector()
-    made.begin(warm_up())
+    started(made, warm_up())
     restored = corrector("random")
     restored.load_state_dict(made.state_dict())
     for each in (made, restored):
@@ -236,6 +245,14 @@ def test_the_warm_up_passes_unnoticed() -> None:
     before = {key: value.clone() for key, value in made.state_dict().items()}
     assert made.observe(replace(EPOCH, memory={})) == {}
     assert all(torch.equal(value, before[key]) for key, value in made.state_dict().items())
+
+
+def test_without_meta_rows_the_guard_keeps_out() -> None:
+    """As where φ is frozen."""
+    made = corrector()
+    weight = made.generator.weight.detach().clone()
+    made.observe(replace(EPOCH, meta=no_rows()))
+    assert torch.equal(made.generator.weight, weight)
 
 
 def test_the_guard_s_copy_is_not_learned() -> None:

@@ -155,7 +155,7 @@ def warm_up(given: list[int], true: list[int], probability: Tensor | None = None
 def test_the_trusted_start_is_how_the_meta_rows_were_labelled(parametrization: str) -> None:
     given, true = [0, 1, 1, 2, -1, 3, 1, -1], [0, 0, 1, 2, 2, 2, 1, 3]
     made = corrector(parametrization)
-    assert made.begin(warm_up(given, true)) == {}
+    made.initialise(warm_up(given, true))
     counts = noise_matrix(np.array([0, 1, 1, 2, 3, 1]), np.array([0, 0, 1, 2, 2, 1]), C)
     expected = torch.from_numpy(TransitionEstimate.of(counts).matrix)
     torch.testing.assert_close(made.transition.detach(), expected, rtol=1e-6, atol=1e-6)
@@ -170,7 +170,7 @@ def test_it_is_drawn_towards_what_the_anchors_among_the_other_rows_tell(
     """Rows 3 to 7 are given 3, 0, 1, 2, 3 and taken for 2, 0, 0, 2, 3, the verified ones for 3."""
     predicted = F.one_hot(torch.tensor([3, 3, 3, 2, 0, 0, 2, 3]), C)
     made = corrector(parametrization)
-    made.begin(warm_up(given, [0, 0, 1], 0.9 * predicted + 0.025))
+    made.initialise(warm_up(given, [0, 0, 1], 0.9 * predicted + 0.025))
     told = np.zeros((C, C), dtype=np.int64)
     for row, label in ((0, 0), (2, 3), (3, 3)):  # the surest of each, one for each class that is given
         told[row, label] += 1
@@ -187,7 +187,7 @@ def test_it_is_drawn_towards_what_the_anchors_among_the_other_rows_tell(
 )
 def test_otherwise_there_is_no_noise_at_the_start(parametrization: str, start: str, given: list[int]) -> None:
     made = corrector(parametrization, start=start)
-    made.begin(warm_up(given, [0, 1, 2, 3]))
+    made.initialise(warm_up(given, [0, 1, 2, 3]))
     torch.testing.assert_close(made.transition.detach(), torch.eye(C).double(), rtol=0, atol=0.01)
     if parametrization == "projection":
         assert torch.equal(made.transition, torch.eye(C).double())

@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from relabel.correctors.base import Epoch, Memory, TrustedRows, WarmUp, no_rows
+from relabel.correctors.base import Epoch, Memory, Store, TrustedRows, WarmUp, no_rows
 from relabel.correctors.mslc import MSLC
 from relabel.sample_memory import SampleMemory
 
@@ -178,6 +178,12 @@ def log_likelihood(soft_label: Tensor, true: Tensor) -> float:
     return soft_label.gather(1, true[:, None]).log().mean().item()
 
 
+def started(made: MSLC, seen: WarmUp) -> Store:
+    """The memory with which the meta phase begins, after the start of φ."""
+    made.initialise(seen)
+    return made.begin(seen)
+
+
 def parameters(net: nn.Module) -> list[Tensor]:
     return [value.detach().clone() for value in net.parameters()]
 
@@ -196,8 +202,8 @@ def test_the_trusted_start_makes_the_witnesses_verified_labels_likely() -> None:
     warm_up = simulated()
     torch.manual_seed(0)
     made, random = MSLC(5, D), MSLC(5, D, start="random")
-    memory = made.begin(warm_up)
-    random.begin(warm_up)
+    memory = started(made, warm_up)
+    started(random, warm_up)
     found = log_likelihood(witness_soft_label(made, warm_up, memory), warm_up.in_training.true)
     assert found > log_likelihood(witness_soft_label(random, warm_up, memory), warm_up.in_training.true) + 0.1
     # No fixed pair of coefficients does better: the nets tell the rows apart.
@@ -220,7 +226,7 @@ def test_a_label_learned_by_heart_is_not_believed_for_it() -> None:
     warm_up = simulated()
     torch.manual_seed(0)
     made = MSLC(5, D)
-    memory = made.begin(warm_up)
+    memory = started(made, warm_up)
     before = witness_soft_label(made, warm_up, memory)
     epoch = learned_by_heart(warm_up, 0.3)
 
@@ -247,7 +253,7 @@ def test_a_few_witnesses_move_little() -> None:
     for warm_up in (few, many):
         torch.manual_seed(0)
         made = MSLC(5, D)
-        memory = made.begin(warm_up)
+        memory = started(made, warm_up)
         with torch.no_grad():
             rows = many.in_training.rows
             found = made.coefficients(
@@ -325,8 +331,8 @@ def test_the_fit_tells_the_memory_from_the_prediction(who: str) -> None:
 def test_otherwise_the_nets_start_at_random_and_are_left_to_the_look_ahead(why: str) -> None:
     warm_up = simulated(in_training_rows=300 if why == "asked for" else 0)
     made = MSLC(5, D, start="random" if why == "asked for" else "trusted")
-    assert made.has_in_training_rows == (why != "asked for")
+    assert made.needs.in_training_rows == (why != "asked for")
     before = parameters(made)
-    made.begin(warm_up)
+    started(made, warm_up)
     made.observe(learned_by_heart(warm_up, 0.3))
     assert all(torch.equal(x, y) for x, y in zip(before, made.parameters(), strict=True))

@@ -22,6 +22,7 @@ from relabel.correctors.tmlc_net import (
 )
 from relabel.errors import RelabelError
 from relabel.saved.corrector_file import shipped_state
+from relabel.training.checkpoint import passing_buffers
 
 N, C, D, EPOCHS = 40, 5, 3, 4
 PRETRAINED = shipped_state()
@@ -468,7 +469,7 @@ def warm_up(meta: int) -> WarmUp:
 
 
 def beginning(made: TMLCNet, meta: int) -> TMLCNet:
-    made.begin(warm_up(meta))
+    made.initialise(warm_up(meta))
     return made
 
 
@@ -526,7 +527,7 @@ def told(transition: np.ndarray | None, made: TMLCNet) -> TMLCNet:
         def transition(self) -> np.ndarray | None:
             return transition
 
-    made.begin(Told(**vars(warm_up(10))))
+    made.initialise(Told(**vars(warm_up(10))))
     return made
 
 
@@ -600,17 +601,17 @@ def test_with_many_classes_only_candidates_lean() -> None:
 )
 def test_structure_comes_with_the_pretrained_start(options: dict[str, str], leans: bool) -> None:
     made = told(structured(), fresh(**options))
-    assert list(made.begun) == (["log_ratio"] if leans else [])
+    assert list(passing_buffers(made)) == (["log_ratio"] if leans else [])
     if made.log_ratio is not None:
         torch.testing.assert_close(made.log_ratio, torch.from_numpy(log_likelihood_ratio(structured())) / 2)
-    assert not told(None, fresh(**options)).begun
+    assert not passing_buffers(told(None, fresh(**options)))
 
 
 def test_anchors_alone_do_not_tell_structure() -> None:
     made, before = corrector(), warm_up(10)
-    made.begin(replace(before, meta=replace(before.meta, given=torch.full((10,), -1))))
+    made.initialise(replace(before, meta=replace(before.meta, given=torch.full((10,), -1))))
     assert before.transition is not None
-    assert made.begun == {}
+    assert passing_buffers(made) == {}
 
 
 @pytest.mark.parametrize("other", [{"target": "given"}, {"without": "nnp"}, {"without": "tse"}])
@@ -638,5 +639,5 @@ def test_a_pull_goes_through_a_file_with_the_parameters_and_the_noises_structure
 
 
 def test_candidates_are_chosen_early_and_ask_for_early_predictions_of_unlabelled_rows() -> None:
-    assert TMLCNet(21, D).follows_unlabelled
-    assert not TMLCNet(20, D).follows_unlabelled
+    assert TMLCNet(21, D).needs.unlabelled_predictions
+    assert not TMLCNet(20, D).needs.unlabelled_predictions

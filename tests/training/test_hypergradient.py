@@ -16,6 +16,8 @@ from relabel.backbones import Backbone
 from relabel.correctors.mslc import MSLC
 from relabel.device import Compute
 from relabel.training import hypergradient
+from relabel.training.hypergradient import LookAhead, TrustedBatch
+from relabel.training.linearize import linearizable
 
 B, M, C, D = 9, 6, 4, 5
 RATE = 0.7  # far enough that a gradient taken at w instead of w' would be caught
@@ -41,7 +43,7 @@ class Problem:
     parameters: list[Tensor]
 
     def forward(
-        self, region: Callable[[], AbstractContextManager[None]] = hypergradient.linearizable
+        self, region: Callable[[], AbstractContextManager[None]] = linearizable
     ) -> tuple[Tensor, Tensor]:
         """The noisy batch's forward, always with the same dropout."""
         torch.manual_seed(7)
@@ -56,31 +58,20 @@ class Problem:
         with torch.no_grad(), torch.random.fork_rng([]):
             trusted_features = self.run(self.trusted_images, {})[1]
         return lambda rate: (
-            hypergradient.last_layer(
-                self.backbone.head,
-                features.detach(),
-                logits.detach(),
-                self.loss,
-                self.parameters,
-                trusted_features,
-                self.trusted_labels,
-                rate,
-            ).gradients
+            hypergradient.last_layer(self.step(logits, features, rate, trusted_features)).gradients
         )
+
+    def step(
+        self, logits: Tensor, features: Tensor, rate: float, trusted_features: Tensor | None = None
+    ) -> LookAhead:
+        trusted = TrustedBatch(self.trusted_images, self.trusted_labels, trusted_features)
+        return LookAhead(self.backbone, logits, features, self.loss, self.parameters, trusted, rate)
 
     def exact(self, logits: Tensor, learning_rate: float) -> list[Tensor]:
         return self.exact_step(logits, learning_rate).gradients
 
     def exact_step(self, logits: Tensor, learning_rate: float) -> hypergradient.Hypergradient:
-        return hypergradient.exact(
-            self.backbone,
-            logits,
-            self.loss,
-            self.parameters,
-            self.trusted_images,
-            self.trusted_labels,
-            learning_rate,
-        )
+        return hypergradient.exact(self.step(logits, torch.empty(0), learning_rate))
 
     def run(self, images: Tensor, weights: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
         buffers = {name: buffer.clone() for name, buffer in self.backbone.named_buffers()}
@@ -433,19 +424,10 @@ def mixed_precision_error(seed: int) -> float:
 
     def meta_gradient(dtype: torch.dtype | None) -> Tensor:
         compute = Compute(torch.device("cpu"), dtype)
-        with compute.autocast(), hypergradient.linearizable():
-            logits, _ = backbone(images)
-        return flat(
-            hypergradient.exact(
-                backbone,
-                logits,
-                loss,
-                [scores],
-                trusted_images,
-                torch.arange(len(trusted_images)) % C,
-                0.1,
-                compute.autocast(),
-            ).gradients
-        )
+        with compute.autocast(), linearizable():
+            outputs = backbone(images)
+        trusted = TrustedBatch(trusted_images, torch.arange(len(trusted_images)) % C)
+        step = LookAhead(backbone, *outputs, loss, [scores], trusted, 0.1, compute.autocast)
+        return flat(hypergradient.exact(step).gradients)
 
     return relative_error(meta_gradient(torch.bfloat16), meta_gradient(None))

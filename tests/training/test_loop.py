@@ -4,6 +4,7 @@ import copy
 import functools
 import io
 import math
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -13,25 +14,25 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from relabel import backbones
+from relabel import backbones, sample_memory
 from relabel.backbones import Backbone
 from relabel.config import META_GRADIENTS
-from relabel.correctors import registry
-from relabel.correctors.base import Epoch, Memory, MetaRows, Store, TrustedRows, WarmUp, no_rows
+from relabel.correctors import mslc, registry
+from relabel.correctors.base import Epoch, Learning, Memory, Store, TrustedRows, WarmUp, no_rows
 from relabel.correctors.mlc import MLC
 from relabel.correctors.registry import REGISTRY
 from relabel.correctors.tmlc_net import TMLCNet
 from relabel.data.batches import ImageInputs
 from relabel.device import Compute
 from relabel.errors import DivergedError, RunError
+from relabel.sample_memory import DeferredWrites
 from relabel.saved.corrector_file import shipped_state
 from relabel.schedule import Schedule
-from relabel.training import hypergradient, loop
-from relabel.training.loop import (
-    EpochReport,
-    Rows,
-    Training,
-)
+from relabel.training import averaging, hypergradient, loop
+from relabel.training.checkpoint import passing_buffers
+from relabel.training.hypergradient import Hypergradient, LookAhead
+from relabel.training.loop import EpochReport, Training
+from relabel.training.rows import Rows
 
 CLASSES, SIZE, WRONG = 3, 8, 0.25
 TRAIN, META, UNLABELLED = torch.arange(120), torch.arange(120, 150), torch.arange(150, 162)
@@ -118,7 +119,7 @@ class Setting:
         features = backbone.head.in_features
         corrector = registry.create(self.corrector, CLASSES, features, self.options, shipped_state())
         rows = self.rows
-        if corrector.meta_rows is MetaRows.TRAINED:
+        if corrector.needs.learning is Learning.DIRECT:
             rows = replace(rows, train=torch.cat([rows.train, rows.meta.rows]))
         return Training(
             backbone,
@@ -135,6 +136,7 @@ class Setting:
 def short_head_start(monkeypatch: pytest.MonkeyPatch) -> None:
     """Most tests ask what a step does, not what hundreds of them learn."""
     monkeypatch.setattr(loop, "HEAD_START", 5)
+    monkeypatch.setattr(mslc, "_FIT_STEPS", 12)
 
 
 def run(training: Training) -> list[EpochReport]:
@@ -174,8 +176,8 @@ gradients = pytest.mark.parametrize("gradient", ["last-layer", "exact"])
 
 def test_every_corrector_is_here() -> None:
     made = {name: Setting(corrector=name).training() for name in REGISTRY}
-    assert [name for name in made if made[name].meta_optimizer] == LEARNING
-    assert [name for name in LEARNING if made[name].corrector.looks_ahead] == LOOKING_AHEAD
+    assert [name for name in made if made[name].meta] == LEARNING
+    assert [name for name in LEARNING if made[name].needs.looks_ahead] == LOOKING_AHEAD
 
 
 class StoppedError(Exception):
@@ -268,7 +270,7 @@ def test_a_report_tells_the_means_over_its_batches(monkeypatch: pytest.MonkeyPat
     training = Setting(schedule=replace(SCHEDULE, meta_every=2)).training()
     losses: list[float] = []
     trusted: list[float] = []
-    original = training._train_batch
+    original = training._step
 
     def spy(*arguments: Any) -> tuple[Tensor, Tensor | None]:
         loss, trusted_loss = original(*arguments)
@@ -276,7 +278,7 @@ def test_a_report_tells_the_means_over_its_batches(monkeypatch: pytest.MonkeyPat
         trusted.extend([] if trusted_loss is None else [trusted_loss.item()])
         return loss, trusted_loss
 
-    monkeypatch.setattr(training, "_train_batch", spy)
+    monkeypatch.setattr(training, "_step", spy)
     reports = run(training)
     for epoch, report in enumerate(reports):
         assert report.loss == pytest.approx(sum(losses[5 * epoch : 5 * epoch + 5]) / 5)
@@ -428,23 +430,23 @@ def test_a_step_stays_on_its_device(monkeypatch: pytest.MonkeyPatch, corrector: 
     begun.corrector.__dict__.pop("_pretrained", None)  # kept on the device it was first asked for on
     moved = Training(begun.backbone, begun.corrector, inputs, rows, schedule, _Elsewhere(device, None), 0)
     moved.sample_memory = begun.sample_memory
-    generator = torch.Generator().manual_seed(0)
-    meta_batch = next(moved._meta_batches(generator)) if moved.meta_optimizer else None
-    trusted = None
-    if meta_batch is not None and moved.corrector.looks_ahead:
-        trusted = moved._trusted_batch(meta_batch, generator)
-    elif meta_batch is not None:
-        assert moved._direct_step(meta_batch).device == device
-    loss, _ = moved._train_batch(moved.corrector, TRAIN[:24], 0.05, trusted, generator)
-    moved._note_seen()
+    moved.epoch = begun.epoch
+    generator, writes = torch.Generator().manual_seed(0), DeferredWrites(begun.sample_memory)
+    meta_batch = torch.arange(8) if moved.meta else None
+    loss, trusted_loss = moved._step(TRAIN[:24], meta_batch, 0.05, generator, writes)
+    writes.flush()
     assert [loss.device, *devices] == [device, device]
+    assert (trusted_loss is None) == (moved.meta is None)
+    assert trusted_loss is None or trusted_loss.device == device
 
 
 @every
-def test_what_steps_leave_to_the_ledger_may_wait(corrector: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_steps_leave_to_the_sample_memory_may_wait(
+    corrector: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     at_once, later = Setting(corrector=corrector).training(), Setting(corrector=corrector).training()
     run(later)
-    monkeypatch.setattr(loop, "_KEPT_BACK", 1)
+    monkeypatch.setattr(sample_memory, "_DEFERRED", 1)
     run(at_once)
     assert_identical(later.state_dict(), at_once.state_dict())
 
@@ -452,7 +454,7 @@ def test_what_steps_leave_to_the_ledger_may_wait(corrector: str, monkeypatch: py
 def test_the_average_of_a_backbone_is_that_of_its_weights_and_its_newest_counts() -> None:
     """Which torch would average too, and fails: BatchNorm's count of its batches is an integer."""
     backbone = tiny()
-    average = loop._average_of(backbone)
+    average = averaging._average_of(backbone)
     weights, counts = [], []
     for _ in range(3):
         with torch.no_grad():
@@ -479,12 +481,12 @@ def test_meta_steps_are_taken_every_so_many_batches(corrector: str, meta_every: 
     ).training()
     batches = training.steps_before(3) - training.steps_before(2)
     taken: list[int] = []
-    assert training.meta_optimizer is not None
-    training.meta_optimizer.register_step_post_hook(lambda *_: taken.append(training.epoch))
+    assert training.meta is not None
+    training.meta.optimizer.register_step_post_hook(lambda *_: taken.append(training.epoch))
     reports = run(training)
     assert batches >= 5
     head_start = taken.count(2) - taken.count(3)
-    assert (head_start > 0) == (training.corrector.meta_rows is MetaRows.TRAINED)
+    assert (head_start > 0) == (training.corrector.needs.learning is Learning.DIRECT)
     steps = math.ceil(batches / meta_every)
     assert [taken.count(epoch) for epoch in range(4)] == [0, 0, head_start + steps, steps]
     assert all(report.meta_loss is not None for report in reports[2:])
@@ -498,16 +500,13 @@ def test_the_look_ahead_step_is_the_backbone_s_own_unless_the_corrector_says_oth
     schedule = replace(SCHEDULE, meta_gradient=gradient)
     training = Setting(corrector=corrector, options=deaf(corrector), schedule=schedule).training()
     seen: list[tuple[float, float]] = []
-    name = gradient.replace("-", "_")
-    original = getattr(hypergradient, name)
+    original = hypergradient.HYPERGRADIENTS[gradient]
 
-    def spy(*arguments: Any) -> list[Tensor]:
-        (rate,) = [each for each in arguments if isinstance(each, float)]
-        seen.append((rate, training.optimizer.param_groups[0]["lr"]))
-        result: list[Tensor] = original(*arguments)
-        return result
+    def spy(step: LookAhead) -> Hypergradient:
+        seen.append((step.learning_rate, training.optimizer.param_groups[0]["lr"]))
+        return original(step)
 
-    monkeypatch.setattr(hypergradient, name, spy)
+    monkeypatch.setitem(hypergradient.HYPERGRADIENTS, gradient, spy)
     losses: list[None] = []
     virtual_loss = training.corrector.virtual_loss
 
@@ -518,10 +517,7 @@ def test_the_look_ahead_step_is_the_backbone_s_own_unless_the_corrector_says_oth
     monkeypatch.setattr(training.corrector, "virtual_loss", counted)
     run(training)
     assert len(seen) == len(losses) == training.steps_before(5) - training.steps_before(2)
-    if corrector == "metalabelnet":
-        assert all(rate == 1 for rate, _ in seen)
-    else:
-        assert all(rate == backbone_s for rate, backbone_s in seen)
+    assert all(rate == backbone_s for rate, backbone_s in seen)
 
 
 @looking_ahead
@@ -628,10 +624,17 @@ def test_a_corrector_that_follows_them_sees_unlabelled_rows_from_the_first_epoch
     monkeypatch: pytest.MonkeyPatch, follows: bool, epochs: int
 ) -> None:
     training = Setting(corrector="tmlc").training()
-    training.corrector.follows_unlabelled = follows
+    training.needs = replace(training.needs, unlabelled_predictions=follows)
     monkeypatch.setattr(loop, "averaged_epochs", lambda count: (range(1, 3), range(3, count)))
     predicted = []
-    monkeypatch.setattr(training, "_predict_unlabelled", lambda: predicted.append(training.epoch))
+    predict = training.predict
+
+    def spy(rows: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+        assert rows is ROWS.unlabelled
+        predicted.append(training.epoch)
+        return predict(rows)
+
+    monkeypatch.setattr(training, "predict", spy)
     run(training)
     assert predicted == list(range(SCHEDULE.epochs))[-epochs:]
 
@@ -741,7 +744,7 @@ def test_a_meta_step_leaves_no_trace_in_the_backbone(corrector: str, gradient: s
     setting = {"corrector": corrector, "options": deaf(corrector), "augmentation": "none"}
     often = finished(**setting, schedule=still)
     seldom = finished(**setting, schedule=replace(still, meta_every=99))
-    for part in ("backbone", "optimizer", "ledger", "corrector"):
+    for part in ("backbone", "optimizer", "sample_memory", "corrector"):
         assert_identical(getattr(often, part).state_dict(), getattr(seldom, part).state_dict())
 
 
@@ -770,14 +773,13 @@ def test_a_virtual_step_of_its_own_scales_the_meta_gradient_and_plain_descent_fo
         training = Setting(corrector=corrector, schedule=schedule).training()
         for _ in range(SCHEDULE.warmup_epochs):
             training.run_epoch()
-        optimizer = training.meta_optimizer
+        assert training.meta is not None
+        optimizer, parameters = training.meta.optimizer, training.meta.parameters
         assert isinstance(optimizer, torch.optim.SGD)
         assert optimizer.param_groups[0]["momentum"] == 0
         found: list[Tensor] = []
         optimizer.register_step_pre_hook(
-            lambda *_: found.append(
-                torch.cat([p.grad.flatten() for p in training._learned if p.grad is not None])
-            )
+            lambda *_: found.append(torch.cat([p.grad.flatten() for p in parameters if p.grad is not None]))
         )
         training.run_epoch()
         return found[0]
@@ -799,8 +801,8 @@ def test_the_backbone_s_weights_decay_and_its_biases_and_norms_do_not() -> None:
 
 def test_the_corrector_s_optimizer_decays_what_it_is_told_to() -> None:
     training = Setting(schedule=replace(SCHEDULE, meta_weight_decay=1e-2)).training()
-    assert training.meta_optimizer is not None
-    assert [group["weight_decay"] for group in training.meta_optimizer.param_groups] == [1e-2]
+    assert training.meta is not None
+    assert [group["weight_decay"] for group in training.meta.optimizer.param_groups] == [1e-2]
     run(training)
     assert not torch.equal(training.backbone.head.weight, plain("mslc").backbone.head.weight)
 
@@ -997,19 +999,18 @@ def learned() -> TMLCNet:
 
 
 def transferred(kept_share: float = 0.1, schedule: Schedule = SCHEDULE) -> Training:
-    """A training that nobody has verified a row for, with a frozen corrector."""
+    """A training without any trusted row, with a frozen corrector."""
     setting = Setting(
         corrector="none",
         rows=replace(ROWS, train=EVERYONE, meta=no_rows()),
         schedule=schedule,
     )
     training = setting.training()
-    corrector = copy.deepcopy(learned()).requires_grad_(False)
+    corrector = copy.deepcopy(learned())
     corrector.kept_share.fill_(kept_share)
     corrector.log_ratio = None  # no file holds it
-    return Training(
-        training.backbone, corrector, training.inputs, training.rows, schedule, training.compute, setting.seed
-    )
+    backbone, inputs, rows, compute = training.backbone, training.inputs, training.rows, training.compute
+    return Training(backbone, corrector, inputs, rows, schedule, compute, setting.seed, frozen=True)
 
 
 @functools.cache
@@ -1019,7 +1020,7 @@ def uncorrected() -> Training:
 
 def test_a_frozen_corrector_corrects_as_it_is_without_any_verified_row() -> None:
     training = transferred()
-    assert training.meta_optimizer is None
+    assert training.meta is None
     before = copy.deepcopy(training.corrector.state_dict())
     asked: list[tuple[int, Tensor]] = []
     plain_loss = training.corrector.loss
@@ -1041,8 +1042,7 @@ def test_a_frozen_corrector_corrects_as_it_is_without_any_verified_row() -> None
         rows = sum(len(given) for when, given in asked if when == epoch)
         assert rows == (len(EVERYONE) if epoch >= 2 else 0)
     assert_identical(training.corrector.state_dict(), before)
-    assert not any(parameter.requires_grad for parameter in training.corrector.parameters())
-    assert training.corrector.begun == {}, "anchors alone do not tell enough of the noise's structure"
+    assert passing_buffers(training.corrector) == {}, "anchor points alone do not tell enough of the noise"
     assert (training.sample_memory.visits[EVERYONE] == LATE).all()
 
 

@@ -129,8 +129,8 @@ def test_half_of_mslc_s_labelled_meta_rows_are_witnesses_and_no_trusted_row_is_l
     given[::4] = -1
     rows = np.arange(60)
     trusted = replace(TrustedSet.empty(), rows=rows, labels=rows % 3)
-    corrector = registry.create("mslc", 3, 4, {"start": start})
-    split = fit._split(trusted, given, {}, corrector, build(FitConfig, source="images", corrector="mslc"))
+    needs = registry.create("mslc", 3, 4, {"start": start}).needs
+    split = fit._split(trusted, given, {}, needs, build(FitConfig, source="images", corrector="mslc"))
     parts = [split.meta, split.in_training, split.calibration_rows]
     assert np.sort(np.concatenate(parts)).tolist() == rows.tolist(), "each in one part"
     assert (split.in_training_labels == split.in_training % 3).all()
@@ -146,15 +146,15 @@ def test_metalabelnet_warms_up_on_its_meta_rows_so_that_a_model_needs_others(dig
     source = open_source(str(digits.images))
     rows = np.arange(0, 1200, 10)
     trusted = replace(TrustedSet.empty(), rows=rows, labels=_truth(digits, source)[rows])
-    corrector = registry.create("metalabelnet", 10, 4)
+    needs = registry.create("metalabelnet", 10, 4).needs
     config = build(FitConfig, source="images", corrector="metalabelnet", keep_model=keep_model)
-    split = fit._split(trusted, source.given, {}, corrector, config)
+    split = fit._split(trusted, source.given, {}, needs, config)
     parts = [split.meta, split.calibration_rows, split.unseen]
     assert np.sort(np.concatenate(parts)).tolist() == rows.tolist(), "each in one part"
     assert len(split.unseen) == (30 if keep_model else 0)
     assert len(split.calibration_rows) == pytest.approx(2 * len(split.meta), abs=2)
     no_rows = np.zeros(len(source), dtype=bool)
-    found = fit._rows(source, {}, split, no_rows, corrector)
+    found = fit._rows(source, {}, split, no_rows, needs)
     assert found.meta.given.tolist() == source.given[split.meta].tolist()
     assert not np.isin(split.meta, found.train.numpy()).any(), "the training adds them to the warm-up"
     assert not np.isin(split.unseen, found.train.numpy()).any()
@@ -165,9 +165,9 @@ def test_metalabelnet_as_in_the_paper_never_trains_on_its_meta_rows_which_then_s
     source = open_source(str(digits.images))
     rows = np.arange(0, 1200, 10)
     trusted = replace(TrustedSet.empty(), rows=rows, labels=_truth(digits, source)[rows])
-    corrector = registry.create("metalabelnet", 10, 4, {"start": "random"})
+    needs = registry.create("metalabelnet", 10, 4, {"start": "random"}).needs
     config = build(FitConfig, source="images", preset="metalabelnet-paper", keep_model=True)
-    split = fit._split(trusted, source.given, {}, corrector, config)
+    split = fit._split(trusted, source.given, {}, needs, config)
     assert len(split.meta) == 40
     assert split.unseen.tolist() == split.meta.tolist()
 
