@@ -6,8 +6,12 @@ import io
 import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 import torch.nn.functional as F
@@ -15,16 +19,38 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from relabel.backbones import Backbone
-from relabel.correctors.base import Corrector, Epoch, Learning, Memory, TrustedRows, WarmUp
-from relabel.correctors.registry import REGISTRY, create
-from relabel.saved.corrector_file import shipped_state
-from relabel.training import hypergradient
+from relabel.config import FitConfig
+from relabel.correctors import mslc
+from relabel.correctors.base import (
+    Corrector,
+    Epoch,
+    Learning,
+    Memory,
+    Needs,
+    Store,
+    TrustedRows,
+    WarmUp,
+    no_rows,
+)
+from relabel.correctors.registry import REGISTRY, Entry, create
+from relabel.data.batches import VectorInputs
+from relabel.device import Compute
+from relabel.errors import RelabelError
+from relabel.labels.table import Labels
+from relabel.options import build
+from relabel.saved.corrector_file import read_corrector, shipped_state
+from relabel.schedule import Schedule
+from relabel.training import hypergradient, loop
 from relabel.training.checkpoint import load_passing_buffers, passing_buffers
 from relabel.training.hypergradient import LookAhead, TrustedBatch
 from relabel.training.linearize import linearizable
+from relabel.training.loop import EpochReport, Training
+from relabel.training.rows import Rows
+from relabel.verbs.fit import fit
 
 N, E, C, D = 12, 2, 4, 5
 """Rows of the source, trusted rows outside of it, classes, penultimate features."""
+SHIPPED = shipped_state()
 EPOCHS = 3
 RATE = 0.7  # far enough that a gradient taken at w instead of w' would be caught
 ORDER = (2, 0, 3, 1)  # new class k is old class ORDER[k]
@@ -44,9 +70,41 @@ UNREACHED = {"tmlc[without=tse]": {"encoder.weight_hh_l0"}}
 """Parameters without a gradient: over one epoch the hidden state they multiply is 0."""
 
 
+class EarlyLearning(Corrector):
+    """Early-learning regularisation (Liu et al. 2020), a double: a memory, no parameters, no trusted rows.
+
+    A temporal average t of the predictions is the target that p is drawn to: CE(p, y) + λ log(1 − ⟨p, t⟩).
+    """
+
+    needs = Needs(Learning.NOT)
+    recipe = Schedule(warmup=0.25)
+
+    def __init__(self, num_classes: int, num_features: int, average: str = "slow") -> None:
+        super().__init__()
+        self.kept = {"slow": 0.7, "fast": 0.3}[average]
+
+    def begin(self, warm_up: WarmUp) -> Store:
+        return {"targets": warm_up.mean_probability.clone()}
+
+    def soft_label(self, logits: Tensor, given: Tensor, memory: Memory) -> Tensor:
+        return self.kept * memory["targets"] + (1 - self.kept) * logits.detach().softmax(dim=1)
+
+    def loss(self, logits: Tensor, given: Tensor, memory: Memory) -> Tensor:
+        agreement = (logits.softmax(dim=1) * self.soft_label(logits, given, memory)).sum(dim=1)
+        drawn = torch.log1p(-agreement.clamp(max=1 - 1e-4))
+        return F.cross_entropy(logits, given, reduction="none") + 3 * drawn
+
+    def remember(self, logits: Tensor, given: Tensor, memory: Memory) -> Memory:
+        return {"targets": self.soft_label(logits, given, memory)}
+
+
+DOUBLE = Entry(f"{__name__}.EarlyLearning", {"average": ("slow", "fast")})
+"""All that it takes to register one more corrector."""
+
+
 def variants() -> dict[str, tuple[str, dict[str, str]]]:
-    """Every corrector with its defaults, and with each other value of each option."""
-    found: dict[str, tuple[str, dict[str, str]]] = {}
+    """Every corrector with its defaults, and with each other value of each option; and the test double."""
+    found: dict[str, tuple[str, dict[str, str]]] = {"early-learning": ("early-learning", {})}
     for name, entry in REGISTRY.items():
         found[name] = name, {}
         for option, values in entry.options.items():
@@ -61,7 +119,9 @@ VARIANTS = variants()
 def made(variant: str, seed: int = 11) -> Corrector:
     name, options = VARIANTS[variant]
     torch.manual_seed(seed)
-    return create(name, C, D, options, shipped_state()).double()
+    if name == "early-learning":
+        return EarlyLearning(C, D)
+    return create(name, C, D, options, SHIPPED).double()
 
 
 def learned(corrector: Corrector) -> dict[str, nn.Parameter]:
@@ -547,3 +607,157 @@ def test_the_trusted_loss_is_the_mean_over_its_rows(variant: str) -> None:
         return loss(drawn.given[rows], drawn.true[rows], memory)
 
     assert_close(of(list(range(N))), torch.stack([of([row]) for row in range(N)]).mean())
+
+
+ROWS, UNLABELLED, META = torch.arange(60), torch.arange(60, 72), torch.arange(72, 84)
+SCHEDULE = Schedule(
+    epochs=3, warmup_epochs=1, batch_size=20, learning_rate=0.05, meta_learning_rate=0.01, meta_batch_size=6
+)
+
+
+def in_the_loop(variant: str, frozen: bool, meta_gradient: str = "last-layer") -> Training:
+    """The real loop on random vectors in C classes, with a part for every kind of row; not yet begun."""
+    generator = torch.Generator().manual_seed(1)
+    true = torch.randint(C, (84,), generator=generator)
+    vectors = F.one_hot(true, C).float() @ torch.randn(C, 6, generator=generator)
+    vectors += torch.randn(84, 6, generator=generator)
+    given = torch.where(torch.rand(84, generator=generator) < 0.3, (true + 1) % C, true)
+    given[UNLABELLED] = -1
+    corrector = made(variant).float()
+    direct = corrector.needs.learning is Learning.DIRECT
+
+    def trusted(rows: Tensor) -> TrustedRows:
+        return no_rows() if frozen else TrustedRows(rows, true[rows], given[rows])
+
+    rows = Rows(
+        torch.cat([ROWS, META]) if direct else ROWS, given, UNLABELLED, trusted(META), trusted(ROWS[::6])
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(2)
+        body = nn.Sequential(nn.Linear(6, D), nn.BatchNorm1d(D), nn.Tanh(), nn.Dropout(0.2))
+        backbone = Backbone(body, nn.Linear(D, C))
+    schedule = replace(SCHEDULE, meta_gradient=meta_gradient)
+    compute = Compute(torch.device("cpu"), None)
+    return Training(backbone, corrector, VectorInputs(vectors), rows, schedule, compute, 0, frozen=frozen)
+
+
+def calls_of(training: Training, monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, str]]:
+    """(epoch, method) of every call of what the loop calls once in a while, in order."""
+    calls: list[tuple[int, str]] = []
+    for name in ("initialise", "begin", "observe"):
+        method = getattr(training.corrector, name)
+
+        def spy(seen: object, name: str = name, method: Callable[[object], object] = method) -> object:
+            calls.append((training.epoch, name))
+            return method(seen)
+
+        monkeypatch.setattr(training.corrector, name, spy)
+    return calls
+
+
+def parameters(corrector: Corrector) -> dict[str, Tensor]:
+    return {name: p.detach().clone() for name, p in learned(corrector).items()}
+
+
+@pytest.fixture
+def short_starts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loop, "HEAD_START", 5)
+    monkeypatch.setattr(mslc, "_FIT_STEPS", 12)
+
+
+@every
+@pytest.mark.parametrize("frozen", [False, True], ids=["", "frozen"])
+def test_the_loop_keeps_the_contract(
+    variant: str, frozen: bool, monkeypatch: pytest.MonkeyPatch, short_starts: None
+) -> None:
+    training = in_the_loop(variant, frozen)
+    corrector = training.corrector
+    corrects, learns = corrector.needs.corrects, bool(learned(corrector)) and not frozen
+    state, phi = copy.deepcopy(corrector.state_dict()), parameters(corrector)
+    calls = calls_of(training, monkeypatch)
+    reports: list[EpochReport] = []
+    training.run(reports.append, lambda: None)
+
+    beginning = [(1, "initialise")] * (not frozen) + [(1, "begin")] if corrects else []
+    assert calls == [(0, "observe"), *beginning, (1, "observe"), (2, "observe")]
+    assert [report.meta_loss is not None for report in reports] == [False, learns, learns]
+    assert all(report.meta_loss is None or report.meta_loss >= 0 for report in reports)
+    assert [report.phase for report in reports[1:]] == ["meta" if corrects else "train"] * 2
+    moved = {name for name, value in parameters(corrector).items() if not torch.equal(value, phi[name])}
+    if learns:
+        assert moved == phi.keys() - UNREACHED.get(variant, set())
+    else:
+        assert_identical(dict(corrector.state_dict()), dict(state))
+    for values in training.sample_memory.memory.values():
+        assert len(values) == 84
+        assert values[:].isfinite().all()
+    for values in training.evidence().values():
+        torch.testing.assert_close(values[:].sum(dim=1), torch.ones(84))
+
+
+@looking_ahead
+def test_the_loop_takes_the_exact_meta_gradient_of_every_look_ahead(variant: str, short_starts: None) -> None:
+    exact, last_layer = (in_the_loop(variant, False, form) for form in ("exact", "last-layer"))
+    for training in (exact, last_layer):
+        training.run(lambda _: None, lambda: None)
+    one, other = parameters(exact.corrector), parameters(last_layer.corrector)
+    assert any(not torch.equal(one[name], other[name]) for name in one)
+
+
+def test_a_corrector_without_parameters_corrects_in_the_loop() -> None:
+    corrected, plain = in_the_loop("early-learning", False), in_the_loop("none", False)
+    for training in (corrected, plain):
+        training.run_epoch()
+    assert_identical(corrected.backbone.state_dict(), plain.backbone.state_dict())
+    for training in (corrected, plain):
+        training.run(lambda _: None, lambda: None)
+    assert not torch.equal(corrected.backbone.head.weight, plain.backbone.head.weight)
+    targets = corrected.sample_memory.memory["targets"][:]
+    torch.testing.assert_close(targets.sum(dim=1), torch.ones(84))
+    assert not torch.equal(targets[ROWS], corrected.sample_memory.latest[ROWS])
+
+
+def vectors(path: Path) -> Path:
+    """150 vectors in three classes, a fifth of them trusted."""
+    rng = np.random.default_rng(0)
+    true = rng.integers(3, size=150)
+    given = np.where(rng.random(150) < 0.3, (true + 1) % 3, true)
+    names = np.array(["a", "b", "c"])
+    table = pa.table(
+        {
+            "id": [f"r{row}" for row in range(150)],
+            "vector": list((2 * np.eye(3)[true] + rng.normal(0, 1, (150, 3))).astype(np.float32)),
+            "label": names[given],
+            "trusted": [str(names[true[row]]) if row % 5 == 0 else None for row in range(150)],
+        }
+    )
+    pq.write_table(table, path)
+    return path
+
+
+def test_a_fifth_corrector_is_one_class_and_one_registry_entry(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(REGISTRY, "early-learning", DOUBLE)
+    source = str(vectors(tmp_path / "v.parquet"))
+
+    def fitted(corrector: str, **options: str) -> Labels:
+        config = build(
+            FitConfig, source=source, features="vector", trusted_column="trusted", corrector=corrector,
+            option=options, epochs=8, device="cpu", amp="off", keep_model=True,
+        )  # fmt: skip
+        return fit(config)
+
+    labels, fast, plain = (
+        fitted("early-learning"), fitted("early-learning", average="fast"), fitted("none")
+    )  # fmt: skip
+    for one, other in ((labels, plain), (labels, fast)):
+        assert one.table["soft_label"] != other.table["soft_label"]
+    assert len(labels) == 150
+    run = labels.metadata.run
+    assert (run.corrector, run.trusted_rows) == ("early-learning", 30)
+    with pytest.raises(RelabelError, match="no such value"):
+        fitted("early-learning", average="none")
+    labels.corrector.save(tmp_path / "c.pt")
+    with pytest.raises(RelabelError, match="of no use on other data"):
+        read_corrector(tmp_path / "c.pt").transferred(3, 4)
