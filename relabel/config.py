@@ -292,7 +292,7 @@ class TrainingConfig(LabellingConfig):
 class FitConfig(TrainingConfig):
     """`relabel fit`; None means the recipe's, or decided from the data.
 
-    pretrained: a corrector file whose corrector is used as it is.
+    pretrained: a corrector, or its file, that is used as it is.
     """
 
     trusted: Path | InMemory | None = flag(
@@ -303,7 +303,7 @@ class FitConfig(TrainingConfig):
     )
     preset: str | None = flag("A paper's own settings, which other flags override: $presets.", None)
     option: Mapping[str, str] = flag("A corrector's option: $options.", {}, metavar="NAME=VALUE")
-    pretrained: Path | None = None
+    pretrained: Path | Saved | None = None
     outputs: FitOutputOptions = field(default_factory=FitOutputOptions)
     meta: MetaOptions = field(default_factory=MetaOptions)
 

@@ -41,6 +41,31 @@ class Silent:
         """Ignore."""
 
 
+class Recorder:
+    """A watcher that keeps the warnings, and passes everything on to another one where there is one."""
+
+    def __init__(self) -> None:
+        self.warnings: list[str] = []
+        self.shown: Watcher = Silent()
+
+    def stage(self, name: str, total: int | None) -> None:
+        """Pass on."""
+        self.shown.stage(name, total)
+
+    def advance(self, steps: int = 1) -> None:
+        """Pass on."""
+        self.shown.advance(steps)
+
+    def say(self, text: str) -> None:
+        """Pass on."""
+        self.shown.say(text)
+
+    def warn(self, text: str) -> None:
+        """Keep and pass on."""
+        self.warnings.append(text)
+        self.shown.warn(text)
+
+
 class Terminal:
     """Bars with the time left on a terminal, plain lines elsewhere, warnings always; on standard error."""
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import shlex
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -40,7 +40,6 @@ from relabel.config import (
     LabellingConfig,
     PredictConfig,
     PretrainConfig,
-    TrainingConfig,
 )
 from relabel.errors import DivergedError, RelabelError, RunError
 from relabel.files import make_folder
@@ -112,57 +111,33 @@ class _Shown:
 def _train(config: FitConfig | ApplyConfig, arguments: list[str], named: bool, shown: _Shown) -> None:
     """Run a fit or an apply with its checkpoint, which the user may have `named`; save, write and tell."""
     console = make_console(stderr=True)
-    state, outputs = config.run.checkpoint, config.outputs
+    state = config.run.checkpoint
     assert state is not None
 
     def how_to_resume() -> str:
-        written = [_file(outputs.output), *_saves(config)]
-        return _how_to_resume(state, arguments, any(path and path.exists() for path in written))
+        return _how_to_resume(state, arguments, any(path.exists() for path in written_by(config)))
 
     try:
         with Terminal(console, shown.quiet) as watcher:
             watcher.stage("Starting", None)  # torch takes seconds to import
-            from relabel.training.checkpoint import is_checkpoint
             from relabel.verbs.apply import apply
             from relabel.verbs.fit import fit
+            from relabel.verbs.outputs import checkpointed, save_trained, written_by
 
-            if state.exists() and not config.run.resume:
-                if named and not is_checkpoint(state):
-                    raise RelabelError(
-                        f"--checkpoint {state} is damaged or another kind of file.",
-                        "Name another file, or remove this one.",
-                    )
-                watcher.warn(f"Starting afresh replaces the checkpoint {state}; --resume would continue it.")
-            result = fit(config, watcher) if isinstance(config, FitConfig) else apply(config, watcher)
-        for path, save in _saves(config).items():
-            save(result, path)
-        _write_labels(config, result, arguments)
+            with checkpointed(config, watcher, named):
+                result = fit(config, watcher) if isinstance(config, FitConfig) else apply(config, watcher)
+                save_trained(config, result)
+                _write_labels(config, result, arguments)
     except Stopped as stop:
         raise stop.saying(how_to_resume()) from None
     except BrokenPipeError:
         abandon_stdout()
         raise RunError("The reader of standard output closed it too early.", how_to_resume()) from None
     except DivergedError:
-        state.unlink(missing_ok=True)
         raise
     except RunError as error:
         raise RunError(error.message, f"{error.hint} {how_to_resume()}".strip()) from error
-    state.unlink(missing_ok=True)
     _show_result(console, result, config, shown)
-
-
-def _saves(config: TrainingConfig) -> dict[Path, Callable[[Labels, Path], None]]:
-    """What writes the files beside the labels, by their paths."""
-    saves: dict[Path, Callable[[Labels, Path], None]] = {}
-    if isinstance(config, FitConfig) and config.outputs.save_corrector:
-        saves[config.outputs.save_corrector] = lambda result, path: result.corrector.save(path)
-    if isinstance(config, FitConfig) and config.outputs.save_model:
-        saves[config.outputs.save_model] = lambda result, path: result.model.save(path)
-    return saves
-
-
-def _file(output: str | None) -> Path | None:
-    return None if output in (None, "-") else Path(str(output))
 
 
 @app.command(short_help="Meta-train a corrector for apply on data whose labels are true.")

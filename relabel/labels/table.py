@@ -39,7 +39,10 @@ class Labels:
     """Every row's labels, noise probability and action, with what made them.
 
     `columns` has the arrays. Soft labels are computed, or read from the file, when they are asked for.
+    warnings: what the command line would have warned of in making them.
     """
+
+    warnings: tuple[str, ...] = ()
 
     def __init__(
         self,
@@ -191,13 +194,15 @@ class Labels:
         return self._make_model()
 
     def _with(self, columns: Columns, metadata: Metadata) -> Labels:
-        return Labels(
+        changed = Labels(
             columns,
             metadata,
             confidence=self.confidence,
             corrector=self._corrector,
             make_model=self._make_model and (lambda: self.model),
         )
+        changed.warnings = self.warnings
+        return changed
 
     def __repr__(self) -> str:
         noise = "" if self.noise_rate is None else f"; {self.noise_rate:.1%} of the given labels wrong"

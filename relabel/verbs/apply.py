@@ -7,6 +7,7 @@ from pathlib import Path
 from relabel import hub
 from relabel.config import SHIPPED_CORRECTOR, ApplyConfig, FitConfig
 from relabel.labels.table import Labels
+from relabel.options import Saved
 from relabel.progress import Watcher
 from relabel.verbs.fit import fit
 
@@ -16,9 +17,11 @@ def apply(config: ApplyConfig, watcher: Watcher | None = None) -> Labels:
 
     Errors as for `fit`.
     """
-    named = config.corrector or SHIPPED_CORRECTOR
-    assert isinstance(named, str | Path)
-    pretrained = hub.resolve(str(named), "--corrector", SHIPPED_CORRECTOR.name)
+    pretrained: Path | Saved = SHIPPED_CORRECTOR
+    if isinstance(config.corrector, str):
+        pretrained = hub.resolve(config.corrector, "--corrector", SHIPPED_CORRECTOR.name)
+    elif config.corrector is not None:
+        pretrained = config.corrector
     return fit(
         FitConfig(
             source=config.source,

@@ -90,7 +90,7 @@ def fit(config: FitConfig, watcher: Watcher | None = None) -> Labels:
     watcher = watcher or Silent()
     compute = resolve(config.compute.device, config.compute.amp)
     torch.manual_seed(config.run.seed)
-    pretrained = read_corrector(config.pretrained) if config.pretrained else None
+    pretrained = _pretrained(config)
     if pretrained is not None:
         config = replace(config, corrector=pretrained.name, option=pretrained.options)
     registry.check(_corrector_name(config), config.option)
@@ -178,6 +178,14 @@ def fit(config: FitConfig, watcher: Watcher | None = None) -> Labels:
     )
     make_model = partial(_model, training, trained, frozen, source, trusted, split, transition, config, run)
     return labels.kept_with(trained, make_model if config.keep_model else None)
+
+
+def _pretrained(config: FitConfig) -> CorrectorFile | None:
+    """The corrector that is used as it is, if there is one."""
+    if isinstance(config.pretrained, Path):
+        return read_corrector(config.pretrained)
+    assert config.pretrained is None or isinstance(config.pretrained, CorrectorFile)
+    return config.pretrained
 
 
 def _with_corrector(config: FitConfig, source: Source, trusted: TrustedSet, watcher: Watcher) -> FitConfig:
@@ -391,7 +399,11 @@ def _train(
 ) -> None:
     """Run the epochs, with a checkpoint after each when the config names one; shown: the inputs' digest."""
     # What is in a file of weights or of a corrector counts, not where it lies.
-    pretrained = config.pretrained and digest(config.pretrained.read_bytes())
+    pretrained = None
+    if isinstance(config.pretrained, Path):
+        pretrained = digest(config.pretrained.read_bytes())
+    elif isinstance(config.pretrained, CorrectorFile):
+        pretrained = digest(repr(config.pretrained.state).encode())
     weights = config.network.weights
     if weights not in ("none", "imagenet"):
         weights = digest(Path(weights).read_bytes())
@@ -480,7 +492,8 @@ def _labelled(
     )
     if pretrained is not None:
         shipped = config.pretrained == SHIPPED_CORRECTOR  # whose place says nothing to others
-        file = SHIPPED_CORRECTOR.name if shipped else str(config.pretrained)
+        named = str(config.pretrained) if isinstance(config.pretrained, Path) else "in memory"
+        file = SHIPPED_CORRECTOR.name if shipped else named
         run = replace(run, pretrained={"file": file, **pretrained.trained}, held_out_rows=int(held_out.sum()))
     return label_rows(source, errors, evidence, fitted, trusted, config.precision, run, held_out), fitted
 

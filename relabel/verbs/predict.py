@@ -30,7 +30,9 @@ def predict(config: PredictConfig, watcher: Watcher | None = None) -> Labels:
     """
     watcher = watcher or Silent()
     compute = resolve(config.compute.device, config.compute.amp)
-    model = read_model(hub.resolve(str(config.model), "--model", "model.pt"))
+    model = config.model
+    if not isinstance(model, Model):
+        model = read_model(hub.resolve(str(model), "--model", "model.pt"))
     _check_modality(model, config)
     opened = open_source(
         config.source,
@@ -66,9 +68,14 @@ def predict(config: PredictConfig, watcher: Watcher | None = None) -> Labels:
         options=model.corrector.options,
         backbone=model.backbone_name,
         **model.named_size,
-        model={"file": str(config.model), "versions": model.trained.get("versions")},
+        model={"file": _called(config), "versions": model.trained.get("versions")},
     )
     return label_rows(source, errors, evidence, model.calibration, TrustedSet.empty(), config.precision, run)
+
+
+def _called(config: PredictConfig) -> str:
+    """What a message calls the model."""
+    return config.model if isinstance(config.model, str) else "in memory"
 
 
 def _check_modality(model: Model, config: PredictConfig) -> None:
@@ -76,7 +83,7 @@ def _check_modality(model: Model, config: PredictConfig) -> None:
     asked, features = of_features(config.reading.features), model.trained.get("features")
     if model.modality is not asked:
         raise RelabelError(
-            f"--model {config.model} was trained on {model.modality.noun} and labels no {asked.noun}.",
+            f"--model {_called(config)} was trained on {model.modality.noun} and labels no {asked.noun}.",
             f"Name the vectors' columns; in its fit it was --features {features}."
             if features
             else "Leave out --features, or name another --model.",
@@ -91,7 +98,7 @@ def _inputs(
     if size != model.size:
         raise RelabelError(
             f"--features {config.reading.features}: the {source.noun} have {source.modality.extent(size)} "
-            f"and the model {config.model} takes {model.size}.",
+            f"and the model {_called(config)} takes {model.size}.",
             "Make them as those of its fit were made, or name other columns.",
         )
     return source.content.open(size, Showing(cache=config.cache, remedies=", or add --no-cache"), watcher)
@@ -108,7 +115,7 @@ def _in_classes_of(model: Model, source: Source, config: PredictConfig) -> Sourc
         if source.kind == "folder":
             hint += " Folders are read as labels; a CSV with file_name alone lists images without any."
         raise RelabelError(
-            f"{source.location} has labels that are no class of the model {config.model}: "
+            f"{source.location} has labels that are no class of the model {_called(config)}: "
             f"{first_few(strangers)}.",
             hint,
         )

@@ -1,0 +1,408 @@
+"""relabel from Python: the commands as functions, and their flags as keywords.
+
+Nothing is printed unless `progress=True`, and the caller's random numbers stay as they were. What a command
+would warn of is in `labels.warnings`. A mistake raises `RelabelError` with the command line's sentence.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from inspect import Parameter, signature
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, BinaryIO, TypeVar
+
+from relabel import hub
+from relabel.config import (
+    ApplyConfig,
+    CorruptConfig,
+    EvaluateConfig,
+    FitConfig,
+    PredictConfig,
+    PretrainConfig,
+    TrainingConfig,
+)
+from relabel.correctors.registry import in_words
+from relabel.errors import RelabelError
+from relabel.options import Option, build, changed, options_of
+from relabel.progress import Recorder, Terminal, Watcher
+from relabel.verbs import checks
+
+if TYPE_CHECKING:
+    from numpy.typing import ArrayLike
+
+    from relabel.labels.table import Labels
+    from relabel.metrics import Evaluation
+    from relabel.saved.corrector_file import CorrectorFile
+    from relabel.simulate.noisy_labels_file import NoisyLabels
+
+Config = TypeVar("Config")
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+
+def with_keywords_of(config: type) -> Callable[[Function], Function]:
+    """Give a function a config's options: keywords in its signature, their help in its docstring."""
+
+    def decorate(function: Function) -> Function:
+        plain = signature(function)
+        own = [each for each in plain.parameters.values() if each.kind is not Parameter.VAR_KEYWORD]
+        options = options_of(config)
+        more = [_parameter(option) for option in options if option.name not in plain.parameters]
+        function.__signature__ = plain.replace(parameters=[*own, *more])  # type: ignore[attr-defined]
+        told = "\n".join(f"    {option.name}: {in_words(option.words.help)}" for option in options)
+        function.__doc__ = f"{(function.__doc__ or '').rstrip()}\n\n    Keywords:\n\n{told}\n"
+        return function
+
+    return decorate
+
+
+def _parameter(option: Option) -> Parameter:
+    default = Parameter.empty if option.is_needed else option.default
+    return Parameter(option.name, Parameter.KEYWORD_ONLY, default=default, annotation=option.hint)
+
+
+@with_keywords_of(FitConfig)
+def fit(
+    source: object = None,
+    *,
+    features: object = None,
+    labels: object = None,
+    trusted: object = None,
+    progress: bool = False,
+    **options: Any,  # noqa: ANN401
+) -> Labels:
+    """Correct the labels of a data set, guided by trusted rows.
+
+    source: what the command takes as SOURCE, or a data frame of `file_name` and `label`, or of vectors whose
+    columns `features` names. Without it `features` is an array of vectors [N, D].
+    labels: a path, a data frame of `file_name` and `label`, or one label a row [N] in the rows' order: class
+    ids or names, with None, NaN, "" and -1 for rows without one.
+    trusted: a path, a data frame, or a pair (rows, true labels) of row numbers from 0, a mask or names.
+    progress: show on standard error what the command shows.
+
+    The `Labels` keep the corrector, and with `keep_model=True` the model. A run with an `output` keeps its
+    checkpoint beside it until that is written, one without keeps none unless `checkpoint` names it.
+
+    >>> import numpy as np, relabel
+    >>> rng = np.random.default_rng(0)
+    >>> true = np.arange(120) % 3
+    >>> X = rng.normal(size=(120, 4)) + 4 * np.eye(3, 4)[true]
+    >>> y = np.where(rng.random(120) < 0.2, (true + 1) % 3, true)
+    >>> labels = relabel.fit(features=X, labels=y, trusted=(np.arange(30), true[:30]), epochs=2)
+    >>> labels.class_names
+    ['0', '1', '2']
+    >>> labels.table.column_names[:3]
+    ['file_name', 'original_label', 'soft_label']
+    """
+    given = _inputs(source, features, labels, trusted)
+    config = build(FitConfig, **given, **options)
+    return _trained(config, progress)
+
+
+@with_keywords_of(ApplyConfig)
+def apply(
+    source: object = None,
+    *,
+    features: object = None,
+    labels: object = None,
+    trusted: object = None,
+    progress: bool = False,
+    **options: Any,  # noqa: ANN401
+) -> Labels:
+    """Correct the labels of a data set by a corrector from other data, without any trusted row.
+
+    corrector: a path, hf://user/repo/file, or the object: `labels.corrector` of a fit; by default the one
+    that comes with relabel. The other arguments are those of `fit`; trusted rows, if any, only calibrate.
+
+    >>> import numpy as np, relabel
+    >>> true = np.arange(120) % 3
+    >>> X = np.random.default_rng(0).normal(size=(120, 4)) + 4 * np.eye(3, 4)[true]
+    >>> labels = relabel.apply(features=X, labels=np.roll(true, 1), epochs=2)
+    >>> len(labels)
+    120
+    """
+    given = _inputs(source, features, labels, trusted)
+    return _trained(build(ApplyConfig, **given, **options), progress)
+
+
+@with_keywords_of(PredictConfig)
+def predict(
+    source: object = None,
+    *,
+    features: object = None,
+    labels: object = None,
+    progress: bool = False,
+    **options: Any,  # noqa: ANN401
+) -> Labels:
+    """Label rows that were not in the fit, which may have labels or none.
+
+    model: a path, hf://user/repo/file, or the object: `labels.model` of a fit with `keep_model=True`. The
+    other arguments are those of `fit`.
+
+    >>> import numpy as np, relabel
+    >>> true = np.arange(160) % 2
+    >>> X = np.random.default_rng(0).normal(size=(160, 3)) + 4 * np.eye(2, 3)[true]
+    >>> rows = np.arange(40)
+    >>> labels = relabel.fit(features=X, labels=true, trusted=(rows, true[rows]), epochs=2, keep_model=True)
+    >>> relabel.predict(features=X[:5], model=labels.model).to_pandas().corrected_label.isin(["0", "1"]).all()
+    np.True_
+    """
+    config = build(PredictConfig, **_inputs(source, features, labels), **options)
+    _refuse_stdout(config.outputs.output)
+    checks.check_predict(config)
+    with _watched(progress) as watcher:
+        from relabel.verbs.predict import predict
+
+        found = predict(config, watcher)
+        return _handed_over(found, config.outputs.output, config.outputs.overwrite, watcher)
+
+
+@with_keywords_of(CorruptConfig)
+def corrupt(
+    source: object = None,
+    *,
+    features: object = None,
+    labels: object = None,
+    progress: bool = False,
+    **options: Any,  # noqa: ANN401
+) -> NoisyLabels:
+    """Make a benchmark out of clean data: put wrong labels on a share of its rows.
+
+    The other arguments are those of `fit`. What comes back has `.table`, `.to_pandas()`, `.actual_rate` and
+    `.save(path)`.
+
+    >>> import numpy as np, relabel
+    >>> noisy = relabel.corrupt(
+    ...     features=np.eye(50, 3), labels=np.arange(50) % 5, noise="symmetric", rate=0.4
+    ... )
+    >>> noisy.actual_rate
+    0.4
+    >>> noisy.table.column_names
+    ['file_name', 'label', 'clean_label']
+    """
+    config = build(CorruptConfig, **_inputs(source, features, labels), **options)
+    _refuse_stdout(config.output)
+    checks.check_corrupt(config)
+    with _watched(progress) as watcher:
+        from relabel.simulate.corrupt import corrupt
+
+        noisy = corrupt(config, watcher)
+        if config.output:
+            noisy.save(config.output, config.overwrite)
+        return noisy
+
+
+@with_keywords_of(EvaluateConfig)
+def evaluate(
+    labels: Labels | str | os.PathLike[str],
+    truth: object,
+    *,
+    progress: bool = False,
+    **options: Any,  # noqa: ANN401
+) -> Evaluation:
+    """Compare labels with the truth; trusted rows are left out of every figure.
+
+    labels: as a verb returned them, or the path of their file. truth: a path, a data frame of `file_name` and
+    `clean_label` or `label`, or one true label a row [N] in the rows' order.
+
+    >>> import numpy as np, relabel
+    >>> rng = np.random.default_rng(0)
+    >>> true = np.arange(120) % 3
+    >>> probabilities = rng.dirichlet(np.ones(3), 120) * 0.4 + 0.6 * np.eye(3)[true]
+    >>> noisy = np.where(rng.random(120) < 0.2, (true + 1) % 3, true)
+    >>> labels = relabel.calibrate(probabilities, noisy, trusted=(np.arange(40), true[:40]))
+    >>> relabel.evaluate(labels, true).rows
+    80
+    """
+    with _watched(progress) as watcher:
+        from relabel.labels.table import Labels
+
+        held = isinstance(labels, Labels)
+        config = build(EvaluateConfig, labels="" if held else labels, truth=_table(truth, "truth"), **options)
+        found = labels if isinstance(labels, Labels) else Labels.read(Path(config.labels))
+        return found.evaluate(config.truth, config.label_column, watcher)
+
+
+@with_keywords_of(PretrainConfig)
+def pretrain(
+    sources: str | os.PathLike[str] | Sequence[str | os.PathLike[str]],
+    *,
+    progress: bool = False,
+    **options: Any,  # noqa: ANN401
+) -> CorrectorFile:
+    """Meta-train a corrector for `apply` on data whose labels are true; minutes to hours.
+
+    Without `recordings` the recorded runs are in a temporary folder until the end.
+
+    >>> import relabel
+    >>> corrector = relabel.pretrain("digits", episodes=2, steps=1)  # doctest: +SKIP
+    >>> relabel.apply("images", corrector=corrector)  # doctest: +SKIP
+    """
+    config = build(PretrainConfig, sources=sources, **options)
+    checks.check_pretrain(config)
+    with _watched(progress) as watcher, tempfile.TemporaryDirectory(prefix="relabel-") as folder:
+        from relabel.files import make_folder
+        from relabel.pretraining.meta_train import pretrain
+
+        config = changed(config, recordings=config.recordings or Path(folder))
+        make_folder(Path(str(config.recordings)), f"--recordings {config.recordings}")
+        corrector = pretrain(config, watcher)
+        if config.output:
+            corrector.save(config.output)
+        return corrector
+
+
+def calibrate(
+    pred_probs: ArrayLike | Mapping[str, ArrayLike],
+    labels: object,
+    *,
+    trusted: tuple[object, object],
+    class_names: Sequence[str] | None = None,
+    precision: float = 0.95,
+    seed: int = 0,
+) -> Labels:
+    """Labels from the probabilities of a network of your own; nothing is trained.
+
+    pred_probs: [N, C], predicted out of fold: by a network that was not trained on the row; or several such
+    matrices by name. labels: [N], column numbers or class names, with None, NaN, "" and -1 for rows without
+    one. trusted: (rows, true labels). class_names: [C]; by default the column numbers or, where labels are
+    names, these in order. precision: share of the rows marked fix that must be right. seed: of the
+    cross-validation.
+
+    >>> import numpy as np, relabel
+    >>> rng = np.random.default_rng(0)
+    >>> true = np.arange(90) % 3
+    >>> probabilities = rng.dirichlet(np.ones(3), 90) * 0.4 + 0.6 * np.eye(3)[true]
+    >>> noisy = np.where(rng.random(90) < 0.2, (true + 1) % 3, true)
+    >>> labels = relabel.calibrate(probabilities, noisy, trusted=(np.arange(30), true[:30]))
+    >>> labels.noise_matrix.shape
+    (3, 3)
+    """
+    from relabel.verbs.calibrate import calibrate
+
+    return calibrate(pred_probs, labels, trusted, class_names, precision, seed)
+
+
+def read(path: str | os.PathLike[str] | BinaryIO) -> Labels:
+    """The labels in a file that relabel wrote: a path, hf://user/repo/file or a binary stream.
+
+    >>> import numpy as np, relabel
+    >>> P = np.full((40, 2), 0.5)
+    >>> trusted = (np.arange(20), np.arange(20) % 2)
+    >>> relabel.calibrate(P, np.arange(40) % 2, trusted=trusted).save("labels.parquet")
+    >>> len(relabel.read("labels.parquet"))
+    40
+    """
+    from relabel.labels.table import Labels
+
+    if isinstance(path, str | os.PathLike):
+        return Labels.read(hub.resolve(os.fspath(path), "The labels", "labels.parquet"))
+    return Labels.read(path)
+
+
+def _trained(config: FitConfig | ApplyConfig, progress: bool) -> Labels:
+    """Check, run, and write what the config asks for."""
+    outputs, named = config.outputs, config.run.checkpoint is not None
+    _refuse_stdout(outputs.output)
+    if outputs.output and not named:
+        config = changed(config, checkpoint=checks.hidden_beside(Path(outputs.output), "checkpoint"))
+    if isinstance(config, FitConfig):
+        checks.check_fit(config)
+    else:
+        checks.check_apply(config)
+    with _watched(progress) as watcher:
+        from relabel.verbs.outputs import checkpointed, save_trained
+
+        with checkpointed(config, watcher, named):
+            found = _run(config, watcher)
+            save_trained(config, found)
+            return _handed_over(found, outputs.output, outputs.overwrite, watcher)
+
+
+def _run(config: TrainingConfig, watcher: Watcher) -> Labels:
+    if isinstance(config, FitConfig):
+        from relabel.verbs.fit import fit
+
+        return fit(config, watcher)
+    from relabel.verbs.apply import apply
+
+    assert isinstance(config, ApplyConfig)
+    return apply(config, watcher)
+
+
+def _handed_over(found: Labels, output: str | None, overwrite: bool, watcher: Watcher) -> Labels:
+    if isinstance(watcher, Recorder):
+        found.warnings = tuple(watcher.warnings)
+    if output:
+        found.save(output, overwrite)
+    return found
+
+
+def _refuse_stdout(output: str | None) -> None:
+    if output == "-":
+        raise RelabelError(
+            "--output -: only the command line writes to standard output.",
+            "Name a file, or give Labels.save a binary stream.",
+        )
+
+
+@contextmanager
+def _watched(progress: bool) -> Iterator[Watcher]:
+    """What a verb tells, on standard error or kept; it draws random numbers of its own, not the caller's."""
+    import torch
+
+    recorder = Recorder()
+    devices = list(range(torch.cuda.device_count())) if torch.cuda.is_available() else []
+    with torch.random.fork_rng(devices):
+        if not progress:
+            yield recorder
+            return
+        from rich.console import Console
+
+        with Terminal(Console(stderr=True), quiet=False) as terminal:
+            recorder.shown = terminal
+            yield recorder
+
+
+def _inputs(source: object, features: object, labels: object, trusted: object = None) -> dict[str, Any]:
+    """Arrays and data frames as tables in memory; paths, and what is left out, as they are."""
+    given: dict[str, Any] = {"labels": _table(labels, "labels"), "features": features}
+    if trusted is not None:
+        given["trusted"] = _table(trusted, "trusted")
+    if features is None or isinstance(features, str):
+        return given if source is None else given | {"source": _table(source, "source")}
+    if source is not None:
+        raise RelabelError(
+            "source and an array of features are both data.",
+            "Leave out source, or name its columns of vectors with features.",
+        )
+    from relabel.data.in_memory import EMBEDDING, vectors_frame
+
+    given["features"] = EMBEDDING
+    if labels is None or _is_path(labels) or _is_table(labels):
+        return given | {"source": vectors_frame(features)}
+    return given | {"source": vectors_frame(features, labels), "labels": None}
+
+
+def _table(value: object, name: str) -> Any:  # noqa: ANN401
+    """A path as it is, a data frame as a table, and of `labels`, `truth` and `trusted` arrays too."""
+    if value is None or _is_path(value):
+        return value
+    from relabel.data.in_memory import frame_of, labels_frame, trusted_frame
+
+    if name == "source" or _is_table(value):
+        return frame_of(value, name)
+    if name == "trusted":
+        return trusted_frame(value)  # type: ignore[arg-type]
+    return labels_frame(value, name)
+
+
+def _is_path(value: object) -> bool:
+    return isinstance(value, str | os.PathLike)
+
+
+def _is_table(value: object) -> bool:
+    """A data frame, an Arrow table or a dict of columns, not one value a row."""
+    return isinstance(value, Mapping) or hasattr(value, "columns") or hasattr(value, "table")
