@@ -130,7 +130,6 @@ def test_what_is_handed_over_may_be_an_array_a_frame_a_series_a_list_or_a_file(d
     rows = np.arange(30)
     named = NAMES[given]
     frame = pd.DataFrame({"v": list(vectors), "label": named})
-    table = folder / "trusted.csv"
     checked = pd.DataFrame({"index": rows, "label": NAMES[true[rows]]})
     expected = columns(fitted).drop(columns="file_name")
     for arguments in (

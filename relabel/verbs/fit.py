@@ -184,8 +184,11 @@ def _pretrained(config: FitConfig) -> CorrectorFile | None:
     """The corrector that is used as it is, if there is one."""
     if isinstance(config.pretrained, Path):
         return read_corrector(config.pretrained)
-    assert config.pretrained is None or isinstance(config.pretrained, CorrectorFile)
-    return config.pretrained
+    if config.pretrained is None:
+        return None
+    assert isinstance(config.pretrained, CorrectorFile)
+    # As its file would be read, which draws random numbers: the result is the same.
+    return CorrectorFile.from_content(config.pretrained.content(), Path("the corrector in memory"))
 
 
 def _with_corrector(config: FitConfig, source: Source, trusted: TrustedSet, watcher: Watcher) -> FitConfig:
