@@ -46,7 +46,6 @@ from relabel.files import make_folder
 from relabel.interrupts import Stopped
 from relabel.options import changed
 from relabel.progress import Terminal
-from relabel.simulate import demo
 from relabel.verbs.checks import (
     check_apply,
     check_corrupt,
@@ -317,6 +316,8 @@ def demo_command(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing output.")] = False,
 ) -> None:
     """Write a small real data set with 30 % wrong labels, run fit on it and show what it gained."""
+    from relabel.simulate import demo
+
     data = demo.write_dataset(directory, overwrite)
     arguments = data.fit_arguments
     typer.echo(data.describe(), err=True)
@@ -367,5 +368,5 @@ def _show_result(console: Console, result: Labels, config: LabellingConfig, show
         print_json({**result.summary.to_dict(), "output": output})
     elif not shown.quiet:
         tables.show_result(
-            console, result.summary.to_dict(), "the labels to standard output" if output == "-" else output
+            console, result.summary, "the labels to standard output" if output == "-" else output
         )

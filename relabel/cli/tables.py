@@ -4,96 +4,101 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.cells import cell_len
 from rich.console import Console
 from rich.text import Text
 
-from relabel.labels.table import Labels
-from relabel.metrics import Evaluation
+if TYPE_CHECKING:
+    from relabel.labels.metadata import CalibrationReport, Confusion, NoiseReport
+    from relabel.labels.summary import Summary
+    from relabel.labels.table import Labels
+    from relabel.metrics import Evaluation
 
 _ACTIONS = ("keep", "fix", "review")
+_NOISE = "Wrong labels, as calibrated"
+_LEAST_SHARE = 0.0005  # of a confusion that is shown: less would read 0.0 %
+_WHOLE_FROM = 9.5  # odds from here on are shown without decimals
 _NARROWEST = 30  # a column of values thinner than this goes below the names instead
 
 Lines = list[tuple[str, str]]
 
 
-def show_result(console: Console, summary: Mapping[str, Any], output: str) -> None:
-    """The end of `relabel fit` and `relabel predict`."""
-    extras = [
-        f"{summary[key]:,} {word}"
-        for key, word in (
-            ("trusted_rows", "verified"),
-            ("unlabelled_rows", "without a label"),
-            ("unusable_rows", "unusable"),
-        )
-        if summary[key]
-    ]
-    lines = [("Rows", f"{summary['rows']:,}{_in_brackets(extras)}")]
-    if summary["trusted_outside_source"]:
-        lines.append(("Verified images outside SOURCE", f"{summary['trusted_outside_source']:,}"))
-    if summary["ignored_files"]:
-        lines.append(("Other files left alone", f"{summary['ignored_files']:,}"))
-    if summary["estimated_noise_rate"] is not None:
-        lines.append(("Wrong labels, as calibrated", _percent(summary["estimated_noise_rate"])))
-    if summary["trusted_noise_rate"] is not None:
-        low, high = summary["trusted_noise_rate_interval"]
-        lines.append(
-            (
-                "Wrong labels among the verified",
-                f"{_percent(summary['trusted_noise_rate'])} "
-                f"(95 % interval {_percent(low)} to {_percent(high)})",
-            )
-        )
-    for title, key in (
-        ("Largest confusions", "largest_confusions"),
-        ("Learned by MLC", "learned_transitions"),
-    ):
-        confusions = [
-            f"{_percent(entry['share'])} of {entry['true']} is labelled {entry['given']}"
-            for entry in summary.get(key) or ()
-            if entry["true"] != entry["given"] and entry["share"] >= 0.0005
-        ]
-        if confusions:
-            lines.append((title, "\n".join(confusions)))
-    lines.append(_actions(summary["actions"], summary["trusted_rows"]))
-    calibration = summary["calibration"]
-    of_the_fit = " of the fit" if summary["calibrated_before"] else ""
-    if calibration["accuracy_before"] is not None:
-        lines.append(
-            (
-                "Label accuracy, measured",
-                f"{_percent(calibration['accuracy_before'])} before, "
-                f"{_percent(calibration['accuracy_after'])} after "
-                f"(on {calibration['calibration_rows']:,} verified rows{of_the_fit}, cross-validated)",
-            )
-        )
-    if calibration["decision_threshold"]:
-        reason = (
-            "the verified rows do not show that they do good"
-            if calibration["calibration_rows"]
-            else "few of the labels in doubt have a likelier one"
-        )
-        odds = math.exp(calibration["decision_threshold"])
-        times = f"{odds:.2g}" if odds < 9.5 else f"{odds:.0f}"
-        lines.append(("Corrections", f"only where {times} times as likely as the given label, for {reason}"))
-    lines.append(("Promise", summary["selection"]))
+def show_result(console: Console, summary: Summary, output: str) -> None:
+    """The end of `relabel fit`, `apply` and `predict`."""
+    counts = (
+        (summary.trusted_rows, "trusted"),
+        (summary.unlabelled_rows, "without a label"),
+        (summary.unusable_rows, "unusable"),
+    )
+    lines = [("Rows", f"{summary.rows:,}{_in_brackets(_counted(counts))}")]
+    if summary.trusted_outside_source:
+        lines.append(("Trusted images outside SOURCE", f"{summary.trusted_outside_source:,}"))
+    if summary.ignored_files:
+        lines.append(("Other files left alone", f"{summary.ignored_files:,}"))
+    lines += _noise(summary.noise)
+    lines += _confusions("Largest confusions", summary.largest_confusions)
+    lines += _confusions("Learned by MLC", summary.learned_transitions or ())
+    lines.append(_actions(summary.actions, summary.trusted_rows))
+    if summary.calibration:
+        lines += _calibrated(summary.calibration, summary.calibrated_before)
+    if summary.selection:
+        lines.append(("Fixes", summary.selection))
     _show(console, "What was found", lines)
     console.print(f"Wrote {_printable(output)}", markup=False, highlight=False, soft_wrap=True)
 
 
+def _noise(noise: NoiseReport) -> Lines:
+    lines = []
+    if noise.estimated_noise_rate is not None:
+        lines.append((_NOISE, _percent(noise.estimated_noise_rate)))
+    if noise.trusted_noise_rate is not None and noise.trusted_noise_rate_interval is not None:
+        low, high = map(_percent, noise.trusted_noise_rate_interval)
+        share = _percent(noise.trusted_noise_rate)
+        lines.append(("Wrong labels among the trusted rows", f"{share} (95 % interval {low} to {high})"))
+    return lines
+
+
+def _confusions(title: str, confusions: Sequence[Confusion]) -> Lines:
+    told = [
+        f"{_percent(entry.share)} of {entry.true} is labelled {entry.given}"
+        for entry in confusions
+        if entry.true != entry.given and entry.share >= _LEAST_SHARE
+    ]
+    return [(title, "\n".join(told))] if told else []
+
+
+def _calibrated(calibration: CalibrationReport, of_a_fit: bool) -> Lines:
+    """What the calibration set measured, and where it holds corrections back."""
+    lines = []
+    before, after = calibration.accuracy_before, calibration.accuracy_after
+    if before is not None and after is not None:
+        rows = f"{calibration.calibration_rows:,} trusted rows{' of the fit' if of_a_fit else ''}"
+        measured = f"{_percent(before)} before, {_percent(after)} after (on {rows}, cross-validated)"
+        lines.append(("Label accuracy, measured", measured))
+    if calibration.decision_threshold:
+        odds = math.exp(calibration.decision_threshold)
+        times = f"{odds:.2g}" if odds < _WHOLE_FROM else f"{odds:.0f}"
+        reason = (
+            "the trusted rows do not show that changing more labels helps; more trusted rows can show it"
+            if calibration.calibration_rows
+            else "few of the doubtful labels have a likelier class; trusted rows (--trusted) can show where "
+            "corrections help"
+        )
+        told = f"a label is changed only where another class is {times} times as likely: {reason}"
+        lines.append(("Corrections", told))
+    return lines
+
+
 def show_evaluation(console: Console, evaluation: Evaluation) -> None:
     """The table of `relabel evaluate`."""
-    left_out = [
-        f"{count:,} {word}"
-        for count, word in (
-            (evaluation.trusted_rows_excluded, "verified"),
-            (evaluation.rows_without_truth, "without a truth"),
-            (evaluation.error_rows_excluded, "unusable"),
-        )
-        if count
-    ]
+    counts = (
+        (evaluation.trusted_rows_excluded, "trusted"),
+        (evaluation.rows_without_truth, "without a truth"),
+        (evaluation.error_rows_excluded, "unusable"),
+    )
+    left_out = _counted(counts)
     lines = [("Rows", f"{evaluation.rows:,}" + (f" (left out: {', '.join(left_out)})" if left_out else ""))]
     if evaluation.unlabelled_rows:
         lines.append(("Unlabelled rows", f"{evaluation.unlabelled_rows:,}"))
@@ -123,22 +128,18 @@ def show_evaluation(console: Console, evaluation: Evaluation) -> None:
 def show_labels_file(console: Console, labels: Labels) -> None:
     """What `relabel inspect` says of a labels file."""
     summary, metadata = labels.summary, labels.metadata.to_dict()
-    extras = [
-        f"{count:,} {word}"
-        for count, word in (
-            (summary.trusted_rows, "verified"),
-            (summary.unlabelled_rows, "without a label"),
-            (summary.unusable_rows, "with an error"),
-        )
-        if count
-    ]
+    counts = (
+        (summary.trusted_rows, "trusted"),
+        (summary.unlabelled_rows, "without a label"),
+        (summary.unusable_rows, "with an error"),
+    )
     lines = [
-        ("Rows", f"{summary.rows:,}{_in_brackets(extras)}"),
+        ("Rows", f"{summary.rows:,}{_in_brackets(_counted(counts))}"),
         ("Classes", f"{len(labels.class_names)}: {', '.join(labels.class_names)}"),
         _actions(summary.actions, summary.trusted_rows),
     ]
     if labels.noise_rate is not None:
-        lines.append(("Wrong labels, as calibrated", _percent(labels.noise_rate)))
+        lines.append((_NOISE, _percent(labels.noise_rate)))
     told = (
         "corrector", "backbone", "weights", "image_size", "features", "dimension", "epochs", "seed",
         "trusted_rows", "command",
@@ -212,9 +213,13 @@ def _in_brackets(words: Sequence[str]) -> str:
     return f" ({', '.join(words)})" if words else ""
 
 
-def _actions(counts: Mapping[str, int], verified: int) -> tuple[str, str]:
+def _counted(counts: Sequence[tuple[int, str]]) -> list[str]:
+    return [f"{count:,} {word}" for count, word in counts if count]
+
+
+def _actions(counts: Mapping[str, int], trusted: int) -> tuple[str, str]:
     shown = " / ".join(f"{counts.get(key, 0):,}" for key in _ACTIONS)
-    return "Keep / fix / review", f"{shown} (verified rows not counted)" if verified else shown
+    return "Keep / fix / review", f"{shown} (trusted rows not counted)" if trusted else shown
 
 
 def _title(key: str) -> str:

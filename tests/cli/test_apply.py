@@ -59,7 +59,7 @@ def test_the_file_has_the_columns_of_fit(apply, folder, files):
     assert "1 of 29 images cannot be used" in done.err
     assert "0 verified rows guide the corrector, 0 judge the result, 3 labels held out." in done.err
     assert "Epoch 2/2 (meta)" in done.err
-    assert "\nPromise " in done.err
+    assert "\nFixes " in done.err
     assert "Verified rows (--trusted)" in done.err
 
 

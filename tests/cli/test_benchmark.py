@@ -47,9 +47,9 @@ def test_corrupt_fit_evaluate_as_typed(run, folder, tools):
 
     shown = run("evaluate", "labels.parquet", "--truth", "noisy.csv").out.decode()
     assert "Label accuracy before" in shown
-    assert "left out: 8 verified" in shown
+    assert "left out: 8 trusted" in shown
     shown = run("inspect", "labels.parquet").out.decode()
-    assert "28 (8 verified)" in shown
+    assert "28 (8 trusted)" in shown
     assert "2: blue, red" in shown
 
 

@@ -176,7 +176,7 @@ def test_a_classes_file_orders_the_classes_and_one_that_belongs_elsewhere_is_lef
         (("images", "--classes", "blue,green"), "the label 'red' is none of the classes of --classes."),
         (("images", "--classes", "nosuch.txt"), "--classes nosuch.txt: there is no such file."),
         (("table.parquet", "--image-column", "label"), "that column holds int64, not images."),
-        (("images", "--trusted-column", "x"), "--trusted and --trusted-column both name verified rows."),
+        (("images", "--trusted-column", "x"), "--trusted and --trusted-column both name trusted rows."),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, tuple) else "",
 )

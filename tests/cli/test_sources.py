@@ -87,7 +87,7 @@ def test_a_row_without_a_label_is_relabelled_and_may_be_verified(fit, tools, fol
     tools["write_csv"]("labels.csv", [("red/red8.png", ""), ("red/red0.png", "")])
     done = fit("--labels", "labels.csv")  # red0 is a verified row
     assert done.code == 0
-    assert "28 (8 verified, 2 without a label)" in done.err
+    assert "28 (8 trusted, 2 without a label)" in done.err
     rows = {row["file_name"]: row for row in pq.read_table("labels.parquet").to_pylist()}
     plain, verified = rows["red/red8.png"], rows["red/red0.png"]
     assert plain["noise_probability"] is None

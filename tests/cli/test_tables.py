@@ -1,39 +1,44 @@
 import io
 import math
+from dataclasses import replace
 
 import pytest
 from rich.cells import cell_len
 from rich.console import Console
 
 from relabel.cli import tables
+from relabel.labels.metadata import CalibrationReport, Confusion, NoiseReport
+from relabel.labels.summary import Summary
 
-FIT = {
-    "rows": 1797,
-    "unusable_rows": 2,
-    "ignored_files": 3,
-    "unlabelled_rows": 4,
-    "trusted_rows": 150,
-    "trusted_outside_source": 5,
-    "relabelled_rows": 500,
-    "actions": {"keep": 1200, "fix": 400, "review": 41},
-    "estimated_noise_rate": 0.3,
-    "trusted_noise_rate": 0.28,
-    "trusted_noise_rate_interval": [0.21, 0.36],
-    "largest_confusions": [
-        {"true": "蒸気機関車と長い名前の付いた分類", "given": "[bold]\x1bdog", "share": 0.31},
-        {"true": "cat", "given": "cat", "share": 0.2},
-        {"true": "dog", "given": "cat", "share": 0.0},
+CALIBRATION = CalibrationReport(
+    calibration_rows=75,
+    weights={},
+    abstains=False,
+    decision_threshold=0.0,
+    accuracy_before=0.7,
+    accuracy_after=0.95,
+    calibration_error=0.01,
+)
+FIT = Summary(
+    rows=1797,
+    unusable_rows=2,
+    ignored_files=3,
+    unlabelled_rows=4,
+    trusted_rows=150,
+    trusted_outside_source=5,
+    relabelled_rows=500,
+    actions={"keep": 1200, "fix": 400, "review": 41},
+    noise=NoiseReport(0.3, 0.28, (0.21, 0.36)),
+    largest_confusions=[
+        Confusion("蒸気機関車と長い名前の付いた分類", "[bold]\x1bdog", 0.31),
+        Confusion("cat", "cat", 0.2),
+        Confusion("dog", "cat", 0.0),
     ],
-    "calibration": {
-        "accuracy_before": 0.7,
-        "accuracy_after": 0.95,
-        "calibration_rows": 75,
-        "abstains": False,
-        "decision_threshold": 0.0,
-    },
-    "calibrated_before": False,
-    "selection": "At least 95 % of the fixes are right (with 90% confidence), judged by 75 probe rows.",
-}
+    learned_transitions=None,
+    calibration=CALIBRATION,
+    calibrated_before=False,
+    selection="At least 95 % of the fixes are right (with 90% confidence), judged by 75 trusted rows.",
+)
 
 
 def shown(width, terminal, content=FIT):
@@ -50,9 +55,9 @@ def test_every_width_holds_the_whole_text(width):
     text = shown(width, terminal=True).replace("\x1b[1m", "").replace("\x1b[0m", "")
     dense = "".join(text.split())
     for whole in (
-        "150verified,4withoutalabel,2unusable",
+        "150trusted,4withoutalabel,2unusable",
         "1,200/400/41",
-        "75proberows.",
+        "75trustedrows.",
         "28.0%(95%interval21.0%to36.0%)",
     ):
         assert whole in dense
@@ -63,8 +68,8 @@ def test_every_width_holds_the_whole_text(width):
 
 def test_a_pipe_gets_one_line_a_value_without_padding():
     lines = shown(40, terminal=False).splitlines()
-    assert lines[-2].startswith("Promise")
-    assert lines[-2].endswith("75 probe rows.")
+    assert lines[-2].startswith("Fixes")
+    assert lines[-2].endswith("75 trusted rows.")
     assert all(line == line.rstrip() for line in lines)
 
 
@@ -72,40 +77,40 @@ def test_a_class_is_no_confusion_with_itself_and_a_rounded_zero_is_none():
     text = shown(80, terminal=False)
     assert "of cat is labelled cat" not in text
     assert "0.0 % of" not in text
-    assert "Largest confusions" not in shown(80, False, {**FIT, "largest_confusions": []})
+    assert "Largest confusions" not in shown(80, False, replace(FIT, largest_confusions=[]))
 
 
-def test_verified_rows_are_counted_apart():
+def test_trusted_rows_are_counted_apart():
     text = shown(100, terminal=False)
-    assert "1,797 (150 verified, 4 without a label, 2 unusable)" in text
-    assert "1,200 / 400 / 41 (verified rows not counted)" in text
+    assert "1,797 (150 trusted, 4 without a label, 2 unusable)" in text
+    assert "1,200 / 400 / 41 (trusted rows not counted)" in text
 
 
 @pytest.mark.parametrize(
     ("decision_threshold", "calibration_rows", "told"),
     [
-        (math.log(2), 75, "2 times as likely as the given label, for the verified rows do not show"),
-        (math.log(3.375), 0, "3.4 times as likely as the given label, for few of the labels in doubt"),
+        (math.log(2), 75, "2 times as likely: the trusted rows do not show"),
+        (math.log(3.375), 0, "3.4 times as likely: few of the doubtful labels"),
         (math.log(216), 0, "216 times as likely"),
         (0.0, 75, None),
         (None, 75, None),
     ],
 )
 def test_corrections_that_need_a_margin_say_so_and_why(decision_threshold, calibration_rows, told):
-    calibration = {
-        **FIT["calibration"],
-        "decision_threshold": decision_threshold,
-        "calibration_rows": calibration_rows,
-        "abstains": decision_threshold is None,
-    }
-    text = shown(200, False, {**FIT, "calibration": calibration})
+    calibration = replace(
+        CALIBRATION,
+        decision_threshold=decision_threshold,
+        calibration_rows=calibration_rows,
+        abstains=decision_threshold is None,
+    )
+    text = shown(200, False, replace(FIT, calibration=calibration))
     assert "times as likely" in text if told else "times as likely" not in text
-    assert told is None or f"only where {told}" in text
+    assert told is None or f"only where another class is {told}" in text
 
 
 def test_what_mlc_learned_is_shown_beside_what_was_found():
-    learned = [{"true": "cat", "given": "dog", "share": 0.3}, {"true": "dog", "given": "cat", "share": 0.0}]
-    text = shown(80, False, {**FIT, "learned_transitions": learned})
+    learned = [Confusion("cat", "dog", 0.3), Confusion("dog", "cat", 0.0)]
+    text = shown(80, False, replace(FIT, learned_transitions=learned))
     assert "Learned by MLC" in text
     assert "30.0 % of cat is labelled dog" in text
-    assert "Learned by MLC" not in shown(80, False, {**FIT, "learned_transitions": None})
+    assert "Learned by MLC" not in shown(80, False)

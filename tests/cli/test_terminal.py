@@ -46,7 +46,7 @@ def test_a_terminal_gets_bars_and_a_summary_that_fits(watch, columns):
     text = ESCAPE.sub("", seen.split("What was found")[1]).replace("\r", "")
     assert all(len(line) <= columns for line in text.splitlines())
     words = " ".join(text.split())
-    assert "28 (8 verified)" in words
+    assert "28 (8 trusted)" in words
     assert "Keep / fix / review" in words
     assert "…" not in words
     assert words.endswith("Wrote labels.parquet")
