@@ -301,7 +301,9 @@ class FitConfig(TrainingConfig):
     corrector: str | None = flag(
         f"$correctors; none is plain training, calibrated. Default: {DEFAULT_CORRECTOR}.", None
     )
-    preset: str | None = flag("A paper's own settings, which other flags override: $presets.", None)
+    preset: str | None = flag(
+        "A paper's own settings, which other flags override, but for what stands in brackets: $presets.", None
+    )
     option: Mapping[str, str] = flag("A corrector's option: $options.", {}, metavar="NAME=VALUE")
     pretrained: Path | Saved | None = None
     outputs: FitOutputOptions = field(default_factory=FitOutputOptions)

@@ -1,5 +1,7 @@
 """Files that are either there in full or not there at all."""
 
+from __future__ import annotations
+
 import errno
 import hashlib
 import math
@@ -12,13 +14,13 @@ import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
-
-import numpy as np
-from numpy.typing import DTypeLike, NDArray
+from typing import TYPE_CHECKING, Any
 
 from relabel import __version__
 from relabel.errors import RelabelError, RunError
+
+if TYPE_CHECKING:
+    from numpy.typing import DTypeLike, NDArray
 
 METADATA_KEY = b"relabel"
 """Where the schema of a Parquet file that we write has JSON data on it."""
@@ -26,8 +28,11 @@ METADATA_KEY = b"relabel"
 
 def digest(content: bytes | NDArray[Any]) -> str:
     """The SHA-256 of bytes, or of an array's values, as text."""
-    data = content if isinstance(content, bytes) else np.ascontiguousarray(content).data
-    return hashlib.sha256(data).hexdigest()
+    if isinstance(content, bytes):
+        return hashlib.sha256(content).hexdigest()
+    import numpy as np  # not at the top: --help has no use for it
+
+    return hashlib.sha256(np.ascontiguousarray(content).data).hexdigest()
 
 
 def check_output(path: Path, overwrite: bool) -> None:
@@ -84,6 +89,8 @@ def scratch_array(shape: tuple[int, ...], dtype: DTypeLike, remedies: str = "") 
     because a disk that fills up later would end the process with SIGBUS. remedies: what else to do about too
     little space, as words after "Set TMPDIR to a folder on another disk". Raises RunError.
     """
+    import numpy as np
+
     size = max(1, math.prod(shape) * np.dtype(dtype).itemsize)
     folder = tempfile.gettempdir()
     free = shutil.disk_usage(folder).free
@@ -107,6 +114,8 @@ def release(array: NDArray[Any]) -> None:
     Otherwise every page that was ever touched counts as the process's own for as long as the system has room.
     Nothing happens to other arrays, nor where the system cannot do it.
     """
+    import numpy as np
+
     shared = isinstance(array, np.memmap) and array.mode in ("r", "r+")
     if shared and isinstance(array.base, mmap.mmap) and hasattr(mmap, "MADV_DONTNEED"):
         array.base.madvise(mmap.MADV_DONTNEED)

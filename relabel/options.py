@@ -108,8 +108,17 @@ class Option:
         return self.default is MISSING
 
 
+_FOUND: dict[type, tuple[Option, ...]] = {}
+
+
 def options_of(config: type[Any]) -> tuple[Option, ...]:
     """The options of a config class in the order of its help: its own before its base's, then its groups'."""
+    if config not in _FOUND:  # --help asks for some of them six times
+        _FOUND[config] = _options_of(config)
+    return _FOUND[config]
+
+
+def _options_of(config: type[Any]) -> tuple[Option, ...]:
     hints = get_type_hints(config)
     known = {each.name: each for each in fields(config)}
     names = dict.fromkeys(name for kind in config.__mro__ for name in get_annotations(kind) if name in known)

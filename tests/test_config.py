@@ -12,6 +12,7 @@ from relabel.config import (
     PredictConfig,
     PretrainConfig,
 )
+from relabel.correctors.registry import in_words
 from relabel.errors import RelabelError
 from relabel.options import build, changed, options_of, values_of
 from relabel.simulate import noise
@@ -124,7 +125,7 @@ CONFIGS = (FitConfig, ApplyConfig, PredictConfig, PretrainConfig, CorruptConfig,
 def test_every_option_is_declared_once_and_survives_a_change(kind):
     options = options_of(kind)
     assert len({option.name for option in options}) == len(options)
-    assert all(option.words.help.endswith(".") for option in options)
+    assert all(in_words(option.words.help).endswith(".") for option in options)
     needed = {option.name: "x" for option in options if option.is_needed and option.types[0] is not float}
     needed |= {option.name: 0.5 for option in options if option.is_needed and option.types[0] is float}
     whole = build(kind, **needed)

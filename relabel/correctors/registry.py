@@ -25,7 +25,7 @@ class Entry:
 
     pretrained: the option's value with which φ begins at the parameters that come with relabel, unless a
     value that it excludes was chosen.
-    presets: the names of the class's `presets`, and what of the paper each leaves out.
+    presets: the names of the class's `presets`, and what of the paper each leaves out beside `_ALL_PAPERS`.
     """
 
     path: str
@@ -36,26 +36,25 @@ class Entry:
 
 
 _ALL_PAPERS = (
-    "SGD has Nesterov momentum, one-dimensional parameters do not decay, and the backbone is cnn8 unless "
-    "--backbone names another"
+    "the look-ahead moves the last layer alone unless --meta-gradient is exact, SGD has Nesterov momentum, "
+    "one-dimensional parameters do not decay, and the backbone is cnn8 unless --backbone names another"
 )
-_LOOK_AHEAD = f"the look-ahead moves the last layer alone unless --meta-gradient is exact, {_ALL_PAPERS}"
+"""What every preset leaves out of its paper."""
 
 REGISTRY = {
     "mslc": Entry(
         "relabel.correctors.mslc.MSLC",
         {"targets": ("soft", "hard"), "start": ("trusted", "random")},
         presets={
-            "mslc-paper": "β's loss is taken against the likeliest class of the previous soft label, the "
-            f"look-ahead has the current learning rate, {_LOOK_AHEAD}."
+            "mslc-paper": "β's loss is taken against the likeliest class of the previous soft label, and the "
+            "look-ahead has the current learning rate"
         },
     ),
     "mlc": Entry(
         "relabel.correctors.mlc.MLC",
         {"transition": ("softmax", "projection"), "start": ("trusted", "identity")},
         presets={
-            "mlc-paper": "T acts on probabilities and its rows sum to 1, the length of training is ours, "
-            f"{_LOOK_AHEAD}."
+            "mlc-paper": "T acts on probabilities and its rows sum to 1, and the length of training is ours"
         },
     ),
     "metalabelnet": Entry(
@@ -63,7 +62,7 @@ REGISTRY = {
         {"start": ("classifier", "random")},
         presets={
             "metalabelnet-paper": "the generator still returns to its best state when the trusted rows' loss "
-            f"rises, {_LOOK_AHEAD}."
+            "rises"
         },
     ),
     "tmlc": Entry(
@@ -78,8 +77,7 @@ REGISTRY = {
         ("start", "pretrained"),
         {
             "tmlc-paper": "the corrector scores each pair of row and class, it has 300 steps before its "
-            "first soft label, it replays 8 of at most 16 kept epochs, the rate of the meta-learner is ours, "
-            f"{_ALL_PAPERS}."
+            "first soft label, it replays 8 of at most 16 kept epochs, and the meta-learner's rate is ours"
         },
     ),
     "none": Entry("relabel.correctors.plain.Plain"),
@@ -175,6 +173,11 @@ def in_words(help_text: str) -> str:
         for corrector, entry in REGISTRY.items()
         for name, values in entry.options.items()
     )
+    presets = (
+        f"{preset} ({left_out})" for entry in REGISTRY.values() for preset, left_out in entry.presets.items()
+    )
     return Template(help_text).safe_substitute(
-        correctors=" or ".join(REGISTRY), presets=" or ".join(PRESETS), options=", ".join(options)
+        correctors=" or ".join(REGISTRY),
+        presets=f"{', '.join(presets)}. In all of them {_ALL_PAPERS}",
+        options=", ".join(options),
     )

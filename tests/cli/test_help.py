@@ -67,6 +67,8 @@ def test_help_and_mistakes_answer_at_once_without_torch(start, arguments):
     imported = {line.rsplit("|", 1)[1].strip() for line in err.decode().splitlines() if line.count("|") == 2}
     assert "relabel.cli" in imported
     assert not {"torch", "torchvision", "sklearn", "scipy", "datasets", "pyarrow.dataset"} & imported
+    if set(words) & {"--help", "-h", "--version"}:
+        assert not {"numpy", "pyarrow", "PIL"} & imported
 
 
 def test_the_bare_command_shows_its_help_as_it_is_laid_out(run):
