@@ -141,6 +141,6 @@ def test_a_folder_of_verified_images_from_elsewhere(fit, folder, tools):
             tools["draw"](folder / f"elsewhere/{colour}/x{number}.png", colour, seed=100 + number)
     done = fit("--trusted", "elsewhere")
     assert done.code == 0
-    assert "Verified images outside SOURCE" in done.err
+    assert "Trusted images outside SOURCE" in done.err
     assert len(columns()["file_name"]) == 28
     assert not any(columns()["trusted"])

@@ -36,7 +36,8 @@ def test_an_entry_lists_its_class_s_options_with_their_defaults_first(name: str)
 def test_an_entry_lists_its_class_s_presets_and_what_each_leaves_out(name: str) -> None:
     assert REGISTRY[name].presets.keys() == registry.class_of(name).presets.keys()
     for left_out in REGISTRY[name].presets.values():
-        assert left_out.endswith(".")
+        assert left_out
+        assert not left_out.endswith(".")
 
 
 @every
