@@ -164,12 +164,12 @@ def atomic_path(destination: Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
-def save_tensors(path: Path, kind: str, number: int, content: Mapping[str, Any]) -> None:
+def save_tensors(path: str | Path, kind: str, number: int, content: Mapping[str, Any]) -> None:
     """Write tensors and plain values as a file of that kind (`corrector`, say) and format number."""
     import torch
 
     header = {"kind": f"relabel {kind}", "format": number, "relabel_version": __version__}
-    with atomic_path(path) as temporary:
+    with atomic_path(Path(path)) as temporary:
         torch.save({**header, **content}, temporary)
 
 

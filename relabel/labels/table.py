@@ -31,7 +31,7 @@ _ROWS_SHOWN = 10
 class Saveable(Protocol):
     """A trained corrector or model, of which labels only know that it can be saved."""
 
-    def save(self, path: Path) -> None:
+    def save(self, path: str | Path) -> None:
         """Write its file."""
 
 

@@ -142,7 +142,7 @@ class CorrectorFile:
         made.load_state_dict(self.state)
         return made
 
-    def save(self, path: Path) -> None:
+    def save(self, path: str | Path) -> None:
         """Write a corrector file; `read_corrector` reads it."""
         save_tensors(path, "corrector", _FORMAT, self.content())
 

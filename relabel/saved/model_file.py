@@ -89,7 +89,7 @@ class Model:
             "calibration": self.calibration.to_dict(),
         }
 
-    def save(self, path: Path) -> None:
+    def save(self, path: str | Path) -> None:
         """Write a model file; `read_model` reads it."""
         calibration = asdict(self.calibration)
         content = {
