@@ -26,7 +26,7 @@ from relabel.modality import IMAGES
 
 @dataclass
 class TrustedSet:
-    """Verified labels: M rows of SOURCE and, from a folder, images that are not in it."""
+    """Trusted labels: M rows of SOURCE and, from a folder, images that are not in it."""
 
     rows: NDArray[np.int64]  # [M] positions in the Source
     labels: NDArray[np.int64]  # [M] true class ids

@@ -60,7 +60,7 @@ def test_the_file_has_the_columns_of_fit(apply, folder, files):
     assert "0 verified rows guide the corrector, 0 judge the result, 3 labels held out." in done.err
     assert "Epoch 2/2 (meta)" in done.err
     assert "\nFixes " in done.err
-    assert "Verified rows (--trusted)" in done.err
+    assert "name trusted rows with --trusted" in done.err
 
 
 def test_the_file_tells_what_made_it(apply, run):

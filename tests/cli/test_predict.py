@@ -15,11 +15,11 @@ FIT = ("fit", "images", "--trusted", "trusted.csv", "--epochs", "2", "--image-si
 SLOW_DECODING = """
 import sys, time
 from relabel import cli
-from relabel.data import loading
+from relabel.data import batches
 def decode(*arguments):
     print("decoding", file=sys.stderr, flush=True)
     time.sleep(0.5)
-loading.decode = decode
+batches.decode = decode
 from relabel.__main__ import main as command
 command()
 """
@@ -185,8 +185,8 @@ def test_a_damaged_or_hostile_model_is_one_sentence_and_nothing_in_it_runs(
     elif kind == "corrector":
         assert fit("-q", "--save-corrector", "model.pt", "-o", "fit.parquet", "--overwrite").code == 0
     else:
-        told = "has format 2" if kind == "newer" else told
-        content |= {"code": {"trained": Evil()}, "newer": {"format": 2}, "shape": {"class_names": []}}[kind]
+        told = "has format 3" if kind == "newer" else told
+        content |= {"code": {"trained": Evil()}, "newer": {"format": 3}, "shape": {"class_names": []}}[kind]
         torch.save(content, model)
         told = "is not a whole model file" if kind == "shape" else told
     done = predict() if command == "predict" else run("inspect", "model.pt")
