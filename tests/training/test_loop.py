@@ -28,7 +28,7 @@ from relabel.errors import DivergedError, RunError
 from relabel.sample_memory import DeferredWrites
 from relabel.saved.corrector_file import shipped_state
 from relabel.schedule import Schedule
-from relabel.training import averaging, hypergradient, loop
+from relabel.training import hypergradient, loop
 from relabel.training.checkpoint import passing_buffers
 from relabel.training.hypergradient import Hypergradient, LookAhead
 from relabel.training.loop import EpochReport, Training
@@ -449,22 +449,6 @@ def test_what_steps_leave_to_the_sample_memory_may_wait(
     monkeypatch.setattr(sample_memory, "_DEFERRED", 1)
     run(at_once)
     assert_identical(later.state_dict(), at_once.state_dict())
-
-
-def test_the_average_of_a_backbone_is_that_of_its_weights_and_its_newest_counts() -> None:
-    """Which torch would average too, and fails: BatchNorm's count of its batches is an integer."""
-    backbone = tiny()
-    average = averaging._average_of(backbone)
-    weights, counts = [], []
-    for _ in range(3):
-        with torch.no_grad():
-            backbone.head.weight.normal_()
-        backbone.body[1].num_batches_tracked += 2
-        weights.append(backbone.head.weight.detach().clone())
-        average.update_parameters(backbone)
-        counts.append(average.module.body[1].num_batches_tracked.item())
-    torch.testing.assert_close(average.module.head.weight.detach(), torch.stack(weights).mean(dim=0))
-    assert counts == [2, 4, 6]
 
 
 def test_a_run_without_a_warm_up_has_no_weights_to_average() -> None:
