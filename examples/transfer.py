@@ -50,9 +50,9 @@ from relabel.metrics import noise_matrix
 from relabel.pretraining.episodes import Episode, Pool, Recording, stage, training_of
 from relabel.pretraining.meta_train import (
     Dynamics,
-    experienced,
     first_generation,
     learn,
+    prior_of,
     solved,
 )
 from relabel.progress import Silent
@@ -154,7 +154,7 @@ class Teacher:
     @classmethod
     def of(cls, corrector: TMLCNet, runs: Sequence[Run], seed: int) -> Teacher:
         """The teacher that a corrector and the runs it learned from make."""
-        return cls(corrector, experienced([recording for _, recording in runs], seed))
+        return cls(corrector, prior_of([recording for _, recording in runs], seed))
 
     def calibrated(self, run: Run) -> Tensor:
         """The labels [n] of a run's rows as `relabel apply` corrects them."""

@@ -77,7 +77,7 @@ class Schedule:
         """Decide what is still open, from the number of labelled rows.
 
         transferred: the corrector is used as it is; from_scratch: the backbone has no pretrained weights.
-        Raises RelabelError when the warm-up asked for would take all of the epochs.
+        Raises RelabelError when the requested warm-up would take all of the epochs.
         """
         epochs = self.epochs or default_epochs(rows, transferred)
         if self.warmup_epochs >= epochs:

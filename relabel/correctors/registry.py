@@ -68,11 +68,11 @@ REGISTRY = {
     "tmlc": Entry(
         "relabel.correctors.tmlc_net.TMLCNet",
         {
-            "target": ("verified", "given"),
+            "target": ("trusted", "given"),
             "without": ("nothing", "nnp", "tse", "sd"),
             "start": ("pretrained", "random"),
         },
-        # What comes with relabel learned to name the verified class, from these inputs.
+        # What comes with relabel learned to name the true class, from these inputs.
         {("start", "pretrained"): (("target", "given"), ("without", "nnp"), ("without", "tse"))},
         ("start", "pretrained"),
         {

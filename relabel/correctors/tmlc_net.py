@@ -19,19 +19,16 @@ batch, where a class with one row would have CNL 1 by construction; log1p keeps 
 Eq. 10's target, the smoothed given label, has label smoothing as its optimum and corrects nothing (option
 `target=given`). The paper's clause "one-hot if we have clean labels" works: the trusted rows are its query
 set. They pass through training under their corrected label like any other row, so that their dynamics are
-those of the rows to correct. A few of them teach little, so φ begins at the corrector that comes with
-relabel, learned on recorded runs over other data, and a Gaussian prior holds it there, the more the fewer
-they are. On 3,000 rows of CIFAR-10N with 60 verified ones, a third of them for φ, 66.5 and 65.8 % of the
-labels were right (two draws of the 60) instead of 63.4 and 58.7; with 300 and 40 % of symmetric noise 70.6
-instead of 70.2. From a random start (option `start=random`) with M of them the soft label keeps a share of
-10 / (M + 10) for the given label.
+those of the rows to correct. A few of them teach little, so φ begins at a pretrained corrector, learned on
+recorded runs over other data, and a Gaussian prior holds it there, the more the fewer they are. From a random
+start (option `start=random`) with M of them the soft label keeps a share of 10 / (M + 10) for the given
+label.
 
 The features do not tell which class is mistaken for which. From the pretrained start on, the scores gain
-half of what the given label says beyond noise that is alike everywhere (`log_structure`), by p(given | true)
-as the meta rows and the anchors tell it when the warm-up ends. With 30 % of labels flipped to one class that
-took two texts from 93.3 to 94.4 % and from 97.4 to 97.9 % of right labels, and with symmetric noise nothing
-changed. Anchors alone do not do: in `apply` these texts gained 1 to 3 points, but on 2,500 CIFAR-10 images,
-whose anchors are often wrong, 0.4 (human) and 0.7 (asymmetric noise) were lost.
+half of what the given label says beyond symmetric noise (`log_likelihood_ratio`), by p(given | true) as the
+meta rows and the anchor points estimate it when the warm-up ends. Anchor points alone do not do: those of
+images are often wrong. For all of these choices see examples/RESULTS.md, "TMLC-Net: start, noise matrix and
+history" and "Structured noise and few trusted rows".
 
 With more than 20 classes a row's history is that of 20 candidates, its given label and what the backbone
 thinks likeliest early on; the other classes get no share of the soft label.
@@ -58,16 +55,14 @@ from relabel.schedule import Schedule, Settings
 
 _FLOOR = 1e-4  # of p: what bf16 logits resolve
 _SMOOTHING = 0.1  # ε of eq. 10
-_PSEUDO_ROWS = 10
-_PRIOR_PRECISION = 10.0  # the prior's precision: 1 / variance of each parameter; 2 was as good
-_LOG_RATIO_SHARE = (
-    0.5  # the share of it that scores gain; all of it cost 0.1 points, on flips and on even noise
-)
+_PSEUDO_ROWS = 10  # that keep their given label, beside the meta rows, from a random start
+_PRIOR_PRECISION = 10.0  # 1 / variance of each parameter around the pretrained one; 2 was as good
+_LOG_RATIO_SHARE = 0.5  # that scores gain; all of it was a little worse, with flips and symmetric noise
 _IGNORED = -100
 _KEPT = 16  # epochs in a history, beside the newest: memory does not grow with the length of the run
 CANDIDATES = 20  # classes of a row that have a history, where there are more
 _CHOICES = (0, 1, 2, 4)  # epochs after which they are chosen, each time anew: the first know little
-_REPLAYED = 8  # of them, the LSTM runs through; on recorded runs more cost time and gained nothing
+_REPLAYED = 8  # of them, the LSTM runs through; more cost time and gained nothing
 
 
 class TMLCNet(Corrector):
@@ -75,11 +70,11 @@ class TMLCNet(Corrector):
     and beyond 20 classes `candidates` [N, 20], the classes that the histories are of: 68·C + 34 bytes a row,
     1,434 at the most.
 
-    target: `verified`, the trusted rows' verified label, or `given`, eq. 10.
-    without: the ablations of table V: `nnp` takes raw losses and entropies, `tse` the last epoch alone,
-    `sd` the single best class in place of a distribution.
-    start: `pretrained` begins at the state dict `pretrained` and stays near it, as far as its target and
-    inputs are those (else, and with `random`, at random), and leans by the noise's `structure` [C, C].
+    target: `trusted`, the trusted rows' true label, or `given`, eq. 10. without: the ablations of table V:
+    `nnp` takes raw losses and entropies, `tse` the last epoch alone, `sd` the single best class in place of a
+    distribution. start: `pretrained` begins at the state dict `pretrained` and stays near it, as far as its
+    target and inputs are those (else, and with `random`, at random), and its scores gain half the
+    log-likelihood ratio against symmetric noise [C, C].
     """
 
     recipe = Schedule(meta_learning_rate=3e-3, meta_every=4, averaged_model=0.5)
@@ -95,7 +90,7 @@ class TMLCNet(Corrector):
         self,
         num_classes: int,
         num_features: int,
-        target: str = "verified",
+        target: str = "trusted",
         without: str = "nothing",
         start: str = "pretrained",
         pretrained: Mapping[str, Tensor] | None = None,
@@ -108,8 +103,8 @@ class TMLCNet(Corrector):
         self.needs = replace(self.needs, unlabelled_predictions=num_classes > CANDIDATES)
         self.target = target
         self.without = without
-        alike = target == "verified" and without in ("nothing", "sd")
-        self.start = start if alike else "random"
+        suits = target == "trusted" and without in ("nothing", "sd")  # what the pretrained φ was learned for
+        self.start = start if suits else "random"
         self.register_buffer("kept_share", torch.zeros(()))
         self.kept_share: Tensor
         self.register_buffer("prior_precision", torch.zeros(()))
@@ -121,8 +116,7 @@ class TMLCNet(Corrector):
         self.decoder = nn.Sequential(nn.Linear(hidden, hidden), nn.ReLU(), nn.Linear(hidden, 1, bias=False))
 
     def initialise(self, warm_up: WarmUp) -> None:
-        """Decide how far the few or many meta rows are to be relied upon, begin at the pretrained φ, and take
-        note of the noise's structure."""
+        """Begin at the pretrained φ, with a prior by the number of meta rows and the noise's log ratio."""
         if self.start == "random":
             self.kept_share.fill_(_PSEUDO_ROWS / (len(warm_up.meta) + _PSEUDO_ROWS))
             return
@@ -147,7 +141,7 @@ class TMLCNet(Corrector):
         memory, passed = dict(epoch.memory), epoch.number
         if "losses" not in memory:
             capacity = 1 if self.without == "tse" else _KEPT + 1
-            # Halves: the history is the largest thing the ledger holds.
+            # float16: the history is the largest thing the sample memory holds.
             memory["losses"] = History(rows, capacity, min(classes, CANDIDATES), 2, dtype=torch.float16)
             memory["entropy"] = History(rows, capacity, dtype=torch.float16)
         if classes > CANDIDATES:
@@ -193,7 +187,7 @@ class TMLCNet(Corrector):
         scores = self._scores(given, memory)
         smoothing = _SMOOTHING if self.target == "given" else 0.0
         is_target = self._is(given if self.target == "given" else true, memory)
-        # A verified class that is no candidate teaches nothing.
+        # A true class that is no candidate teaches nothing.
         position = torch.where(is_target.any(dim=1), is_target.to(torch.uint8).argmax(dim=1), _IGNORED)
         loss = F.cross_entropy(
             scores, position, label_smoothing=smoothing, ignore_index=_IGNORED, reduction="sum"
@@ -246,7 +240,7 @@ class TMLCNet(Corrector):
 
 
 def log_likelihood_ratio(transition: Floats) -> Floats:
-    """log p(given | true) − log of the same under noise that is alike everywhere, [C, C] by (true, given).
+    """log p(given | true) − log of the same under symmetric noise, [C, C] by (true, given).
 
     transition: [C, C], positive, rows sum to 1; the other noise has its mean rate.
     """

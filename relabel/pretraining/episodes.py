@@ -42,11 +42,7 @@ _NOISE = {
 _LEAST_RATE = 0.03
 _BACKBONES = {"cnn8": 0.8, "resnet18": 0.1, "mobilenet_v3_small": 0.1}
 _SIZES = {12: 0.45, 16: 0.35, 24: 0.15, 32: 0.05}
-_AUGMENTATIONS = {
-    "flip": 0.6,
-    "shift": 0.3,
-    "none": 0.1,
-}  # without any, a small network soon knows all by heart
+_AUGMENTATIONS = {"flip": 0.6, "shift": 0.3, "none": 0.1}  # without any, a small network soon memorises
 _ROWS = (200, 5_000)
 _EPOCHS = (15, 80)
 _EFFORT = 160_000  # images of 16 px an episode may show its network: two minutes of one core

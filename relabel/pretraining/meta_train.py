@@ -46,7 +46,7 @@ from relabel.training import checkpoint
 
 _PAIRS = 1_500  # (row, class) pairs a step
 _LEARNING_RATE = 3e-3
-_FIRST_SHARE = 0.12  # of an episode's epochs, before which nobody asks a corrector for anything
+_FIRST_SHARE = 0.12  # of an episode's epochs, before which no corrector is used
 _LARGEST = 32  # px
 
 
@@ -66,7 +66,7 @@ def pretrain(config: PretrainConfig, watcher: Watcher | None = None) -> Correcto
         recordings += made
         corrector = learn(recordings, config.steps, config.seed, watcher)
     assert corrector is not None
-    calibration_prior = experienced(made, config.seed)
+    calibration_prior = prior_of(made, config.seed)
     trained = {
         "sources": [
             {"name": pool.name, "rows": len(pool.true), "classes": len(pool.class_names)}
@@ -177,7 +177,7 @@ class Dynamics:
         return {"candidates": candidates, "losses": losses.gather(2, wanted), "entropy": entropy}
 
 
-def experienced(recordings: Sequence[Recording], seed: int) -> CalibrationPrior:
+def prior_of(recordings: Sequence[Recording], seed: int) -> CalibrationPrior:
     """What the ends of corrected runs teach on calibration."""
     return labelled_runs.learn([solved(recording) for recording in recordings], seed)
 
@@ -279,7 +279,7 @@ def _record_all(
             checkpoint.save(path, recording.state(), digest)
         recordings.append((episode, recording))
         watcher.advance(episode.epochs)
-        watcher.say(_told(episode, recording))
+        watcher.say(_sentence(episode, recording))
     if not recordings:
         raise RunError("Every episode diverged.", "Check that the sources' labels are true.")
     return recordings
@@ -292,7 +292,7 @@ def _restored(path: Path, digest: str) -> Recording | None:
         return None
 
 
-def _told(episode: Episode, recording: Recording) -> str:
+def _sentence(episode: Episode, recording: Recording) -> str:
     noises = " and ".join(f"{kind} {rate:.2f}" for kind, rate in episode.noises)
     size = "" if episode.image_size is None else f" at {episode.image_size} px"
     right = (recording.given == recording.true).float().mean().item()

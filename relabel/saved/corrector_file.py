@@ -52,7 +52,7 @@ class CorrectorFile:
     ) -> CorrectorFile:
         """A trained corrector made as `create(name, num_classes, num_features, options)`.
 
-        trained: plain JSON data on the run; experience: for the calibration where it is used as it is.
+        trained: plain JSON data on the run; calibration_prior: for the calibration where it is frozen.
         """
         state = {key: value.cpu() for key, value in corrector.state_dict().items()}
         return cls(name, num_classes, num_features, dict(options), state, dict(trained), calibration_prior)

@@ -252,7 +252,7 @@ class Training:
         `averaged_epochs`; `last`: the finished backbone's, without augmentation. With two windows the
         calibration stops early, as it were, as far as memorised labels ask for it. The corrector's own soft
         label is not among the evidence: beside a backbone that it has taught it adds nothing (see
-        examples/RESULTS.md, "Choices").
+        examples/RESULTS.md, "Two windows of the temporal ensemble").
         """
         last = ProbabilityStore(*self.sample_memory.mean.shape)
         for index, logits in self.predict(torch.arange(len(last))):

@@ -140,7 +140,7 @@ def test_an_impossible_label_leaves_the_prediction_to_judge(sure: int) -> None:
 
 
 def warm_up(given: list[int], true: list[int], probability: Tensor | None = None) -> WarmUp:
-    """Eight rows, the first of them verified; the others are given classes 0 to 3 in turn."""
+    """Eight rows, the first of them trusted; the others are given classes 0 to 3 in turn."""
     return WarmUp(
         mean_probability=torch.full((8, C), 1 / C) if probability is None else probability,
         probability=torch.full((8, C), 1 / C),
@@ -164,10 +164,10 @@ def test_the_trusted_start_is_how_the_meta_rows_were_labelled(parametrization: s
 
 @parametrizations
 @pytest.mark.parametrize("given", [[0, 1, 1], [-1, -1, -1]], ids=["given labels", "none"])
-def test_it_is_drawn_towards_what_the_anchors_among_the_other_rows_tell(
+def test_it_is_drawn_towards_the_anchor_points_among_the_other_rows(
     parametrization: str, given: list[int]
 ) -> None:
-    """Rows 3 to 7 are given 3, 0, 1, 2, 3 and taken for 2, 0, 0, 2, 3, the verified ones for 3."""
+    """Rows 3 to 7 are given 3, 0, 1, 2, 3 and taken for 2, 0, 0, 2, 3, the trusted ones for 3."""
     predicted = F.one_hot(torch.tensor([3, 3, 3, 2, 0, 0, 2, 3]), C)
     made = corrector(parametrization)
     made.initialise(warm_up(given, [0, 0, 1], 0.9 * predicted + 0.025))

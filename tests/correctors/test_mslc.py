@@ -148,7 +148,7 @@ def simulated(rows: int = 400, in_training_rows: int = 300) -> WarmUp:
     )
 
 
-def learned_by_heart(warm_up: WarmUp, share: float) -> Epoch:
+def memorised(warm_up: WarmUp, share: float) -> Epoch:
     """The same rows after an epoch whose predictions hold so much of the given label."""
     given = torch.zeros(len(warm_up.probability), dtype=torch.int64)
     given[warm_up.in_training.rows] = warm_up.in_training.given
@@ -164,7 +164,7 @@ def learned_by_heart(warm_up: WarmUp, share: float) -> Epoch:
     )
 
 
-def witness_soft_label(made: MSLC, seen: WarmUp | Epoch, memory: Memory) -> Tensor:
+def in_training_soft_label(made: MSLC, seen: WarmUp | Epoch, memory: Memory) -> Tensor:
     """Eq. 6 of the witnesses [W, 5]."""
     logits, previous = (
         seen.probability[seen.in_training.rows].log(),
@@ -198,14 +198,17 @@ def test_the_memory_starts_at_a_copy_of_the_mean_probability() -> None:
     assert torch.equal(MSLC(5, D).begin(warm_up)["soft_label"], before)
 
 
-def test_the_trusted_start_makes_the_witnesses_verified_labels_likely() -> None:
+def test_the_trusted_start_makes_the_in_training_rows_true_labels_likely() -> None:
     warm_up = simulated()
     torch.manual_seed(0)
     made, random = MSLC(5, D), MSLC(5, D, start="random")
     memory = started(made, warm_up)
     started(random, warm_up)
-    found = log_likelihood(witness_soft_label(made, warm_up, memory), warm_up.in_training.true)
-    assert found > log_likelihood(witness_soft_label(random, warm_up, memory), warm_up.in_training.true) + 0.1
+    found = log_likelihood(in_training_soft_label(made, warm_up, memory), warm_up.in_training.true)
+    assert (
+        found
+        > log_likelihood(in_training_soft_label(random, warm_up, memory), warm_up.in_training.true) + 0.1
+    )
     # No fixed pair of coefficients does better: the nets tell the rows apart.
     terms = (
         F.one_hot(warm_up.in_training.given, 5).float(),
@@ -221,33 +224,33 @@ def test_the_trusted_start_makes_the_witnesses_verified_labels_likely() -> None:
     assert found > best - 0.02
 
 
-def test_a_label_learned_by_heart_is_not_believed_for_it() -> None:
-    """Its loss has become small, which without the witnesses would be taken for proof."""
+def test_a_memorised_label_is_not_believed_for_it() -> None:
+    """Its loss has become small, which without the in-training rows would be taken for proof."""
     warm_up = simulated()
     torch.manual_seed(0)
     made = MSLC(5, D)
     memory = started(made, warm_up)
-    before = witness_soft_label(made, warm_up, memory)
-    epoch = learned_by_heart(warm_up, 0.3)
+    before = in_training_soft_label(made, warm_up, memory)
+    epoch = memorised(warm_up, 0.3)
 
     def believed(soft_label: Tensor) -> float:
         wrong = epoch.in_training.given != epoch.in_training.true
         return soft_label.gather(1, epoch.in_training.given[:, None])[wrong].mean().item()
 
-    unfitted = believed(witness_soft_label(made, epoch, epoch.memory))
+    unfitted = believed(in_training_soft_label(made, epoch, epoch.memory))
     for _ in range(6):
         assert made.observe(epoch) == {}
-    fitted = witness_soft_label(made, epoch, epoch.memory)
+    fitted = in_training_soft_label(made, epoch, epoch.memory)
     assert unfitted > believed(before) + 0.1
     assert believed(fitted) < unfitted - 0.05
-    by_heart = epoch.probability[epoch.in_training.rows]
+    memory_of_it = epoch.probability[epoch.in_training.rows]
     assert (
         log_likelihood(fitted, epoch.in_training.true)
-        > log_likelihood(by_heart, epoch.in_training.true) - 0.01
+        > log_likelihood(memory_of_it, epoch.in_training.true) - 0.01
     )
 
 
-def test_a_few_witnesses_move_little() -> None:
+def test_a_few_in_training_rows_move_little() -> None:
     few, many = simulated(in_training_rows=2), simulated(in_training_rows=300)
     coefficients = []
     for warm_up in (few, many):
@@ -267,7 +270,7 @@ UNIFORM = torch.full((C,), 1 / C).double()
 
 
 def alike(in_training_rows: int, true: int, prediction: Tensor, previous: Tensor) -> Epoch:
-    """So many witnesses that are given class 0, all with one prediction and one memory [C]: each net has
+    """So many in-training rows that are given class 0, all with one prediction and one memory [C]: each net has
     one value to find."""
     rows = torch.arange(in_training_rows)
     given = torch.zeros(in_training_rows, dtype=torch.int64)
@@ -289,7 +292,7 @@ def fitted_coefficients(made: MSLC, epoch: Epoch) -> list[float]:
 
 
 @pytest.mark.parametrize("in_training_rows", [2, 10, 40])
-def test_so_many_witnesses_outweigh_ten_that_say_one_half(in_training_rows: int) -> None:
+def test_so_many_in_training_rows_outweigh_ten_that_say_one_half(in_training_rows: int) -> None:
     """All given rightly, and nothing else tells their class: W log(a + (1 - a) / C) + 5 log(a (1 - a)) is at
     its largest."""
     torch.manual_seed(0)
@@ -327,12 +330,12 @@ def test_the_fit_tells_the_memory_from_the_prediction(who: str) -> None:
     assert b > 0.75 if who == "memory" else b < 0.25
 
 
-@pytest.mark.parametrize("why", ["asked for", "no witness"])
+@pytest.mark.parametrize("why", ["asked for", "no in-training row"])
 def test_otherwise_the_nets_start_at_random_and_are_left_to_the_look_ahead(why: str) -> None:
     warm_up = simulated(in_training_rows=300 if why == "asked for" else 0)
     made = MSLC(5, D, start="random" if why == "asked for" else "trusted")
     assert made.needs.in_training_rows == (why != "asked for")
     before = parameters(made)
     started(made, warm_up)
-    made.observe(learned_by_heart(warm_up, 0.3))
+    made.observe(memorised(warm_up, 0.3))
     assert all(torch.equal(x, y) for x, y in zip(before, made.parameters(), strict=True))

@@ -37,7 +37,7 @@ PROBABILITIES = [
 ROWS = torch.arange(N)
 
 
-def corrector(classes: int = C, target: str = "verified", without: str = "nothing") -> TMLCNet:
+def corrector(classes: int = C, target: str = "trusted", without: str = "nothing") -> TMLCNet:
     torch.manual_seed(4)
     return fresh(classes, target=target, without=without)
 
@@ -373,7 +373,7 @@ def test_candidates_are_in_the_order_of_their_classes() -> None:
     assert (memory["candidates"].diff(dim=1) > 0).all()
 
 
-def test_a_verified_class_that_is_no_candidate_teaches_nothing() -> None:
+def test_a_true_class_that_is_no_candidate_teaches_nothing() -> None:
     made = fresh(100)
     memory, given, _ = many_classes(made, 6)
     candidates = memory["candidates"].long()
@@ -389,11 +389,11 @@ def test_a_verified_class_that_is_no_candidate_teaches_nothing() -> None:
 
 
 def test_a_row_without_a_label_keeps_no_share_for_it() -> None:
-    made, nobody_said = corrector(), torch.full((N,), -1)
+    made, unlabelled = corrector(), torch.full((N,), -1)
     memory = history(made)
-    free, labelled = (made.soft_label(torch.empty(0), given, memory) for given in (nobody_said, GIVEN))
+    free, labelled = (made.soft_label(torch.empty(0), given, memory) for given in (unlabelled, GIVEN))
     made.kept_share.fill_(0.4)
-    assert torch.equal(made.soft_label(torch.empty(0), nobody_said, memory), free)
+    assert torch.equal(made.soft_label(torch.empty(0), unlabelled, memory), free)
     expected = 0.6 * labelled + 0.4 * F.one_hot(GIVEN, C)
     torch.testing.assert_close(made.soft_label(torch.empty(0), GIVEN, memory), expected)
 
@@ -447,8 +447,8 @@ def test_the_printed_target_teaches_the_smoothed_given_label() -> None:
     assert entropy <= loss < entropy + 0.01
 
 
-def test_verified_labels_teach_corrections() -> None:
-    soft_label, loss = trained("verified", EPOCHS, 40)
+def test_true_labels_teach_corrections() -> None:
+    soft_label, loss = trained("trusted", EPOCHS, 40)
     assert (GIVEN == TRUE).double().mean() < 0.75
     assert (soft_label.argmax(dim=1) == TRUE).double().mean() > 0.9
     own = soft_label.gather(1, TRUE[:, None])
@@ -520,25 +520,25 @@ def structured(classes: int = C) -> np.ndarray:
     return transition
 
 
-def told(transition: np.ndarray | None, made: TMLCNet) -> TMLCNet:
-    """`made`, after a warm-up that told that noise matrix."""
+def with_noise(transition: np.ndarray | None, made: TMLCNet) -> TMLCNet:
+    """`made`, after a warm-up that knows that noise matrix."""
 
-    class Told(WarmUp):
+    class Known(WarmUp):
         def transition(self) -> np.ndarray | None:
             return transition
 
-    made.initialise(Told(**vars(warm_up(10))))
+    made.initialise(Known(**vars(warm_up(10))))
     return made
 
 
-def test_noise_that_is_alike_everywhere_has_no_structure() -> None:
+def test_symmetric_noise_has_no_log_ratio() -> None:
     for classes, rate in ((2, 0.3), (10, 0.6), (100, 0.01)):
         even = np.full((classes, classes), rate / (classes - 1))
         np.fill_diagonal(even, 1 - rate)
         assert np.abs(log_likelihood_ratio(even)).max() < 1e-12
 
 
-def test_structure_is_the_log_of_the_ratio_to_even_noise_of_the_same_rate() -> None:
+def test_the_log_ratio_is_against_symmetric_noise_of_the_same_rate() -> None:
     transition = np.array([[0.9, 0.1, 0.0001], [0.2, 0.7, 0.0999], [0.3, 0.2, 0.5]])
     found = log_likelihood_ratio(transition)
     assert found[1, 1] == pytest.approx(math.log(0.7 / 0.7))
@@ -546,10 +546,10 @@ def test_structure_is_the_log_of_the_ratio_to_even_noise_of_the_same_rate() -> N
     assert found[0, 2] == pytest.approx(math.log(0.0001 / 0.15))
 
 
-def test_the_soft_label_leans_by_the_root_of_the_noises_structure() -> None:
+def test_the_soft_label_gains_half_the_log_ratio_of_the_noise() -> None:
     """q_c is multiplied by (T_{c,y} / even)^½; rows without a label have no y."""
     given = torch.where(ROWS % 7 == 0, -1, GIVEN)
-    made = told(structured(), corrector())
+    made = with_noise(structured(), corrector())
     memory = history(made)
     found = made.soft_label(torch.empty(0), given, memory)
     made.log_ratio = None
@@ -568,15 +568,15 @@ def test_the_soft_label_leans_by_the_root_of_the_noises_structure() -> None:
     assert (found[ones, 0] > 1.5 * before[ones, 0]).any(), "half of class 0 is labelled 1"
 
 
-def test_its_loss_is_that_of_the_leaning_soft_label() -> None:
-    made = told(structured(), corrector())
+def test_its_loss_is_that_of_the_soft_label_with_the_log_ratio() -> None:
+    made = with_noise(structured(), corrector())
     memory = history(made)
     made.prior_precision.zero_()
     own = made.soft_label(torch.empty(0), GIVEN, memory).gather(1, TRUE[:, None])
     assert made.trusted_loss(GIVEN, TRUE, memory).item() == pytest.approx(-own.log().mean().item())
 
 
-def test_with_many_classes_only_candidates_lean() -> None:
+def test_with_many_classes_only_candidates_gain_the_log_ratio() -> None:
     given = ROWS % 100
     made = fresh(100)
     transition = structured(100)
@@ -599,15 +599,15 @@ def test_with_many_classes_only_candidates_lean() -> None:
     ("options", "leans"),
     [({}, True), ({"without": "sd"}, True), ({"start": "random"}, False), ({"without": "tse"}, False)],
 )
-def test_structure_comes_with_the_pretrained_start(options: dict[str, str], leans: bool) -> None:
-    made = told(structured(), fresh(**options))
+def test_the_log_ratio_comes_with_the_pretrained_start(options: dict[str, str], leans: bool) -> None:
+    made = with_noise(structured(), fresh(**options))
     assert list(passing_buffers(made)) == (["log_ratio"] if leans else [])
     if made.log_ratio is not None:
         torch.testing.assert_close(made.log_ratio, torch.from_numpy(log_likelihood_ratio(structured())) / 2)
-    assert not passing_buffers(told(None, fresh(**options)))
+    assert not passing_buffers(with_noise(None, fresh(**options)))
 
 
-def test_anchors_alone_do_not_tell_structure() -> None:
+def test_anchor_points_alone_do_not_tell_the_noise() -> None:
     made, before = corrector(), warm_up(10)
     made.initialise(replace(before, meta=replace(before.meta, given=torch.full((10,), -1))))
     assert before.transition is not None
@@ -624,7 +624,7 @@ def test_asking_for_the_pretrained_start_where_it_means_nothing_is_refused(other
     check("tmlc", other)
 
 
-def test_a_pull_goes_through_a_file_with_the_parameters_and_the_noises_structure_does_not() -> None:
+def test_the_prior_goes_through_a_file_with_the_parameters_and_the_log_ratio_does_not() -> None:
     made, other = beginning(corrector(), 5), corrector()
     other.load_state_dict(made.state_dict())
     memory = history(made)

@@ -26,10 +26,10 @@ from relabel.pretraining import episodes, meta_train
 from relabel.pretraining.episodes import Episode, Pool, Recording
 from relabel.pretraining.meta_train import (
     Dynamics,
-    experienced,
     first_generation,
     learn,
     pretrain,
+    prior_of,
     short_names,
 )
 from relabel.progress import Silent
@@ -213,7 +213,7 @@ def test_labels_that_were_held_out_teach_a_corrector_nothing() -> None:
 
 def test_the_experience_is_of_the_ends_of_the_runs() -> None:
     recordings = [made_up(seed, classes=3 + seed) for seed in range(3)]
-    found = experienced(recordings, 0)
+    found = prior_of(recordings, 0)
     assert list(found.weights) == ["early", "late", "last", "transition", "keep"]
     assert len(found.right) == len(found.relabelled) == len(found.confidence) == 450
     assert found.right.mean() > 0.85
@@ -221,7 +221,7 @@ def test_the_experience_is_of_the_ends_of_the_runs() -> None:
     assert 0.2 < found.relabelled.mean() < 0.5
     assert found.confidence.min() > 1 / 5
     for part, name in ((range(2, 6), "early"), (range(6, 12), "late")):
-        useless = experienced([spoilt(each, part) for each in recordings], 0).weights
+        useless = prior_of([spoilt(each, part) for each in recordings], 0).weights
         assert abs(useless[name]) < found.weights[name] / 2
 
 
@@ -342,12 +342,12 @@ def test_the_second_generation_is_recorded_with_what_the_first_taught(
         taught.append((len(recordings), learn(recordings, *rest, **options)))
         return taught[-1][1]
 
-    def spy_experienced(recordings: list[Recording], seed: int) -> CalibrationPrior:
+    def spy_prior(recordings: list[Recording], seed: int) -> CalibrationPrior:
         ends.append(len(recordings))
-        return experienced(recordings, seed)
+        return prior_of(recordings, seed)
 
     monkeypatch.setattr(meta_train, "learn", spy_learn)
-    monkeypatch.setattr(meta_train, "experienced", spy_experienced)
+    monkeypatch.setattr(meta_train, "prior_of", spy_prior)
     file = run(episodes=4)
     first, second = taught
     assert [number for number, _ in made] == [0, 1, 2, 3, 4, 5]

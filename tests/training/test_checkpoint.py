@@ -35,7 +35,7 @@ def test_another_runs_state_is_refused(path):
         checkpoint.load(path, "other")
 
 
-def test_what_differs_is_told(path):
+def test_what_differs_is_named(path):
     ours = {"epochs": 8, "seed": 0, "the images": "a" * 64, "lr": None}
     theirs = checkpoint.fingerprint({**ours, "epochs": 6, "the images": "b" * 64, "old": 1})
     checkpoint.save(path, STATE, theirs)

@@ -321,7 +321,7 @@ def test_the_activations_are_free_after_the_backbone_s_step(own_step: bool) -> N
 
 def test_exact_in_mixed_precision_stays_close() -> None:
     """To .2 on average over networks: how one of them rounds in bf16 depends on the processor's kernels."""
-    errors = [mixed_precision_error(seed) for seed in range(3)]
+    errors = [mixed_precision_error(seed) for seed in range(2)]
     assert sum(errors) / len(errors) <= 0.2
 
 

@@ -68,13 +68,13 @@ def labels() -> Tensor:
     return given
 
 
-def verified(rows: Tensor) -> TrustedRows:
+def trusted(rows: Tensor) -> TrustedRows:
     given = torch.cat([labels(), torch.full((len(TRUE) - SOURCE,), -1)])
     return TrustedRows(rows, TRUE[rows], given[rows])
 
 
-WITNESS = TRAIN[::4]
-ROWS = Rows(TRAIN, labels(), UNLABELLED, verified(META), verified(WITNESS))
+IN_TRAINING = TRAIN[::4]
+ROWS = Rows(TRAIN, labels(), UNLABELLED, trusted(META), trusted(IN_TRAINING))
 
 
 def with_other_given(rows: Tensor) -> Rows:
@@ -85,7 +85,7 @@ def with_other_given(rows: Tensor) -> Rows:
 
 def with_external() -> Rows:
     meta = torch.cat([META, EXTERNAL])
-    return replace(ROWS, meta=verified(meta))
+    return replace(ROWS, meta=trusted(meta))
 
 
 def tiny() -> Backbone:
@@ -255,7 +255,7 @@ def evidence(training: Training) -> dict[str, Tensor]:
 
 
 @every
-def test_the_reports_tell_the_phases(corrector: str) -> None:
+def test_the_reports_name_the_phases(corrector: str) -> None:
     reports = run(Setting(corrector=corrector).training())
     meta = corrector in LEARNING
     assert [report.phase for report in reports] == (["warm-up"] * 2 + ["meta"] * 3 if meta else ["train"] * 5)
@@ -266,7 +266,7 @@ def test_the_reports_tell_the_phases(corrector: str) -> None:
     assert all(report.meta_loss is None or report.meta_loss > 0 for report in reports)
 
 
-def test_a_report_tells_the_means_over_its_batches(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_report_has_the_means_over_its_batches(monkeypatch: pytest.MonkeyPatch) -> None:
     training = Setting(schedule=replace(SCHEDULE, meta_every=2)).training()
     losses: list[float] = []
     trusted: list[float] = []
@@ -292,7 +292,7 @@ def test_a_report_tells_the_means_over_its_batches(monkeypatch: pytest.MonkeyPat
     # 120 rows in batches of 50 are three, and so they are with 12 unlabelled or 30 meta rows more.
     [("none", 3, 3), ("mslc", 3, 3), ("metalabelnet", 3, 3), ("tmlc", 3, 3)],
 )
-def test_a_step_is_told_for_every_batch(corrector: str, warm_up: int, meta: int) -> None:
+def test_a_step_is_reported_for_every_batch(corrector: str, warm_up: int, meta: int) -> None:
     steps: list[None] = []
     training = Setting(corrector=corrector, schedule=replace(SCHEDULE, batch_size=50)).training()
     training.run(lambda _: None, lambda: steps.append(None))
@@ -572,7 +572,7 @@ def test_tmlc_s_meta_rows_are_trained_on_like_any_other() -> None:
 
 
 @learning
-def test_verified_labels_teach_the_corrector_and_not_the_warm_up(corrector: str) -> None:
+def test_true_labels_of_trusted_rows_teach_the_corrector_and_not_the_warm_up(corrector: str) -> None:
     setting = Setting(corrector=corrector, options=deaf(corrector))
     one = setting.training()
     other = replace(setting, rows=replace(ROWS, meta=replace(ROWS.meta, true=TRUE[META].flip(0)))).training()
@@ -965,7 +965,7 @@ def test_predictions_use_no_augmentation_and_change_nothing() -> None:
 )
 def test_a_batch_of_one_small_image_can_be_normalised(corrector: str, gradient: str) -> None:
     """At the end of cnn8 an 8 px image is one value a channel, which BatchNorm refuses alone."""
-    rows = replace(ROWS, train=TRAIN[:2], unlabelled=UNLABELLED[:1], meta=verified(META[:1]))
+    rows = replace(ROWS, train=TRAIN[:2], unlabelled=UNLABELLED[:1], meta=trusted(META[:1]))
     schedule = replace(SCHEDULE, epochs=2, warmup_epochs=1, batch_size=1, meta_gradient=gradient)
     training = Setting(corrector=corrector, rows=rows, schedule=schedule, backbone="cnn8").training()
     assert all(math.isfinite(report.loss) for report in run(training))
@@ -1002,7 +1002,7 @@ def uncorrected() -> Training:
     return finished(corrector="none", rows=replace(ROWS, train=EVERYONE, meta=no_rows()))
 
 
-def test_a_frozen_corrector_corrects_as_it_is_without_any_verified_row() -> None:
+def test_a_frozen_corrector_corrects_as_it_is_without_any_trusted_row() -> None:
     training = transferred()
     assert training.meta is None
     before = copy.deepcopy(training.corrector.state_dict())
