@@ -108,7 +108,7 @@ def test_the_memory_becomes_the_soft_mix(targets: str) -> None:
 
 
 def test_the_memory_does_not_depend_on_the_order_of_the_rows() -> None:
-    """Two epochs in batches, through a ledger: another order and other batches leave the same memory."""
+    """Two epochs in batches, through a sample memory: another order and other batches leave the same memory."""
 
     def after_two_epochs(*epochs: list[list[int]]) -> Tensor:
         made, sample_memory = corrector(), SampleMemory(B, C)
@@ -165,7 +165,7 @@ def memorised(warm_up: WarmUp, share: float) -> Epoch:
 
 
 def in_training_soft_label(made: MSLC, seen: WarmUp | Epoch, memory: Memory) -> Tensor:
-    """Eq. 6 of the witnesses [W, 5]."""
+    """Eq. 6 of the in-training rows [W, 5]."""
     logits, previous = (
         seen.probability[seen.in_training.rows].log(),
         memory["soft_label"][seen.in_training.rows],
@@ -204,11 +204,9 @@ def test_the_trusted_start_makes_the_in_training_rows_true_labels_likely() -> No
     made, random = MSLC(5, D), MSLC(5, D, start="random")
     memory = started(made, warm_up)
     started(random, warm_up)
-    found = log_likelihood(in_training_soft_label(made, warm_up, memory), warm_up.in_training.true)
-    assert (
-        found
-        > log_likelihood(in_training_soft_label(random, warm_up, memory), warm_up.in_training.true) + 0.1
-    )
+    true = warm_up.in_training.true
+    found = log_likelihood(in_training_soft_label(made, warm_up, memory), true)
+    assert found > log_likelihood(in_training_soft_label(random, warm_up, memory), true) + 0.1
     # No fixed pair of coefficients does better: the nets tell the rows apart.
     terms = (
         F.one_hot(warm_up.in_training.given, 5).float(),
@@ -270,8 +268,8 @@ UNIFORM = torch.full((C,), 1 / C).double()
 
 
 def alike(in_training_rows: int, true: int, prediction: Tensor, previous: Tensor) -> Epoch:
-    """So many in-training rows that are given class 0, all with one prediction and one memory [C]: each net has
-    one value to find."""
+    """In-training rows of given class 0, all with one prediction and one memory [C]: each net has one value
+    to find."""
     rows = torch.arange(in_training_rows)
     given = torch.zeros(in_training_rows, dtype=torch.int64)
     return Epoch(

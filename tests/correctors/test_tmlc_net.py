@@ -129,7 +129,7 @@ def test_unlabelled_rows_have_features_and_count_in_no_mean() -> None:
     torch.testing.assert_close(features(given=given), features(), rtol=0, atol=0)
 
 
-def test_a_class_nobody_is_labelled_takes_the_mean_of_all() -> None:
+def test_a_class_without_a_label_takes_the_mean_of_all() -> None:
     given = torch.where(GIVEN == 2, 3, GIVEN)
     found = features(given=given)
     assert found.isfinite().all()
@@ -596,12 +596,12 @@ def test_with_many_classes_only_candidates_gain_the_log_ratio() -> None:
 
 
 @pytest.mark.parametrize(
-    ("options", "leans"),
+    ("options", "gains"),
     [({}, True), ({"without": "sd"}, True), ({"start": "random"}, False), ({"without": "tse"}, False)],
 )
-def test_the_log_ratio_comes_with_the_pretrained_start(options: dict[str, str], leans: bool) -> None:
+def test_the_log_ratio_comes_with_the_pretrained_start(options: dict[str, str], gains: bool) -> None:
     made = with_noise(structured(), fresh(**options))
-    assert list(passing_buffers(made)) == (["log_ratio"] if leans else [])
+    assert list(passing_buffers(made)) == (["log_ratio"] if gains else [])
     if made.log_ratio is not None:
         torch.testing.assert_close(made.log_ratio, torch.from_numpy(log_likelihood_ratio(structured())) / 2)
     assert not passing_buffers(with_noise(None, fresh(**options)))
@@ -617,8 +617,8 @@ def test_anchor_points_alone_do_not_tell_the_noise() -> None:
 @pytest.mark.parametrize("other", [{"target": "given"}, {"without": "nnp"}, {"without": "tse"}])
 def test_asking_for_the_pretrained_start_where_it_means_nothing_is_refused(other: dict[str, str]) -> None:
     ((name, value),) = other.items()
-    told = f"--option start=pretrained and --option {name}={value} exclude each other."
-    with pytest.raises(RelabelError, match=told):
+    message = f"--option start=pretrained and --option {name}={value} exclude each other."
+    with pytest.raises(RelabelError, match=message):
         check("tmlc", {"start": "pretrained", **other})
     check("tmlc", {"start": "pretrained", "without": "sd"})
     check("tmlc", other)

@@ -41,7 +41,7 @@ QUIET = Silent()
 
 
 def made_up(seed: int, rows: int = 150, classes: int = 4, epochs: int = 12) -> Recording:
-    """Predictions that find the true label first and learn the given one by heart afterwards.
+    """Predictions that find the true label first and memorise the given one afterwards.
 
     A third of the labels are wrong, and the truth alone shows in some of the rows only late or never.
     """
