@@ -108,7 +108,7 @@ def test_the_memory_becomes_the_soft_mix(targets: str) -> None:
 
 
 def test_the_memory_does_not_depend_on_the_order_of_the_rows() -> None:
-    """Two epochs in batches, through a sample memory: another order and other batches leave the same memory."""
+    """Two epochs in batches: another order and other batches leave the same memory."""
 
     def after_two_epochs(*epochs: list[list[int]]) -> Tensor:
         made, sample_memory = corrector(), SampleMemory(B, C)

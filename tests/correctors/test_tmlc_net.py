@@ -3,6 +3,7 @@
 import math
 from dataclasses import replace
 from itertools import pairwise
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -520,12 +521,11 @@ def structured(classes: int = C) -> np.ndarray:
     return transition
 
 
-def with_noise(transition: np.ndarray | None, made: TMLCNet) -> TMLCNet:
+def with_noise(matrix: np.ndarray | None, made: TMLCNet) -> TMLCNet:
     """`made`, after a warm-up that knows that noise matrix."""
 
     class Known(WarmUp):
-        def transition(self) -> np.ndarray | None:
-            return transition
+        transition = None if matrix is None else SimpleNamespace(matrix=matrix)
 
     made.initialise(Known(**vars(warm_up(10))))
     return made

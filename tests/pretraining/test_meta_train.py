@@ -320,7 +320,6 @@ def test_the_whole_of_it_gives_a_corrector_for_any_data(
     corrector = again.transferred(7, 33)
     assert isinstance(corrector, TMLCNet)
     assert corrector.num_classes == 7
-    assert not any(parameter.requires_grad for parameter in corrector.parameters())
     torch.testing.assert_close(dict(corrector.state_dict()), file.state, rtol=0, atol=0)
     kept = {path.name: path.read_bytes() for path in (folder / "recordings").iterdir()}
     assert sorted(kept) == [f"000{number}.episode" for number in range(4)]
@@ -378,8 +377,10 @@ def test_the_first_generation_can_be_had_alone(
         sources=(str(folder / "three"), str(folder / "two")),
         recordings=folder / "recordings",
         episodes=3,
+        device="cpu",
+        amp="off",
     )
-    pools, found = first_generation(replace(config, device="cpu", amp="off"), QUIET)
+    pools, found = first_generation(config, QUIET)
     assert [(name, pool.name) for name, pool in pools.items()] == [("three", "three"), ("two", "two")]
     assert [(episode.number, episode.pool) for episode, _ in found] == [
         (0, "three"),
