@@ -42,6 +42,7 @@ from torch import Tensor
 
 from relabel.backbones import Backbone
 from relabel.config import DEFAULT_AUGMENTATION, FitConfig
+from relabel.correctors import registry
 from relabel.correctors.plain import Plain
 from relabel.data.batches import AUGMENTATIONS, ImageInputs, Inputs, VectorInputs, decode_all
 from relabel.data.sources import Source, open_source
@@ -55,7 +56,8 @@ from relabel.options import build, changed
 from relabel.schedule import Schedule
 from relabel.training.loop import Training
 from relabel.training.rows import Rows
-from relabel.verbs import fit
+from relabel.verbs.fit import schedule_for
+from relabel.verbs.run import build_backbone, largest_size
 
 FOLDS = 3
 FINE_TUNE_RATES = (3e-4, 1e-3, 3e-3, 1e-2)
@@ -79,7 +81,7 @@ class Task:
     @property
     def schedule(self) -> Schedule:
         """`fit`'s for this source, whatever part of it a baseline trains on."""
-        return fit.schedule_for(self.config, len(self.source))
+        return _schedule(self.config, len(self.source))
 
     @property
     def best_known(self) -> NDArray[np.int64]:
@@ -91,7 +93,7 @@ class Task:
     def network(self) -> Backbone:
         """A fresh backbone; the same one for the same seed."""
         torch.manual_seed(self.config.run.seed)
-        return fit.build_backbone(self.source, self.config)[0]
+        return build_backbone(self.source, self.config.network).backbone
 
     def training(
         self, network: Backbone, rows: NDArray[np.int64], labels: NDArray[np.int64], schedule: Schedule
@@ -191,7 +193,7 @@ def trusted_only(task: Task) -> Outcome:
     batch_size = min(full.batch_size, SMALL_BATCH)
     epochs = max(2, steps // -(-len(task.trusted.rows) // batch_size))
     config = changed(task.config, batch_size=batch_size, epochs=epochs)
-    schedule = replace(fit.schedule_for(config, len(task.trusted.rows)), weight_decay=full.weight_decay)
+    schedule = replace(_schedule(config, len(task.trusted.rows)), weight_decay=full.weight_decay)
     training = task.train(task.trusted.rows, task.best_known, schedule)
     probability = predict(training, np.arange(len(task.source)))
     return Outcome(probability, probability.argmax(axis=1), [training])
@@ -247,12 +249,17 @@ def soft_labels(probability: NDArray[np.float64], corrected: NDArray[np.int64]) 
     return normalised
 
 
+def _schedule(config: FitConfig, rows: int) -> Schedule:
+    settings = registry.settings_of(registry.chosen(config.corrector, config.preset), config.preset)
+    return schedule_for(config, settings, rows)
+
+
 def read_task(config: FitConfig) -> Task:
     """Open and decode SOURCE as `fit` does. Raises RelabelError where a row has no label or no image."""
     source = open_source(config.source, config.labels, config.reading)
     trusted = read_trusted(config.trusted, source) if config.trusted else TrustedSet.empty()
     if source.vectors is None:
-        size = source.content.size(config.network.image_size, fit.largest_size(config))
+        size = source.content.size(config.network.image_size, largest_size(config.network.weights))
         config = changed(config, image_size=size)
     inputs = _inputs(source, config, config.network.augment or DEFAULT_AUGMENTATION)
     if (source.given < 0).any() or trusted.external:
@@ -301,7 +308,7 @@ def write_outcome(task: Task, outcome: Outcome, method: str, output: Path) -> No
     )
     run = Run(
         corrector=method,
-        **fit.build_backbone(task.source, task.config)[1],
+        **build_backbone(task.source, task.config.network).described,
         epochs=task.schedule.epochs,
         seed=task.config.run.seed,
         trusted_rows=len(trusted.rows),

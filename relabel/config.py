@@ -290,10 +290,7 @@ class TrainingConfig(LabellingConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class FitConfig(TrainingConfig):
-    """`relabel fit`; None means the recipe's, or decided from the data.
-
-    pretrained: a corrector, or its file, that is used as it is.
-    """
+    """`relabel fit`; None means the recipe's, or decided from the data."""
 
     trusted: Path | InMemory | None = flag(
         "Trusted rows: CSV or Parquet (file_name,label), or a folder of class folders.", None
@@ -305,7 +302,6 @@ class FitConfig(TrainingConfig):
         "A paper's own settings, which other flags override, but for what stands in brackets: $presets.", None
     )
     option: Mapping[str, str] = flag("A corrector's option: $options.", {}, metavar="NAME=VALUE")
-    pretrained: Path | Saved | None = None
     outputs: FitOutputOptions = field(default_factory=FitOutputOptions)
     meta: MetaOptions = field(default_factory=MetaOptions)
 

@@ -57,7 +57,7 @@ def test_the_file_has_the_columns_of_fit(apply, folder, files):
     assert all(0 <= found["noise_probability"][row] <= 1 for row in good)
     assert all(sum(found["soft_label"][row]) == pytest.approx(1, abs=1e-5) for row in good)
     assert "1 of 29 images cannot be used" in done.err
-    assert "0 verified rows guide the corrector, 0 judge the result, 3 labels held out." in done.err
+    assert "0 trusted rows calibrate the labels, 3 given labels are held out." in done.err
     assert "Epoch 2/2 (meta)" in done.err
     assert "\nFixes " in done.err
     assert "name trusted rows with --trusted" in done.err
@@ -111,7 +111,7 @@ def test_verified_rows_calibrate(apply):
     assert (summary["rows"], summary["trusted_rows"]) == (28, 8)
     assert summary["calibration"]["calibration_rows"] == 8
     assert sum(columns()["trusted"]) == 8
-    assert "0 verified rows guide the corrector, 8 judge the result" in done.err
+    assert "8 trusted rows calibrate the labels, " in done.err
 
 
 def test_a_seed_repeats_it(apply):

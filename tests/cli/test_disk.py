@@ -81,16 +81,16 @@ def test_without_a_cache_a_disk_too_small_is_enough(fit, run, full):
 
 
 def test_an_image_that_goes_while_it_is_needed_ends_the_run_in_one_sentence(fit, folder, files, monkeypatch):
-    from relabel.verbs import fit
+    from relabel.data import batches
 
-    plain = fit.open_images
+    plain = batches.open_images
 
     def and_remove_one(*arguments, **options):
         opened = plain(*arguments, **options)
         (folder / "images/red/red9.png").unlink(missing_ok=True)
         return opened
 
-    monkeypatch.setattr(fit, "open_images", and_remove_one)
+    monkeypatch.setattr(batches, "open_images", and_remove_one)
     done = fit("-q", "--no-cache")
     assert done.code == 1
     assert done.err == (

@@ -204,7 +204,7 @@ def interrupted(run, folder, stopped):
 def test_another_run_does_not_continue_the_checkpoint(run, interrupted, files, tools):
     before = files()
     for flags, told in (
-        (("--seed", "1"), "--seed was 0 and is 1; the verified rows differ"),
+        (("--seed", "1"), "--seed was 0 and is 1; the trusted rows differ"),
         (("--lr", "0.01"), "--lr was not given and is 0.01"),
         (("--epochs", "31"), "--epochs was 30 and is 31"),
     ):

@@ -176,7 +176,7 @@ def test_a_defect_of_ours_is_one_line_and_exit_1(fit, monkeypatch, files):
     def broken(*_, **__):
         raise ValueError("several\nlines")
 
-    monkeypatch.setattr("relabel.verbs.fit.open_source", broken)
+    monkeypatch.setattr("relabel.verbs.run.open_source", broken)
     done = fit()
     assert done.code == 1
     assert done.err == "Error: ValueError: several lines (RELABEL_DEBUG=1 shows where).\n"

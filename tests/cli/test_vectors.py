@@ -155,7 +155,7 @@ def test_a_checkpoint_of_other_vectors_is_not_continued(fit_vectors, monkeypatch
         raise Stopped(signal.SIGINT)
 
     with monkeypatch.context() as patch:
-        patch.setattr("relabel.verbs.fit._labelled", stopping)
+        patch.setattr("relabel.verbs.fit.label_rows", stopping)
         assert fit_vectors().code == 130
     write_vectors("vectors.parquet", dimension=5)
     done = fit_vectors("--resume")
