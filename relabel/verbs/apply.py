@@ -84,7 +84,8 @@ def apply(config: ApplyConfig, watcher: Watcher | None = None) -> Labels:
     schedule = _schedule(config, transferred.name, data.labelled_rows)
     rows = training_rows(data, split, needs, held_out)
     training = Training(backbone, corrector, data.inputs, rows, schedule, compute, seed, frozen=True)
-    roles = f"{len(split.calibration)} trusted rows calibrate the labels, {held_out.sum()} given labels are held out"
+    judges = f"{len(split.calibration)} trusted rows calibrate the labels"
+    roles = f"{judges}, {held_out.sum()} given labels are held out"
     watcher.say(announcement(training, data, built, transferred.name, roles))
     belongs = fingerprint(config, data, split, training, **{"--corrector": _digest(transferred)})
     evidence = train(training, config.run, belongs, watcher)
