@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 
 import numpy as np
@@ -47,15 +47,15 @@ class SoftLabels:
         self._given = given
         self._fitted = fitted
         self._held_out = np.zeros(len(given), dtype=bool) if held_out is None else held_out
-        self._verified = np.full(len(given), UNLABELLED)
-        self._verified[trusted.rows] = trusted.labels
+        self._true = np.full(len(given), UNLABELLED)
+        self._true[trusted.rows] = trusted.labels
 
     def __len__(self) -> int:
         return self.shape[0]
 
     def __getitem__(self, rows: slice) -> NDArray[np.float32]:
-        """The rows [B, C]; those verified are one-hot."""
-        given, verified = self._given[rows], self._verified[rows]
+        """The rows [B, C]; trusted ones are one-hot."""
+        given, true = self._given[rows], self._true[rows]
         soft = np.empty((len(given), self.shape[1]), dtype=np.float32)
         start = rows.indices(len(self))[0]
         # In parts, for the double precision on the way is ten times as large.
@@ -63,9 +63,9 @@ class SoftLabels:
             part = slice(start + block.start, start + block.stop)
             evidence = {name: values[part].numpy() for name, values in self._evidence.items()}
             soft[block] = self._fitted.soft_labels(evidence, given[block], self._held_out[part])
-        known = np.flatnonzero(verified != UNLABELLED)
+        known = np.flatnonzero(true != UNLABELLED)
         soft[known] = 0
-        soft[known, verified[known]] = 1
+        soft[known, true[known]] = 1
         return soft
 
 
@@ -101,6 +101,30 @@ def warn_of_errors(source: Source, errors: Mapping[int, str], watcher: Watcher) 
         )
 
 
+@dataclass(frozen=True)
+class _Found:
+    """What one pass over the soft labels finds: corrected, confidence, noise_probability: [N]; joint: [C, C]
+    expected rows by (true, given)."""
+
+    corrected: NDArray[np.int64]
+    confidence: NDArray[np.float32]
+    noise_probability: NDArray[np.float32]
+    joint: NDArray[np.float64]
+
+    @classmethod
+    def of(cls, soft_label: SoftLabels, given: NDArray[np.int64], usable: NDArray[np.bool_]) -> _Found:
+        """Part by part: all soft labels at once may not fit in memory."""
+        rows, classes = soft_label.shape
+        corrected, confidence = np.empty(rows, dtype=np.int64), np.empty(rows, dtype=np.float32)
+        noise_probability, joint = np.empty(rows, dtype=np.float32), np.zeros((classes, classes))
+        for block in blocks(rows, classes):
+            soft = soft_label[block]
+            corrected[block], confidence[block] = best(soft)
+            noise_probability[block] = noise_probabilities(soft, given[block])
+            joint += joint_counts(soft, np.where(usable[block], given[block], UNLABELLED))
+        return cls(corrected, confidence, noise_probability, joint)
+
+
 def label_rows(
     source: Source,
     errors: Mapping[int, str],
@@ -113,21 +137,14 @@ def label_rows(
 ) -> Labels:
     """Calibrate the evidence and decide every row's labels and action.
 
-    trusted: rows that come out as verified; precision: that `fix` is to have; held_out: [N], rows whose label
-    training did not see. A `transition_matrix` [C, C] in `run.described` is one that the corrector learned.
+    trusted: rows whose soft label is their true class; precision: that `fix` is to have; held_out: [N], rows
+    whose label training did not see. A `transition_matrix` [C, C] in `run.described` is one that the
+    corrector learned.
     """
-    num_classes = len(source.class_names)
     given = source.given
     usable = usable_rows(source, errors)
     soft_label = SoftLabels(evidence, given, fitted, trusted, held_out)
-    corrected, confidence = np.empty(len(source), dtype=np.int64), np.empty(len(source), dtype=np.float32)
-    noise_probability = np.empty(len(source), dtype=np.float32)
-    joint = np.zeros((num_classes, num_classes))
-    for block in blocks(len(source), num_classes):
-        soft = soft_label[block]
-        corrected[block], confidence[block] = best(soft)
-        noise_probability[block] = noise_probabilities(soft, given[block])
-        joint += joint_counts(soft, np.where(usable[block], given[block], UNLABELLED))
+    found = _Found.of(soft_label, given, usable)
     is_trusted = np.zeros(len(source), dtype=bool)
     is_trusted[trusted.rows] = True
     columns = Columns(
@@ -135,8 +152,8 @@ def label_rows(
         file_names=source.file_names,
         given=given,
         soft_label=soft_label,
-        corrected=corrected,
-        noise_probability=noise_probability,
+        corrected=found.corrected,
+        noise_probability=found.noise_probability,
         action=np.full(len(source), "review"),
         trusted=is_trusted,
         errors=errors,
@@ -145,8 +162,8 @@ def label_rows(
     learned = described.pop("transition_matrix", None)
     judged = usable & (given >= 0)
     # Of a class that no row turns out to be of, the matrix tells nothing but chance.
-    known = np.bincount(corrected[usable], minlength=num_classes) > 0
-    matrix = row_shares(joint)
+    known = np.bincount(found.corrected[usable], minlength=len(source.class_names)) > 0
+    matrix = MatrixRecord.of(row_shares(found.joint), source.class_names, known)
     metadata = Metadata(
         class_names=source.class_names,
         numbered_labels=source.numbered,
@@ -154,12 +171,12 @@ def label_rows(
         ignored_files=source.ignored_files,
         run=replace(run, described=described),
         versions=versions(),
-        noise=_noise(noise_probability[judged], given[trusted.rows], trusted.labels),
-        noise_matrix=MatrixRecord.of(matrix, source.class_names, known) if judged.any() else None,
+        noise=_noise(found.noise_probability[judged], given[trusted.rows], trusted.labels),
+        noise_matrix=matrix if judged.any() else None,
         transition_matrix=learned and MatrixRecord.of(np.array(learned), source.class_names),
         calibration=calibration_report(fitted),
     )
-    return Labels(columns, metadata, confidence=confidence).decide(precision)
+    return Labels(columns, metadata, confidence=found.confidence).decide(precision)
 
 
 def _noise(

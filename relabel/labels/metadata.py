@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from relabel.calibration.selection import Selection
 from relabel.data.tables import printable
 
 _WHOLE_MATRIX_CLASSES = 256  # whole, 1,000 classes would be 20 MB of JSON
@@ -177,18 +178,6 @@ class Run:
         return cls(**known, described=described)
 
 
-@dataclass(frozen=True)
-class SelectionReport:
-    """`calibration.Selection` as the file has it: what `fix` promises, at which threshold, and why."""
-
-    precision: float
-    threshold: float | None
-    calibration_rows: int
-    right: int
-    needed: int
-    rows: int
-
-
 @dataclass(frozen=True, eq=False)
 class CalibrationReport:
     """How the probabilities were calibrated, and what the calibration set says of them.
@@ -206,7 +195,7 @@ class CalibrationReport:
     accuracy_after: float | None
     calibration_error: float | None
     transferred: bool = False
-    selection: SelectionReport | None = None
+    selection: Selection | None = None
     right_scores: NDArray[np.float64] | None = None
     wrong_scores: NDArray[np.float64] | None = None
 
@@ -234,7 +223,7 @@ class CalibrationReport:
         told = dict(values)
         try:
             if told.get("selection") is not None:
-                told["selection"] = SelectionReport(**told["selection"])
+                told["selection"] = Selection(**told["selection"])
             for name in told.keys() & {"right_scores", "wrong_scores"}:
                 told[name] = np.array(told[name], dtype=np.float64)
             return cls(**told)
@@ -263,7 +252,7 @@ class Metadata:
     calibration: CalibrationReport | None = None
     command: str | None = None
 
-    def decided(self, selection: SelectionReport) -> Metadata:
+    def decided(self, selection: Selection) -> Metadata:
         """With another selection."""
         assert self.calibration is not None
         return replace(self, calibration=replace(self.calibration, selection=selection))

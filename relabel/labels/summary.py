@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from relabel.labels.metadata import CalibrationReport, Confusion, Metadata, NoiseReport, SelectionReport
+from relabel.calibration.selection import Selection
+from relabel.labels.metadata import CalibrationReport, Confusion, Metadata, NoiseReport
 
 if TYPE_CHECKING:
     from relabel.labels.parquet import Columns
@@ -113,7 +114,7 @@ def selection_sentence(calibration: CalibrationReport | None, trusted: int | Non
     return _own_sentence(percent, selection, trusted)
 
 
-def _own_sentence(percent: str, selection: SelectionReport, trusted: int | None) -> str:
+def _own_sentence(percent: str, selection: Selection, trusted: int | None) -> str:
     rows = selection.calibration_rows
     judged = f"of {rows} trusted rows relabelled with such confidence, {selection.right} are right"
     more = "verify more rows" if trusted is not None else "fit with more trusted rows"
@@ -130,15 +131,15 @@ def _own_sentence(percent: str, selection: SelectionReport, trusted: int | None)
     return f"No row is marked fix: {judged}, too few for {percent}; lower --precision or {more}."
 
 
-def _transferred_sentence(percent: str, selection: SelectionReport) -> str:
+def _transferred_sentence(percent: str, selection: Selection) -> str:
     judged = (
         f"of {selection.calibration_rows:,} rows relabelled with such confidence on the data the corrector "
         f"learned from, {selection.right:,} are right"
     )
     if selection.threshold is None:
         return (
-            f"No row is marked fix: {judged}, too few for {percent}; lower --precision, or name trusted rows "
-            "with --trusted."
+            f"No row is marked fix: {judged}, and {percent} takes at least {selection.needed} rows, nearly "
+            "all right; lower --precision, or name trusted rows with --trusted."
         )
     return (
         f"At least {percent} of the fixes are right if these rows are like the data the corrector learned "

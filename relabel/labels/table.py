@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict, replace
+from dataclasses import replace
 from functools import cached_property
 from html import escape
 from pathlib import Path
@@ -13,9 +13,10 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from relabel.calibration.selection import Corrections, Selection, actions, select
 from relabel.data.tables import printable
 from relabel.errors import RelabelError
-from relabel.labels.metadata import CalibrationReport, Metadata, SelectionReport
+from relabel.labels.metadata import CalibrationReport, Metadata
 from relabel.labels.parquet import Columns, described_schema, open_labels, write_labels
 from relabel.labels.summary import Summary
 
@@ -246,10 +247,8 @@ _SHOWN = ("file_name", "original_label", "corrected_label", "noise_probability",
 
 def _chosen(
     columns: Columns, confidence: NDArray[np.float32], calibration: CalibrationReport, precision: float
-) -> tuple[NDArray[np.str_], SelectionReport]:
+) -> tuple[NDArray[np.str_], Selection]:
     """Every row's action at that precision; of a trusted row whether its label had to be changed."""
-    from relabel.calibration.selection import Corrections, actions, select
-
     corrected, given, trusted = columns.corrected, columns.given, columns.trusted
     assert calibration.right_scores is not None
     assert calibration.wrong_scores is not None
@@ -261,4 +260,4 @@ def _chosen(
     selection = select(corrections, corrected[counted], sure[counted], given[counted], precision)
     action = actions(corrected, sure, given, selection)
     action[trusted] = np.where(corrected[trusted] != given[trusted], "fix", "keep")
-    return action, SelectionReport(**asdict(selection))
+    return action, selection

@@ -46,7 +46,7 @@ def calibrate(
     """Labels from predicted probabilities [N, C] that were made out of fold, or from several such by name.
 
     labels: [N], ids of columns or class names, None, NaN, '' and -1 for rows without one; trusted: (rows,
-    true labels) of rows whose label a person verified; class_names: [C], by default the columns' numbers, or,
+    true labels) of rows whose label a person known; class_names: [C], by default the columns' numbers, or,
     where labels are names, these in order; precision: that `fix` is to have; seed: of the cross-validation.
 
     Probabilities of rows that the network was trained on would be too sure of their given labels. Raises
@@ -57,10 +57,10 @@ def calibrate(
     names = _class_names(class_names, labels, trusted, num_classes)
     source = _source(names, labels, len(next(iter(evidence.values()))))
     rows = trusted_frame(trusted)
-    verified = read_trusted(_by_name(rows, names, "trusted"), source)
-    transition = _transition(evidence, source.given, verified)
-    judges = verified.rows[source.given[verified.rows] >= 0]
-    true = verified.labels[source.given[verified.rows] >= 0]
+    trusted_set = read_trusted(_by_name(rows, names, "trusted"), source)
+    transition = _transition(evidence, source.given, trusted_set)
+    judges = trusted_set.rows[source.given[trusted_set.rows] >= 0]
+    true = trusted_set.labels[source.given[trusted_set.rows] >= 0]
     fitted = calibration.fit(
         {name: values[torch.from_numpy(judges)].numpy() for name, values in evidence.items()},
         source.given[judges],
@@ -69,8 +69,8 @@ def calibrate(
         seed,
         _prior(evidence),
     )
-    run = Run(seed=seed, trusted_rows=len(verified.rows))
-    return label_rows(source, {}, evidence, fitted, verified, precision, run)
+    run = Run(seed=seed, trusted_rows=len(trusted_set.rows))
+    return label_rows(source, {}, evidence, fitted, trusted_set, precision, run)
 
 
 def _evidence(pred_probs: ArrayLike | Mapping[str, ArrayLike]) -> dict[str, torch.Tensor]:

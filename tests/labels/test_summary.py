@@ -4,10 +4,11 @@ from dataclasses import replace
 
 import pytest
 
-from relabel.labels.metadata import CalibrationReport, SelectionReport
+from relabel.calibration.selection import Selection
+from relabel.labels.metadata import CalibrationReport
 from relabel.labels.summary import selection_sentence
 
-SELECTION = SelectionReport(0.95, threshold=0.97, calibration_rows=30, right=30, needed=19, rows=40)
+SELECTION = Selection(0.95, threshold=0.97, calibration_rows=30, right=30, needed=19, rows=40)
 OWN = CalibrationReport(
     calibration_rows=100, weights={}, abstains=False, decision_threshold=0.0, accuracy_before=0.7,
     accuracy_after=0.9, calibration_error=0.02, selection=SELECTION,
