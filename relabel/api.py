@@ -2,16 +2,19 @@
 
 Nothing is printed unless `progress=True`, and the caller's random numbers stay as they were. What a command
 would warn of is in `labels.warnings`. A mistake raises `RelabelError` with the command line's sentence.
+`relabel.types` has the types that arguments are of.
 """
 
 from __future__ import annotations
 
 import os
+import re
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from inspect import Parameter, signature
+from inspect import Parameter, Signature, signature
 from pathlib import Path
+from textwrap import fill
 from typing import TYPE_CHECKING, Any, BinaryIO, TypeVar
 
 from relabel import hub
@@ -28,6 +31,7 @@ from relabel.correctors.registry import in_words
 from relabel.errors import RelabelError
 from relabel.options import Option, build, changed, options_of
 from relabel.progress import Recorder, Terminal, Watcher
+from relabel.types import LabelsLike, PathLike, Saved, Table, TrustedLike
 from relabel.verbs import checks
 
 if TYPE_CHECKING:
@@ -42,45 +46,105 @@ Config = TypeVar("Config")
 Function = TypeVar("Function", bound=Callable[..., Any])
 
 
-def with_keywords_of(config: type) -> Callable[[Function], Function]:
-    """Give a function a config's options: keywords in its signature, their help in its docstring."""
+_ARGUMENTS = {
+    "source": "A folder, a manifest, Parquet with images or vectors, a .zip or .tar, a pattern of shards, or "
+    "a data set that datasets saved or that is on the Hub; or a data frame of `file_name` and `label`, or of "
+    "vectors, whose columns `features` names.",
+    "features": "An array of vectors [N, D] in the place of `source`, or the columns of vectors in `source`: "
+    "one of lists, or numeric ones, such as 'f_*'.",
+    "labels": "They replace or add given labels: a path, a data frame of `file_name` and `label`, or one "
+    "label a row [N] in the rows' order: class names or ids, with None, NaN, '' and -1 for rows without one.",
+    "trusted": "Trusted rows: a path, a data frame of `file_name` and `label`, or a pair (rows, true labels) "
+    "of row numbers from 0, a mask or names.",
+    "progress": "Show on standard error what the command shows.",
+}
+"""The help of what a function takes otherwise than the command does."""
+
+
+class _Shown(str):
+    """An annotation that help() shows without quotes."""
+
+    __slots__ = ()
+    __repr__ = str.__str__
+
+
+def with_keywords_of(config: type, **arguments: str) -> Callable[[Function], Function]:
+    """Give a function a config's options: keywords in its signature, and every argument's help in its docs.
+
+    arguments: the help of the function's own parameters that is not in `_ARGUMENTS`.
+    """
+    own_help = _ARGUMENTS | arguments
 
     def decorate(function: Function) -> Function:
-        plain = signature(function)
-        own = [each for each in plain.parameters.values() if each.kind is not Parameter.VAR_KEYWORD]
-        options = options_of(config)
-        more = [_parameter(option) for option in options if option.name not in plain.parameters]
-        function.__signature__ = plain.replace(parameters=[*own, *more])  # type: ignore[attr-defined]
-        told = "\n".join(f"    {option.name}: {in_words(option.words.help)}" for option in options)
-        function.__doc__ = f"{(function.__doc__ or '').rstrip()}\n\n    Keywords:\n\n{told}\n"
+        plain = _unquoted(signature(function))
+        own = {**plain.parameters}
+        del own["options"]
+        options = [option for option in options_of(config) if option.name not in own]
+        names = [*own, *(option.name for option in options)]
+        more = [_parameter(option) for option in options]
+        function.__signature__ = plain.replace(parameters=[*own.values(), *more])  # type: ignore[attr-defined]
+        texts = [own_help[name] for name in own] + [_keyword_help(option, names) for option in options]
+        lines = [_folded(f"{name}: {text}") for name, text in zip(names, texts, strict=True)]
+        head = f"{(function.__doc__ or '').rstrip()}\n\n    Arguments; relabel.types explains their types:\n"
+        function.__doc__ = "\n".join([head, *lines, ""])
         return function
 
     return decorate
 
 
+def with_plain_types(function: Function) -> Function:
+    """Show the types in a function's signature without quotes."""
+    function.__signature__ = _unquoted(signature(function))  # type: ignore[attr-defined]
+    return function
+
+
+def _unquoted(plain: Signature) -> Signature:
+    parameters = [each.replace(annotation=_Shown(each.annotation)) for each in plain.parameters.values()]
+    return plain.replace(parameters=parameters, return_annotation=_Shown(plain.return_annotation))
+
+
 def _parameter(option: Option) -> Parameter:
     default = Parameter.empty if option.is_needed else option.default
-    return Parameter(option.name, Parameter.KEYWORD_ONLY, default=default, annotation=option.hint)
+    return Parameter(option.name, Parameter.KEYWORD_ONLY, default=default, annotation=_type_of(option))
+
+
+def _type_of(option: Option) -> _Shown:
+    """What a keyword may be: where the command line takes a file, any path."""
+    hint = str(option.hint) if len(option.types) > 1 or option.default is None else option.types[0].__name__
+    if option.types[0] is Mapping:
+        hint = "Mapping[str, str]"
+    if option.words.choices:
+        hint = hint.replace("str", f"Literal[{', '.join(map(repr, option.words.choices))}]")
+    if Saved in option.types:
+        hint = hint.replace("str", "PathLike")
+    return _Shown(hint.replace("pathlib.Path", "PathLike").replace(f"{Saved.__module__}.", ""))
+
+
+def _keyword_help(option: Option, names: Sequence[str]) -> str:
+    """An option's help, with keywords in the place of flags."""
+
+    def keyword(flag: re.Match[str]) -> str:
+        name = flag[0].lower().lstrip("-").replace("-", "_")
+        return f"`{name}`" if name in names else flag[0]
+
+    return re.sub(r"--[a-z][a-z-]*|\bSOURCE\b", keyword, option.words.keyword or in_words(option.words.help))
+
+
+def _folded(text: str) -> str:
+    return fill(text, 110, initial_indent=" " * 4, subsequent_indent=" " * 8, break_on_hyphens=False)
 
 
 @with_keywords_of(FitConfig)
 def fit(
-    source: object = None,
+    source: PathLike | Table | None = None,
     *,
-    features: object = None,
-    labels: object = None,
-    trusted: object = None,
+    features: str | ArrayLike | None = None,
+    labels: PathLike | Table | LabelsLike | None = None,
+    trusted: PathLike | Table | TrustedLike | None = None,
     progress: bool = False,
     **options: Any,  # noqa: ANN401
 ) -> Labels:
     """Correct the labels of a data set, guided by trusted rows.
-
-    source: what the command takes as SOURCE, or a data frame of `file_name` and `label`, or of vectors whose
-    columns `features` names. Without it `features` is an array of vectors [N, D].
-    labels: a path, a data frame of `file_name` and `label`, or one label a row [N] in the rows' order: class
-    ids or names, with None, NaN, "" and -1 for rows without one.
-    trusted: a path, a data frame, or a pair (rows, true labels) of row numbers from 0, a mask or names.
-    progress: show on standard error what the command shows.
 
     The `Labels` keep the corrector, and with `keep_model=True` the model. A run with an `output` keeps its
     checkpoint beside it until that is written, one without keeps none unless `checkpoint` names it.
@@ -101,20 +165,20 @@ def fit(
     return _trained(config, progress)
 
 
-@with_keywords_of(ApplyConfig)
+@with_keywords_of(
+    ApplyConfig,
+    trusted="Trusted rows, where there are any: as in `fit`. They calibrate the result.",
+)
 def apply(
-    source: object = None,
+    source: PathLike | Table | None = None,
     *,
-    features: object = None,
-    labels: object = None,
-    trusted: object = None,
+    features: str | ArrayLike | None = None,
+    labels: PathLike | Table | LabelsLike | None = None,
+    trusted: PathLike | Table | TrustedLike | None = None,
     progress: bool = False,
     **options: Any,  # noqa: ANN401
 ) -> Labels:
     """Correct the labels of a data set by a corrector from other data, without any trusted row.
-
-    corrector: a path, hf://user/repo/file, or the object: `labels.corrector` of a fit; by default the one
-    that comes with relabel. The other arguments are those of `fit`; trusted rows, if any, only calibrate.
 
     >>> import numpy as np, relabel
     >>> true = np.arange(120) % 3
@@ -129,17 +193,14 @@ def apply(
 
 @with_keywords_of(PredictConfig)
 def predict(
-    source: object = None,
+    source: PathLike | Table | None = None,
     *,
-    features: object = None,
-    labels: object = None,
+    features: str | ArrayLike | None = None,
+    labels: PathLike | Table | LabelsLike | None = None,
     progress: bool = False,
     **options: Any,  # noqa: ANN401
 ) -> Labels:
     """Label rows that were not in the fit, which may have labels or none.
-
-    model: a path, hf://user/repo/file, or the object: `labels.model` of a fit with `keep_model=True`. The
-    other arguments are those of `fit`.
 
     >>> import numpy as np, relabel
     >>> true = np.arange(160) % 2
@@ -161,16 +222,16 @@ def predict(
 
 @with_keywords_of(CorruptConfig)
 def corrupt(
-    source: object = None,
+    source: PathLike | Table | None = None,
     *,
-    features: object = None,
-    labels: object = None,
+    features: str | ArrayLike | None = None,
+    labels: PathLike | Table | LabelsLike | None = None,
     progress: bool = False,
     **options: Any,  # noqa: ANN401
 ) -> NoisyLabels:
     """Make a benchmark out of clean data: put wrong labels on a share of its rows.
 
-    The other arguments are those of `fit`. What comes back has `.table`, `.to_pandas()`, `.actual_rate` and
+    What comes back has `.table`, `.to_pandas()`, `.actual_rate` and
     `.save(path)`.
 
     >>> import numpy as np, relabel
@@ -194,18 +255,22 @@ def corrupt(
         return noisy
 
 
-@with_keywords_of(EvaluateConfig)
+@with_keywords_of(
+    EvaluateConfig,
+    labels="As a verb returned them, or the path of their file.",
+    truth="A path, a data frame of `file_name` (or `index`) and `clean_label` (or `label`), which may cover "
+    "a part of the rows, or one true label a row [N] in the rows' order.",
+)
 def evaluate(
-    labels: Labels | str | os.PathLike[str],
-    truth: object,
+    labels: Labels | PathLike,
+    truth: PathLike | Table | LabelsLike,
     *,
     progress: bool = False,
     **options: Any,  # noqa: ANN401
 ) -> Evaluation:
     """Compare labels with the truth; trusted rows are left out of every figure.
 
-    labels: as a verb returned them, or the path of their file. truth: a path, a data frame of `file_name` and
-    `clean_label` or `label`, or one true label a row [N] in the rows' order.
+    What comes back has the figures by name, and `.to_dict()`.
 
     >>> import numpy as np, relabel
     >>> rng = np.random.default_rng(0)
@@ -219,15 +284,18 @@ def evaluate(
     with _watched(progress) as watcher:
         from relabel.labels.table import Labels
 
-        held = isinstance(labels, Labels)
-        config = build(EvaluateConfig, labels="" if held else labels, truth=_table(truth, "truth"), **options)
-        found = labels if isinstance(labels, Labels) else Labels.read(Path(config.labels))
+        path, held = ("", labels) if isinstance(labels, Labels) else (labels, None)
+        config = build(EvaluateConfig, labels=path, truth=_table(truth, "truth"), **options)
+        found = read(config.labels) if held is None else held
         return found.evaluate(config.truth, config.label_column, watcher)
 
 
-@with_keywords_of(PretrainConfig)
+@with_keywords_of(
+    PretrainConfig,
+    sources="SOURCE or several: what `fit` takes as `source`, by its path; the labels are true.",
+)
 def pretrain(
-    sources: str | os.PathLike[str] | Sequence[str | os.PathLike[str]],
+    sources: PathLike | Sequence[PathLike],
     *,
     progress: bool = False,
     **options: Any,  # noqa: ANN401
@@ -254,22 +322,17 @@ def pretrain(
         return corrector
 
 
+@with_plain_types
 def calibrate(
     pred_probs: ArrayLike | Mapping[str, ArrayLike],
-    labels: object,
+    labels: LabelsLike,
     *,
-    trusted: tuple[object, object],
+    trusted: TrustedLike,
     class_names: Sequence[str] | None = None,
     precision: float = 0.95,
     seed: int = 0,
 ) -> Labels:
     """Labels from the probabilities of a network of your own; nothing is trained.
-
-    pred_probs: [N, C], predicted out of fold: by a network that was not trained on the row; or several such
-    matrices by name. labels: [N], column numbers or class names, with None, NaN, "" and -1 for rows without
-    one. trusted: (rows, true labels). class_names: [C]; by default the column numbers or, where labels are
-    names, these in order. precision: share of the rows marked fix that must be right. seed: of the
-    cross-validation.
 
     >>> import numpy as np, relabel
     >>> rng = np.random.default_rng(0)
@@ -279,13 +342,24 @@ def calibrate(
     >>> labels = relabel.calibrate(probabilities, noisy, trusted=(np.arange(30), true[:30]))
     >>> labels.noise_matrix.shape
     (3, 3)
+
+    Arguments; relabel.types explains their types:
+
+    pred_probs: [N, C], predicted out of fold: by a network that was not trained on the row; or several such
+        matrices by name.
+    labels: [N], column numbers or class names, with None, NaN, "" and -1 for rows without one.
+    trusted: (rows, true labels) of row numbers from 0, a mask or names.
+    class_names: [C]; by default the column numbers or, where labels are names, these in order.
+    precision: Share of the rows marked fix that must be right.
+    seed: Of the cross-validation.
     """
     from relabel.verbs.calibrate import calibrate
 
     return calibrate(pred_probs, labels, trusted, class_names, precision, seed)
 
 
-def read(path: str | os.PathLike[str] | BinaryIO) -> Labels:
+@with_plain_types
+def read(path: PathLike | BinaryIO) -> Labels:
     """The labels in a file that relabel wrote: a path, hf://user/repo/file or a binary stream.
 
     >>> import numpy as np, relabel
@@ -366,7 +440,12 @@ def _watched(progress: bool) -> Iterator[Watcher]:
             yield recorder
 
 
-def _inputs(source: object, features: object, labels: object, trusted: object = None) -> dict[str, Any]:
+def _inputs(
+    source: PathLike | Table | None,
+    features: str | ArrayLike | None,
+    labels: PathLike | Table | LabelsLike | None,
+    trusted: PathLike | Table | TrustedLike | None = None,
+) -> dict[str, Any]:
     """Arrays and data frames as tables in memory; paths, and what is left out, as they are."""
     given: dict[str, Any] = {"labels": _table(labels, "labels"), "features": features}
     if trusted is not None:
@@ -378,31 +457,20 @@ def _inputs(source: object, features: object, labels: object, trusted: object = 
             "source and an array of features are both data.",
             "Leave out source, or name its columns of vectors with features.",
         )
-    from relabel.data.in_memory import EMBEDDING, vectors_frame
+    from relabel.data.in_memory import EMBEDDING, is_path, is_table, vectors_frame
 
     given["features"] = EMBEDDING
-    if labels is None or _is_path(labels) or _is_table(labels):
+    if labels is None or is_path(labels) or is_table(labels):
         return given | {"source": vectors_frame(features)}
     return given | {"source": vectors_frame(features, labels), "labels": None}
 
 
 def _table(value: object, name: str) -> Any:  # noqa: ANN401
     """A path as it is, a data frame as a table, and of `labels`, `truth` and `trusted` arrays too."""
-    if value is None or _is_path(value):
+    from relabel.data.in_memory import frame_of, is_path, is_table, path_or_frame, trusted_frame
+
+    if value is None or is_path(value):
         return value
-    from relabel.data.in_memory import frame_of, labels_frame, trusted_frame
-
-    if name == "source" or _is_table(value):
+    if name == "source" or (name == "trusted" and is_table(value)):
         return frame_of(value, name)
-    if name == "trusted":
-        return trusted_frame(value)  # type: ignore[arg-type]
-    return labels_frame(value, name)
-
-
-def _is_path(value: object) -> bool:
-    return isinstance(value, str | os.PathLike)
-
-
-def _is_table(value: object) -> bool:
-    """A data frame, an Arrow table or a dict of columns, not one value a row."""
-    return isinstance(value, Mapping) or hasattr(value, "columns") or hasattr(value, "table")
+    return trusted_frame(value) if name == "trusted" else path_or_frame(value, name)

@@ -11,8 +11,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from relabel.errors import RelabelError
-from relabel.options import InMemory, Saved, flag
+from relabel.options import InMemory, flag
 from relabel.schedule import BATCH_SIZE, LARGE_BATCH_SIZE, LARGE_BATCHES_FROM
+from relabel.types import Saved
 
 NOISES = (
     "symmetric", "symmetric-inclusive", "uniform", "flip-random", "flip-to-one", "asymmetric", "superclass",
@@ -151,7 +152,11 @@ class RunOptions:
 
     seed: int = flag("Makes a CPU run repeatable bit for bit.", 0)
     resume: bool = flag("Continue an interrupted run.", False)
-    checkpoint: Path | None = flag("Where the run's state is kept. Default: beside the output.", None)
+    checkpoint: Path | None = flag(
+        "Where the run's state is kept. Default: beside the output.",
+        None,
+        keyword="Where the run's state is kept until it is done. Default: beside `output`, if there is one.",
+    )
 
     def __post_init__(self) -> None:
         """Refuse values no run can have; the message names the flag."""
@@ -171,7 +176,11 @@ class OutputOptions:
     """Where the labels go; None for nowhere, as from Python."""
 
     output: str | None = flag(
-        "The Parquet file to write; - is standard output.", None, short="-o", usual=DEFAULT_OUTPUT
+        "The Parquet file to write; - is standard output.",
+        None,
+        short="-o",
+        usual=DEFAULT_OUTPUT,
+        keyword="Also write the labels to this Parquet file.",
     )
     overwrite: bool = flag("Replace an existing output.", False)
 
@@ -210,7 +219,10 @@ class LabellingConfig(SourceConfig):
     """What every command takes that labels the rows of SOURCE."""
 
     cache: bool = flag(
-        "Decode images anew for every batch instead of once to a temporary file: slower, and no disk.", True
+        "Decode images anew for every batch instead of once to a temporary file: slower, and no disk.",
+        True,
+        keyword="Decode images once, to a temporary file; False decodes them for every batch: slower, and no "
+        "disk.",
     )
     precision: float = flag("Share of the rows marked fix that must be right.", 0.95)
     compute: ComputeOptions = field(default_factory=ComputeOptions)
@@ -320,6 +332,8 @@ class ApplyConfig(TrainingConfig):
         "with relabel.",
         None,
         metavar="FILE",
+        keyword="A path, hf://user/repo/file, or the object: `labels.corrector` of a fit. Default: the one "
+        "that comes with relabel.",
     )
     trusted: Path | InMemory | None = flag(
         "Trusted rows, where there are any: as in fit. They calibrate the result.", None
@@ -331,7 +345,10 @@ class ApplyConfig(TrainingConfig):
 class PredictConfig(LabellingConfig):
     """`relabel predict`."""
 
-    model: str | Saved = flag("A file written with fit --save-model; or hf://user/repo/file.")
+    model: str | Saved = flag(
+        "A file written with fit --save-model; or hf://user/repo/file.",
+        keyword="A path, hf://user/repo/file, or the object: `labels.model` of a fit with `keep_model=True`.",
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -342,7 +359,13 @@ class PretrainConfig:
     """
 
     sources: tuple[str, ...] = flag("As in fit; the labels are true.", argument=True, metavar="SOURCE...")
-    output: Path | None = flag("The corrector file to write.", None, short="-o", required=True)
+    output: Path | None = flag(
+        "The corrector file to write.",
+        None,
+        short="-o",
+        required=True,
+        keyword="Also write the corrector to this file.",
+    )
     episodes: int = flag("Short training runs to learn from; a third as many follow, corrected by it.", 24)
     steps: int = flag("Steps of the corrector's own training.", 3_000)
     recordings: Path | None = flag(
@@ -366,7 +389,11 @@ class CorruptConfig(SourceConfig):
     noise: str = flag(f"One of {', '.join(NOISES)}.")
     rate: float = flag("Share of the labels to make wrong, 0 to 1.")
     output: str | None = flag(
-        "The .csv or .parquet to write; - is CSV on stdout.", None, short="-o", required=True
+        "The .csv or .parquet to write; - is CSV on stdout.",
+        None,
+        short="-o",
+        required=True,
+        keyword="Also write the labels to this .csv or .parquet.",
     )
     map: Path | None = flag(
         "For asymmetric: CSV (from,to) or JSON {class: class}. "

@@ -11,12 +11,13 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Evaluation:
     """What corrected labels are worth against the truth; shares are 0..1, None where no row defines them.
 
     "Wrong" and "right" rows are those whose GIVEN label differs from or equals the truth. `rows` are the
     labelled rows behind every figure except `unlabelled_accuracy`; the four counts after it are the others.
+    It prints as its main figures; `to_dict()` has them all.
     """
 
     rows: int
@@ -53,6 +54,17 @@ class Evaluation:
     def to_dict(self) -> dict[str, Any]:
         """Return the figures by name, ready for JSON."""
         return asdict(self)
+
+    def __repr__(self) -> str:
+        before, after = self.label_accuracy_before, self.label_accuracy_after
+        figures = [
+            f"accuracy {_shown(before, '.1%')} → {_shown(after, '.1%')}",
+            f"AUROC {_shown(self.noise_auroc, '.3f')}",
+            f"calibration error {_shown(self.calibration_error, '.3f')}",
+            f"fixes {self.fix_rows:,}"
+            + ("" if self.fix_precision is None else f", {self.fix_precision:.1%} right"),
+        ]
+        return f"<Evaluation: {self.rows:,} rows; {'; '.join(figures)}>"
 
 
 def evaluate(
@@ -154,6 +166,10 @@ def row_shares(counts: NDArray[np.integer] | NDArray[np.float64]) -> NDArray[np.
     rows = counts.sum(axis=1, keepdims=True)
     shares: NDArray[np.float64] = counts / np.where(rows > 0, rows, 1)
     return shares
+
+
+def _shown(figure: float | None, form: str) -> str:
+    return "undefined" if figure is None else format(figure, form)
 
 
 def _share(outcome: NDArray[np.bool_]) -> float | None:

@@ -17,16 +17,15 @@ from types import NoneType, UnionType
 from typing import (
     TYPE_CHECKING,
     Any,
-    Protocol,
     TypeVar,
     Union,
     get_args,
     get_origin,
     get_type_hints,
-    runtime_checkable,
 )
 
 from relabel.errors import RelabelError
+from relabel.types import Saved
 
 Config = TypeVar("Config")
 
@@ -39,21 +38,14 @@ else:
         """A table in memory in the place of a file: a `data.in_memory.Frame`."""
 
 
-@runtime_checkable
-class Saved(Protocol):
-    """A trained corrector or model in the place of its file."""
-
-    def save(self, path: Path) -> None:
-        """Write the file."""
-
-
 @dataclass(frozen=True)
 class Words:
     """What the command line says of an option beside its name, type and default.
 
     help: a sentence, in which $correctors, $presets and $options stand for what is registered; argument:
     given by its place, not by a flag; usual: the command line's default where the keyword's is None;
-    required: on the command line alone; hidden: a keyword that is no flag.
+    required: on the command line alone; hidden: a keyword that is no flag; keyword: the help of the keyword
+    where it is another.
     """
 
     help: str
@@ -64,6 +56,7 @@ class Words:
     usual: str | None = None
     required: bool = False
     hidden: bool = False
+    keyword: str | None = None
 
 
 def flag(help: str, default: Any = MISSING, **words: Any) -> Any:  # noqa: ANN401

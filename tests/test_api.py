@@ -2,6 +2,7 @@
 
 import doctest
 import inspect
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -83,7 +84,24 @@ def test_the_functions_and_flags_are_one(monkeypatch):
         for option in options:
             if not option.is_needed and keywords[option.name].default is not None:
                 assert keywords[option.name].default == option.default
-            assert option.name in getattr(relabel, name).__doc__
+
+
+@pytest.mark.parametrize("name", [*FUNCTIONS, "calibrate", "read"])
+def test_the_help_shows_every_argument_once_with_a_type_in_plain_words(name):
+    shown = inspect.signature(getattr(relabel, name))
+    for parameter in shown.parameters.values():
+        assert not re.search("object|'[A-Z]|pathlib|typing|relabel", str(parameter))
+    assert re.search(r" -> [A-Z]\w+$", str(shown))
+    text = inspect.getdoc(getattr(relabel, name))
+    explained = re.findall(r"^(\w+): ", text.partition("Arguments; ")[2], re.MULTILINE)
+    assert explained == ([] if name == "read" else list(shown.parameters))
+    assert not re.search(r"--\w| - is ", text)
+
+
+def test_the_named_types_take_no_library():
+    code = "import relabel.types as t, sys; print(t.Table, {'numpy', 'pandas', 'torch'} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.endswith("set()\n")
 
 
 @pytest.mark.parametrize("name", ["fit", "apply", "predict", "corrupt", "evaluate", "calibrate", "read"])
@@ -264,9 +282,32 @@ def test_labels_are_held_against_the_truth(data, fitted, folder):
         pl.Series(true),
         pd.DataFrame({"index": index, "label": true}),
         Path("truth.csv"),
+        "truth.csv",
+        {"index": index, "label": true},
+        pa.table({"index": index, "label": true}),
     ):
-        assert relabel.evaluate(fitted, truth) == expected
+        assert relabel.evaluate(fitted, truth) == fitted.evaluate(truth) == expected
     assert expected.rows == 60
+    with pytest.raises(relabel.RelabelError, match=r"^truth cannot be read"):
+        fitted.evaluate(5)
+
+
+def test_a_data_frame_of_labels_marks_what_is_missing_as_pandas_does(data, trusted, tmp_path):
+    vectors, given = data[0].copy(), data[2].astype(object)
+    vectors[80], given[70] = np.nan, None
+    labels = relabel.fit(features=vectors, labels=given, trusted=trusted, corrector="none", **TINY)
+    frame = labels.to_pandas()
+    assert np.flatnonzero(frame.error.notna()).tolist() == [80]
+    assert np.flatnonzero(frame.original_label.isna()).tolist() == [70]
+    assert np.flatnonzero(frame.noise_probability.isna()).tolist() == [70, 80]
+    for column in ("soft_label", "corrected_label", "action"):
+        assert np.flatnonzero(frame[column].isna()).tolist() == [80]
+    soft = np.stack(frame.soft_label.dropna())
+    assert (soft.shape, soft.dtype) == ((89, 3), np.float32)
+    np.testing.assert_allclose(soft.sum(axis=1), 1, atol=1e-5)
+    labels.save(tmp_path / "labels.parquet")
+    read = pd.read_parquet(tmp_path / "labels.parquet")
+    pd.testing.assert_frame_equal(frame.drop(columns="soft_label"), read.drop(columns="soft_label"))
 
 
 def test_noisy_labels_of_arrays_and_frames(data, folder):

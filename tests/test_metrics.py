@@ -1,4 +1,5 @@
 import json
+from dataclasses import fields, replace
 from typing import Any
 
 import numpy as np
@@ -129,3 +130,16 @@ def test_noise_matrix() -> None:
     given = np.array([0, 1, 1, 2, -1, 0])
     true = np.array([0, 0, 0, 2, 1, -1])
     assert noise_matrix(given, true, 3).tolist() == [[1, 2, 0], [0, 0, 0], [0, 0, 1]]
+
+
+def test_an_evaluation_prints_its_main_figures_and_keeps_them_all() -> None:
+    found = evaluate(**columns())
+    assert repr(found) == (
+        "<Evaluation: 6 rows; accuracy 50.0% → 66.7%; AUROC 0.611; calibration error 0.325; "
+        "fixes 2, 50.0% right>"
+    )
+    assert len(found.to_dict()) == len(fields(found))
+    nothing = replace(found, label_accuracy_before=None, noise_auroc=None, fix_precision=None, fix_rows=0)
+    assert repr(nothing) == (
+        "<Evaluation: 6 rows; accuracy undefined → 66.7%; AUROC undefined; calibration error 0.325; fixes 0>"
+    )

@@ -23,7 +23,7 @@ LAYERS = (
     ("data", "sample_memory"),
     ("config", "device", "files", "hub", "interrupts", "metrics", "progress"),
     ("options", "schedule"),
-    ("errors", "modality"),
+    ("errors", "modality", "types"),
     ("__init__",),
 )
 LAYER = {name: layer for layer, names in enumerate(LAYERS) for name in names}

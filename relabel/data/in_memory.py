@@ -6,14 +6,17 @@ from 1 there, as in Parquet files. A data frame's index is not one of its column
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from pathlib import Path
+from typing import Any, TypeGuard
 
 import numpy as np
 import pyarrow as pa
 
 from relabel.errors import RelabelError
+from relabel.types import PathLike
 
 EMBEDDING = "embedding"
 """The column of `vectors_frame` that holds the vectors: what `--features` names."""
@@ -90,6 +93,23 @@ def frame_of(value: object, name: str) -> Frame:
     )
 
 
+def is_path(value: object) -> TypeGuard[PathLike]:
+    """Whether a value names a file, a folder or a data set."""
+    return isinstance(value, str | os.PathLike)
+
+
+def is_table(value: object) -> bool:
+    """Whether a value is a data frame, an Arrow table or a dict of columns, not one value a row."""
+    return isinstance(value, Frame | Mapping) or hasattr(value, "columns")
+
+
+def path_or_frame(labels: object, name: str) -> Path | Frame:
+    """A path as it is, a table, or one label for each row of SOURCE, as `labels_frame` has them."""
+    if is_path(labels):
+        return Path(labels)
+    return frame_of(labels, name) if is_table(labels) else labels_frame(labels, name)
+
+
 def vectors_frame(features: object, labels: object = None, name: str = "features") -> Frame:
     """The Frame of an array of vectors [N, D] and, unless None, their labels [N], as `labels_frame` has them.
 
@@ -117,7 +137,7 @@ def labels_frame(labels: object, name: str = "labels") -> Frame:
     return Frame(table, name, source_rows=len(texts), origin=labels)
 
 
-def trusted_frame(value: tuple[object, object], name: str = "trusted") -> Frame:
+def trusted_frame(value: object, name: str = "trusted") -> Frame:
     """The Frame of (rows, true labels): M rows of SOURCE and the true label of each.
 
     rows: positions from 0, a mask [N] of booleans, or names of rows; with a mask, the labels may also be one

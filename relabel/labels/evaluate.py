@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +14,7 @@ from relabel import metrics
 from relabel.config import SourceOptions
 from relabel.data.draft_source import DraftSource, Request, class_ids, suggestion
 from relabel.data.file_index import FileIndex
-from relabel.data.in_memory import Frame, frame_of, labels_frame
+from relabel.data.in_memory import Frame
 from relabel.data.label_columns import in_order
 from relabel.data.label_columns import read_labels as read_vector_labels
 from relabel.data.parquet_images import image_columns, open_tables
@@ -56,15 +56,6 @@ def evaluate(
             "Give the true labels of other rows.",
         )
     return evaluation
-
-
-def frame_of_truth(truth: object) -> Path | Frame:
-    """The truth as `evaluate` takes it, of a path, a table, or the true labels of all rows in order."""
-    if isinstance(truth, str | Path):
-        return Path(truth)
-    if isinstance(truth, Frame | Mapping | pa.Table) or hasattr(truth, "columns"):
-        return frame_of(truth, "truth")
-    return labels_frame(truth, "truth")
 
 
 def _true_labels(

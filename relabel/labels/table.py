@@ -7,7 +7,7 @@ from dataclasses import replace
 from functools import cached_property
 from html import escape
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO, Protocol
+from typing import TYPE_CHECKING, BinaryIO
 
 import numpy as np
 import pyarrow as pa
@@ -25,15 +25,9 @@ if TYPE_CHECKING:
 
     from relabel.metrics import Evaluation
     from relabel.progress import Watcher
+    from relabel.types import LabelsLike, PathLike, Saved, Table
 
 _ROWS_SHOWN = 10
-
-
-class Saveable(Protocol):
-    """A trained corrector or model, of which labels only know that it can be saved."""
-
-    def save(self, path: str | Path) -> None:
-        """Write its file."""
 
 
 class Labels:
@@ -51,8 +45,8 @@ class Labels:
         metadata: Metadata,
         *,
         confidence: NDArray[np.float32] | None = None,
-        corrector: Saveable | None = None,
-        make_model: Callable[[], Saveable] | None = None,
+        corrector: Saved | None = None,
+        make_model: Callable[[], Saved] | None = None,
     ) -> None:
         self.columns = columns
         self.metadata = metadata
@@ -119,7 +113,12 @@ class Labels:
         return pa.concat_tables(self.columns.tables(described))
 
     def to_pandas(self) -> pd.DataFrame:
-        """The table as a pandas data frame."""
+        """The table as a pandas data frame.
+
+        What is null in the file is missing here, and `isna()` finds it: NaN in `noise_probability`, None or
+        NaN in text, as the version of pandas has it. `soft_label` has an array [C] a row, and is missing
+        where `error` is not: `np.stack(frame.soft_label.dropna())` is the matrix of the other rows.
+        """
         try:
             return self.table.to_pandas()
         except ImportError as error:
@@ -150,17 +149,22 @@ class Labels:
         return self._with(replace(self.columns, action=action), self.metadata.decided(selection))
 
     def evaluate(
-        self, truth: object, label_column: str | None = None, watcher: Watcher | None = None
+        self,
+        truth: PathLike | Table | LabelsLike,
+        label_column: str | None = None,
+        watcher: Watcher | None = None,
     ) -> Evaluation:
-        """Compare with the truth: a path, a table in memory, or the true labels of all rows in order.
+        """Compare with the truth: a path, a data frame, or the true labels of all rows in order.
 
-        See `labels.evaluate.evaluate`.
+        It is what `relabel.evaluate` takes; trusted rows are left out of every figure. See
+        `labels.evaluate.evaluate`.
         """
-        from relabel.labels.evaluate import evaluate, frame_of_truth
+        from relabel.data.in_memory import path_or_frame
+        from relabel.labels.evaluate import evaluate
 
-        return evaluate(self, frame_of_truth(truth), label_column, watcher)
+        return evaluate(self, path_or_frame(truth, "truth"), label_column, watcher)
 
-    def kept_with(self, corrector: Saveable, make_model: Callable[[], Saveable] | None) -> Labels:
+    def kept_with(self, corrector: Saved, make_model: Callable[[], Saved] | None) -> Labels:
         """With the corrector, and with what makes the model where one was asked for."""
         return Labels(
             self.columns,
@@ -175,7 +179,7 @@ class Labels:
         return self._with(self.columns, replace(self.metadata, command=command))
 
     @property
-    def corrector(self) -> Saveable:
+    def corrector(self) -> Saved:
         """The trained corrector, which `apply` takes; RelabelError where none was trained."""
         if self._corrector is None:
             raise RelabelError(
@@ -185,7 +189,7 @@ class Labels:
         return self._corrector
 
     @cached_property
-    def model(self) -> Saveable:
+    def model(self) -> Saved:
         """The trained model, which `predict` takes; RelabelError where none was kept."""
         if self._make_model is None:
             raise RelabelError(

@@ -30,6 +30,7 @@ from relabel.labels.metadata import Run
 from relabel.labels.table import Labels
 from relabel.metrics import noise_matrix
 from relabel.saved.model_file import EVIDENCE
+from relabel.types import LabelsLike, TrustedLike
 
 _ROUNDING = 1e-3
 """By which a row may miss a sum of 1: what float16 and a printed table lose; more means no probabilities."""
@@ -37,8 +38,8 @@ _ROUNDING = 1e-3
 
 def calibrate(
     pred_probs: ArrayLike | Mapping[str, ArrayLike],
-    labels: object,
-    trusted: tuple[object, object],
+    labels: LabelsLike,
+    trusted: TrustedLike,
     class_names: Sequence[str] | None = None,
     precision: float = 0.95,
     seed: int = 0,

@@ -23,7 +23,8 @@ from relabel.config import (
 from relabel.correctors import registry
 from relabel.errors import RelabelError
 from relabel.files import check_name, check_output
-from relabel.options import InMemory, Saved
+from relabel.options import InMemory
+from relabel.types import Saved
 
 _NO_PARQUET = (".csv", ".tsv", ".json", ".jsonl", ".txt", ".xlsx", ".pt", ".zip", ".tar")
 _STDOUT = "-"
