@@ -424,7 +424,7 @@ def _refuse_stdout(output: str | None) -> None:
 
 @contextmanager
 def _watched(progress: bool) -> Iterator[Watcher]:
-    """What a verb tells, on standard error or kept; it draws random numbers of its own, not the caller's."""
+    """What a verb reports, on stderr or kept; it draws random numbers of its own, not the caller's."""
     import torch
 
     recorder = Recorder()

@@ -360,16 +360,16 @@ CALL = {"source": "v.parquet", "features": "v", "trusted": "trusted.csv"}
 def test_a_mistake_has_the_command_line_s_sentence(capfd, folder, command, flags, keywords):
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
     assert cli.run([command, *COMMAND, *flags]) == 2
-    told = capfd.readouterr().err.splitlines()[-1]
+    sentence = capfd.readouterr().err.splitlines()[-1]
     with pytest.raises(relabel.RelabelError) as refusal:
         getattr(relabel, command)(**{**CALL, **keywords})
     shared = str(refusal.value).replace(f" See help(relabel.{command}).", f" See relabel {command} --help.")
-    assert told == f"Error: {shared}"
+    assert sentence == f"Error: {shared}"
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
 
 
 @pytest.mark.parametrize(
-    ("function", "keywords", "told"),
+    ("function", "keywords", "sentence"),
     [
         ("fit", {"features": "v", "trusted": "trusted.csv"}, "fit needs source."),
         ("fit", CALL | {"epoch": 2}, "fit has no keyword epoch. Did you mean epochs?"),
@@ -387,8 +387,8 @@ def test_a_mistake_has_the_command_line_s_sentence(capfd, folder, command, flags
         ("pretrain", {"sources": ["v.parquet", "nosuch"], "features": "v"}, "nosuch"),
     ],
 )  # fmt: skip
-def test_a_mistake_of_python_alone_is_one_sentence_too(folder, function, keywords, told):
+def test_a_mistake_of_python_alone_is_one_sentence_too(folder, function, keywords, sentence):
     with pytest.raises(relabel.RelabelError) as refusal:
         getattr(relabel, function)(**keywords)
-    assert told in refusal.value.message + (" " + refusal.value.hint if refusal.value.hint else "")
+    assert sentence in refusal.value.message + (" " + refusal.value.hint if refusal.value.hint else "")
     assert str(refusal.value).endswith((".", "?"))

@@ -77,7 +77,7 @@ def test_the_edges_are_allowed():
 
 
 @pytest.mark.parametrize(
-    ("keyword", "value", "told"),
+    ("keyword", "value", "sentence"),
     [
         ("epochs", "many", "Invalid value for '--epochs': not a valid integer."),
         ("epochs", 2.5, "Invalid value for '--epochs': not a valid integer."),
@@ -97,14 +97,14 @@ def test_the_edges_are_allowed():
         ("source", 3, "Invalid value for 'SOURCE': not a text."),
     ],
 )
-def test_a_value_of_another_type_is_told_by_its_flag_as_on_the_command_line(keyword, value, told):
+def test_a_value_of_another_type_is_reported_by_its_flag_as_on_the_command_line(keyword, value, sentence):
     with pytest.raises(RelabelError) as refusal:
         build(FitConfig, **{"source": "images", keyword: value})
-    assert told in refusal.value.message
+    assert sentence in refusal.value.message
     assert refusal.value.hint == "See help(relabel.fit)."
 
 
-def test_an_unknown_keyword_is_told_with_the_one_that_was_meant():
+def test_an_unknown_keyword_is_reported_with_the_one_that_was_meant():
     with pytest.raises(RelabelError, match=r"^fit has no keyword epoch\. Did you mean epochs\?$"):
         config(epoch=3)
     with pytest.raises(RelabelError, match=r"^predict needs model\."):

@@ -7,5 +7,5 @@ from relabel.cli.commands import app
 
 
 def run(arguments: Sequence[str]) -> int:
-    """Run one command line and return its exit code; every failure is told in one sentence."""
+    """Run one command line and return its exit code; every failure is reported in one sentence."""
     return running.run(app, arguments)

@@ -108,7 +108,7 @@ class _Shown:
 
 
 def _train(config: FitConfig | ApplyConfig, arguments: list[str], named: bool, shown: _Shown) -> None:
-    """Run a fit or an apply with its checkpoint, which the user may have `named`; save, write and tell."""
+    """Run a fit or an apply with its checkpoint, which the user may have `named`; save, write and report."""
     console = make_console(stderr=True)
     state = config.run.checkpoint
     assert state is not None

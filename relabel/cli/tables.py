@@ -61,12 +61,12 @@ def _noise(noise: NoiseReport) -> Lines:
 
 
 def _confusions(title: str, confusions: Sequence[Confusion]) -> Lines:
-    told = [
+    shown = [
         f"{_percent(entry.share)} of {entry.true} is labelled {entry.given}"
         for entry in confusions
         if entry.true != entry.given and entry.share >= _LEAST_SHARE
     ]
-    return [(title, "\n".join(told))] if told else []
+    return [(title, "\n".join(shown))] if shown else []
 
 
 def _calibrated(calibration: CalibrationReport, of_a_fit: bool) -> Lines:
@@ -86,8 +86,8 @@ def _calibrated(calibration: CalibrationReport, of_a_fit: bool) -> Lines:
             else "few of the doubtful labels have a likelier class; trusted rows (--trusted) can show where "
             "corrections help"
         )
-        told = f"a label is changed only where another class is {times} times as likely: {reason}"
-        lines.append(("Corrections", told))
+        rule = f"a label is changed only where another class is {times} times as likely: {reason}"
+        lines.append(("Corrections", rule))
     return lines
 
 
@@ -140,11 +140,11 @@ def show_labels_file(console: Console, labels: Labels) -> None:
     ]
     if labels.noise_rate is not None:
         lines.append((_NOISE, _percent(labels.noise_rate)))
-    told = (
+    keys = (
         "corrector", "backbone", "weights", "image_size", "features", "dimension", "epochs", "seed",
         "trusted_rows", "command",
     )  # fmt: skip
-    lines += [(_title(key), str(metadata[key])) for key in told if key in metadata]
+    lines += [(_title(key), str(metadata[key])) for key in keys if key in metadata]
     versions = metadata.get("versions", {})
     lines.append(("Versions", ", ".join(f"{name} {number}" for name, number in versions.items())))
     _show(console, "Labels file", lines)

@@ -25,7 +25,7 @@ TINY = ("--epochs", "2", "--image-size", "8", "--device", "cpu", "--batch-size",
 
 @dataclass
 class Done:
-    """What a command left behind: its exit code, the bytes it printed and what it told."""
+    """What a command left behind: its exit code, the bytes it printed and its messages."""
 
     code: int
     out: bytes
@@ -73,7 +73,7 @@ def example(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], ModuleType]:
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The current folder, with images/{red,blue} of 14 pictures each and four verified ones a class."""
+    """The current folder, with images/{red,blue} of 14 pictures each and four trusted ones a class."""
     for colour in COLOURS:
         for number in range(14):
             draw(tmp_path / f"images/{colour}/{colour}{number}.png", colour, seed=number)

@@ -1,4 +1,4 @@
-"""A user without any verified row corrects labels with what a corrector has learned on other data."""
+"""A user without any trusted row corrects labels with what a corrector has learned on other data."""
 
 import io
 import json
@@ -63,27 +63,28 @@ def test_the_file_has_the_columns_of_fit(apply, folder, files):
     assert "name trusted rows with --trusted" in done.err
 
 
-def test_the_file_tells_what_made_it(apply, run):
+def test_the_file_says_what_made_it(apply, run):
     assert apply("-q", "--precision", "0.8").code == 0
-    told = metadata()
-    assert (told["corrector"], told["trusted_rows"], told["epochs"]) == ("tmlc", 0, 2)
-    assert told["pretrained"]["file"] == "tmlc.pt"
-    assert told["pretrained"]["trusted_rows"] == 8
-    assert told["calibration"]["calibration_rows"] == 0
-    assert told["calibration"]["selection"]["precision"] == 0.8
+    recorded = metadata()
+    assert (recorded["corrector"], recorded["trusted_rows"], recorded["epochs"]) == ("tmlc", 0, 2)
+    assert recorded["pretrained"]["file"] == "tmlc.pt"
+    assert recorded["pretrained"]["trusted_rows"] == 8
+    assert recorded["calibration"]["calibration_rows"] == 0
+    assert recorded["calibration"]["selection"]["precision"] == 0.8
     assert (
-        told["command"] == f"relabel apply images --corrector tmlc.pt {shlex.join(TINY)} -q --precision 0.8"
+        recorded["command"]
+        == f"relabel apply images --corrector tmlc.pt {shlex.join(TINY)} -q --precision 0.8"
     )
     assert "Trusted rows" in run("inspect", "labels.parquet").out.decode()
 
 
 def test_without_a_corrector_it_is_the_one_that_comes_with_relabel(run, folder):
     assert run("apply", "images", *TINY, "-q").code == 0
-    told = metadata()
-    assert told["pretrained"]["file"] == "tmlc.pt"
-    assert told["command"] == f"relabel apply images {shlex.join(TINY)} -q"
+    recorded = metadata()
+    assert recorded["pretrained"]["file"] == "tmlc.pt"
+    assert recorded["command"] == f"relabel apply images {shlex.join(TINY)} -q"
     card = json.loads(run("inspect", "--json").out)
-    assert {name: told["pretrained"][name] for name in ("sources", "episodes")} == {
+    assert {name: recorded["pretrained"][name] for name in ("sources", "episodes")} == {
         name: card[name] for name in ("sources", "episodes")
     }
     assert (card["kind"], card["corrector"]) == ("relabel corrector", "tmlc")
@@ -104,7 +105,7 @@ def test_other_classes_and_another_backbone_are_no_hindrance(apply, folder, tool
     assert {len(row) for row in columns()["soft_label"]} == {3}
 
 
-def test_verified_rows_calibrate(apply):
+def test_trusted_rows_calibrate(apply):
     done = apply("--trusted", "trusted.csv", "--json")
     assert done.code == 0
     summary = json.loads(done.out)
@@ -130,7 +131,7 @@ def test_standard_output_is_the_file(apply):
 
 
 @pytest.mark.parametrize(
-    ("arguments", "told"),
+    ("arguments", "sentence"),
     [
         (("images", "--corrector", "nosuch.pt"), "--corrector nosuch.pt: no such file."),
         (("images", "--corrector", "images"), "--corrector images: no such file."),
@@ -158,12 +159,12 @@ def test_standard_output_is_the_file(apply):
     ],
     ids=lambda value: " ".join(value) if isinstance(value, tuple) else "",
 )  # fmt: skip
-def test_a_mistake_is_told_in_one_sentence_and_nothing_is_written(run, made, files, arguments, told):
+def test_a_mistake_is_one_sentence_and_nothing_is_written(run, made, files, arguments, sentence):
     before = files()
     done = run("apply", *arguments)
     assert done.code == 2
     assert done.err.startswith("Error: ")
-    assert told in done.err
+    assert sentence in done.err
     assert done.err.count("\n") == 1
     assert not done.out
     assert files() == before
@@ -208,7 +209,7 @@ class Evil:
 
 
 @pytest.mark.parametrize(
-    ("kind", "told"),
+    ("kind", "sentence"),
     [
         ("half", "tmlc.pt is not a corrector file that can be loaded safely"),
         ("code", "tmlc.pt is not a corrector file that can be loaded safely"),
@@ -221,7 +222,7 @@ class Evil:
     ],
 )
 def test_a_damaged_or_hostile_corrector_is_one_sentence_and_nothing_in_it_runs(
-    run, made, files, folder, kind, told
+    run, made, files, folder, kind, sentence
 ):
     content = torch.load(made, weights_only=True)
     changed = {
@@ -242,7 +243,7 @@ def test_a_damaged_or_hostile_corrector_is_one_sentence_and_nothing_in_it_runs(
     done = run(*APPLY, *TINY)
     assert not (folder / "evil").exists()
     assert done.code == 2
-    assert done.err.startswith(f"Error: {told}")
+    assert done.err.startswith(f"Error: {sentence}")
     assert done.err.count("\n") == 1
     assert files() == before
 
@@ -264,9 +265,9 @@ def test_real_processes_apply_and_inspect_through_a_pipe(start, made, files):
     first.stdout.close()
     out, err = second.communicate(timeout=120)
     assert (first.wait(60), first.stderr.read(), second.returncode, err) == (0, b"", 0, b"")
-    told = json.loads(out)
-    assert (told["rows"], told["corrector"]) == (28, "tmlc")
-    assert told["pretrained"]["file"] == str(cached)
+    recorded = json.loads(out)
+    assert (recorded["rows"], recorded["corrector"]) == (28, "tmlc")
+    assert recorded["pretrained"]["file"] == str(cached)
     assert files() == before
 
 

@@ -1,4 +1,4 @@
-"""A user makes a benchmark: every noise model, to CSV and Parquet, with the actual rate told and kept."""
+"""A user makes a benchmark: every noise model, to CSV and Parquet, with the actual rate reported and kept."""
 
 import csv
 import json
@@ -39,7 +39,7 @@ def read_csv(path):
 
 
 @pytest.mark.parametrize("noise", NOISE_MODELS)
-def test_every_noise_is_told_kept_and_shown(corrupt, run, noise):
+def test_every_noise_is_reported_kept_and_shown(corrupt, run, noise):
     done = corrupt(noise, "-o", "noisy.parquet")
     assert (done.code, done.out) == (0, b"")
     assert corrupt(noise, "-o", "noisy.csv").code == 0
@@ -188,7 +188,7 @@ def test_of_hundreds_of_classes_the_largest_cells_are_kept(run, folder):
 
 
 @pytest.mark.parametrize(
-    ("flags", "told"),
+    ("flags", "sentence"),
     [
         (("--noise", "pink", "-o", "n.csv"), "--noise pink is not known. Choose from symmetric, "),
         (("--noise", "uniform", "-o", "n.txt"), "--output n.txt: noisy labels are CSV or Parquet."),
@@ -206,13 +206,13 @@ def test_of_hundreds_of_classes_the_largest_cells_are_kept(run, folder):
     ],
     ids=lambda value: " ".join(value[1:]) if isinstance(value, tuple) else "",
 )
-def test_a_mistake_is_one_sentence_and_nothing_is_written(run, corrupt, folder, files, flags, told):
+def test_a_mistake_is_one_sentence_and_nothing_is_written(run, corrupt, folder, files, flags, sentence):
     (folder / "lone.json").write_text('{"warm": ["red"], "cold": ["blue"]}')
     before = files()
     done = run("corrupt", "images", "--rate", "0.5", *flags)
     assert done.code == 2
     assert done.err.startswith("Error: ")
-    assert told in done.err
+    assert sentence in done.err
     assert done.err.count("\n") == 1
     assert not done.out
     assert files() == before

@@ -60,7 +60,7 @@ def test_apply_gives_the_same_without_a_cache(run, broken):
     assert content("with.parquet") == content("without.parquet")
 
 
-def test_a_disk_too_small_is_told_before_anything_is_decoded(fit, run, full, files, monkeypatch):
+def test_a_disk_too_small_is_reported_before_anything_is_decoded(fit, run, full, files, monkeypatch):
     monkeypatch.setattr("relabel.data.batches.decode", None)
     before = files()
     done = fit()

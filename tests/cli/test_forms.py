@@ -88,7 +88,7 @@ def test_every_form_gives_the_rows_of_the_folder(run, forms, form):
 
 
 @pytest.mark.parametrize("form", ["table", "saved"])
-def test_a_column_of_the_source_holds_the_verified_labels(run, forms, form):
+def test_a_column_of_the_source_holds_the_trusted_labels(run, forms, form):
     tiny = ("--epochs", "2", "--image-size", "8", "--device", "cpu", "--batch-size", "16", "-q")
     done = run("fit", *FORMS[form], "--trusted-column", "checked", *tiny)
     assert done.code == 0, done.err
@@ -116,7 +116,7 @@ def test_the_source_is_a_truth_by_any_of_its_columns(run, forms):
     figures = json.loads(done.out)
     assert (figures["rows"], figures["label_accuracy_before"]) == (18, 1)
     done = run("evaluate", "labels.parquet", "--truth", "data/*.parquet", "--label-column", "checked")
-    assert "covers no row that can be compared" in done.err  # the verified rows alone
+    assert "covers no row that can be compared" in done.err  # the trusted rows alone
 
 
 def test_a_manifest_and_its_columns_by_other_names(run, forms, tools):
@@ -161,7 +161,7 @@ def test_a_classes_file_orders_the_classes_and_one_that_belongs_elsewhere_is_lef
 
 
 @pytest.mark.parametrize(
-    ("words", "told"),
+    ("words", "sentence"),
     [
         (("saved",), "saved has the splits train, test. Name one with --split."),
         (("broken.zip",), "broken.zip cannot be read: "),
@@ -180,13 +180,13 @@ def test_a_classes_file_orders_the_classes_and_one_that_belongs_elsewhere_is_lef
     ],
     ids=lambda value: " ".join(value) if isinstance(value, tuple) else "",
 )
-def test_a_mistake_is_one_sentence_and_nothing_is_written(run, forms, files, words, told):
+def test_a_mistake_is_one_sentence_and_nothing_is_written(run, forms, files, words, sentence):
     Path("broken.zip").write_bytes(Path("images.zip").read_bytes()[:500])
     Path("broken.parquet").write_bytes(Path("table.parquet").read_bytes()[:-50])
     before = files()
     done = run("fit", *words, "--trusted", "trusted.csv")
     assert done.code == 2
-    assert told in done.err
+    assert sentence in done.err
     assert done.err.count("\n") == 1
     assert files() == before
 
@@ -211,7 +211,7 @@ def test_an_output_does_not_replace_a_shard(run, forms):
     assert f"--output {shard} is also SOURCE ({shard})." in done.err
 
 
-def test_fit_without_verified_rows_names_both_ways(run, folder):
+def test_fit_without_trusted_rows_names_both_ways(run, folder):
     done = run("fit", "images")
     assert done.code == 2
     assert "there is neither --trusted nor --trusted-column." in done.err

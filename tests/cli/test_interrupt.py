@@ -61,7 +61,7 @@ command()
 
 @pytest.fixture
 def stop(start):
-    """Start a run, send its group a signal once it has told `after`, return its code and last words."""
+    """Start a run, send its group a signal once it has printed `after`, return its code and last words."""
 
     def go(*arguments, after="Epoch 3/", signum=signal.SIGINT, again=0, **options):
         process = start(*arguments, **options)
@@ -79,7 +79,7 @@ def stop(start):
 
 @pytest.fixture
 def whole(run, folder):
-    """The result of a run that nobody stopped."""
+    """The result of a run without an interruption."""
 
     def go():
         assert run(*FIT, "-q", "-o", "whole.parquet").code == 0
@@ -203,14 +203,14 @@ def interrupted(run, folder, stopped):
 
 def test_another_run_does_not_continue_the_checkpoint(run, interrupted, files, tools):
     before = files()
-    for flags, told in (
+    for flags, sentence in (
         (("--seed", "1"), "--seed was 0 and is 1; the trusted rows differ"),
         (("--lr", "0.01"), "--lr was not given and is 0.01"),
         (("--epochs", "31"), "--epochs was 30 and is 31"),
     ):
         done = run(*FIT, *flags, "--resume")
         assert done.code == 2
-        assert f"belongs to a run with other data or other settings: {told}. Repeat" in done.err
+        assert f"belongs to a run with other data or other settings: {sentence}. Repeat" in done.err
     tools["write_csv"]("labels.csv", [("red/red9.png", "blue")])
     assert run(*FIT, "--labels", "labels.csv", "--resume").code == 2
     (interrupted.parent / "labels.csv").unlink()
@@ -233,7 +233,7 @@ def test_other_images_under_the_same_names_do_not_continue_the_checkpoint(run, i
     assert result("labels.parquet") == whole()
 
 
-def test_a_damaged_checkpoint_is_told_and_dropping_resume_starts_again(run, interrupted, whole):
+def test_a_damaged_checkpoint_is_reported_and_dropping_resume_starts_again(run, interrupted, whole):
     interrupted.write_bytes(interrupted.read_bytes()[:1000])
     done = run(*FIT, "--resume")
     assert done.code == 2

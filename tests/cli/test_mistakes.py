@@ -6,7 +6,7 @@ FIT = ("fit", "images", "--trusted", "trusted.csv", "--image-size", "8", "--epoc
 
 
 @pytest.mark.parametrize(
-    ("arguments", "told"),
+    ("arguments", "sentence"),
     [
         (("fit",), "Missing argument 'SOURCE'. See relabel fit --help."),
         (("fit", "images"), "--trusted"),
@@ -114,7 +114,7 @@ FIT = ("fit", "images", "--trusted", "trusted.csv", "--image-size", "8", "--epoc
     ],
     ids=lambda value: " ".join(value[-3:])[:40] if isinstance(value, tuple) else "",
 )
-def test_a_mistake_is_told_in_one_sentence_and_nothing_is_written(run, folder, files, tools, arguments, told):
+def test_a_mistake_is_one_sentence_and_nothing_is_written(run, folder, files, tools, arguments, sentence):
     (folder / "note.txt").write_text("dear diary")
     (folder / "fake.zip").write_bytes(b"PK\x03\x04 and no more")
     (folder / "fake.parquet").write_bytes(b"PAR1 and no more")
@@ -126,7 +126,7 @@ def test_a_mistake_is_told_in_one_sentence_and_nothing_is_written(run, folder, f
     *rest, last = done.err.splitlines()
     assert done.code == 2
     assert last.startswith("Error: ")
-    assert told in last
+    assert sentence in last
     assert last.endswith((".", "?"))
     assert all(line.startswith("Warning: ") for line in rest) or "--resume" in arguments
     assert not done.out
@@ -134,7 +134,7 @@ def test_a_mistake_is_told_in_one_sentence_and_nothing_is_written(run, folder, f
 
 
 @pytest.mark.parametrize(
-    ("rows", "told"),
+    ("rows", "sentence"),
     [
         ([("red/nosuch.png", "red")], "row 2 ('red/nosuch.png')"),
         ([("red/red0.png", "red"), ("red/red1.png", "rad")], "row 3 ('rad'). Did you mean 'red'?"),
@@ -145,12 +145,12 @@ def test_a_mistake_is_told_in_one_sentence_and_nothing_is_written(run, folder, f
     ],
     ids=["file", "class", "twice", "no label", "no row", "too many"],
 )
-def test_verified_rows_that_cannot_be_trusted_are_refused_by_row(fit, files, tools, rows, told):
+def test_trusted_rows_that_cannot_be_trusted_are_refused_by_row(fit, files, tools, rows, sentence):
     tools["write_csv"]("bad.csv", rows)
     before = files()
     done = fit("--trusted", "bad.csv")
     assert done.code == 2
-    assert told in done.err
+    assert sentence in done.err
     assert "--trusted bad.csv" in done.err
     assert done.err.count("\n") == 1
     assert files() == before

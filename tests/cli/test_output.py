@@ -124,7 +124,7 @@ def folders(folder):
 
 
 @pytest.mark.parametrize(
-    ("source", "output", "told"),
+    ("source", "output", "sentence"),
     [
         (("images",), "images/red/red9.png", "is an image."),
         (("list.csv",), "images/red/red1.png", "is an image."),
@@ -138,7 +138,9 @@ def folders(folder):
     ids=lambda value: value if isinstance(value, str) else " ".join(value),
 )
 @pytest.mark.parametrize("linked", [False, True])
-def test_overwrite_replaces_nothing_that_source_is_made_of(run, folders, files, source, output, told, linked):
+def test_overwrite_replaces_nothing_that_source_is_made_of(
+    run, folders, files, source, output, sentence, linked
+):
     if linked:
         Path("link").symlink_to(output)
         output = "link"
@@ -154,7 +156,7 @@ def test_overwrite_replaces_nothing_that_source_is_made_of(run, folders, files, 
         flag = "--save-corrector" if "--save-corrector" in command else "--output"
         name = "SOURCE 1" if command[0] == "pretrain" else "SOURCE"
         assert done.code == 2
-        assert done.err == f"Error: {flag} {output} {told.replace('SOURCE', name)} Choose another name.\n"
+        assert done.err == f"Error: {flag} {output} {sentence.replace('SOURCE', name)} Choose another name.\n"
         assert files() == before
 
 

@@ -63,16 +63,16 @@ CORRUPT = ("corrupt", "images", "--noise", "uniform", "--rate", "0.2", "-o")
 @pytest.mark.parametrize("goes", ["away", "full"])
 def test_the_line_that_is_shown_when_standard_output_fails_continues_the_run(start, folder, goes):
     saves = ("--save-corrector", "c.pt", "--save-model", "m.pt")
-    told = b"The reader of standard output closed it too early."
+    sentence = b"The reader of standard output closed it too early."
     if goes == "full":
-        told = b"Standard output could not be written: No space left on device. Free some space"
+        sentence = b"Standard output could not be written: No space left on device. Free some space"
     with open("/dev/full", "wb") as full, subprocess.Popen(["true"], stdin=subprocess.PIPE) as reader:
         reader.wait()
         process = start(*FIT, "-q", *saves, stdout=full if goes == "full" else reader.stdin)
         reader.stdin.close()
         _, err = process.communicate(timeout=120)
     assert process.returncode == 1
-    assert err.startswith(b"Error: " + told)
+    assert err.startswith(b"Error: " + sentence)
     assert err.count(b"\n") == 1
     program, *arguments = shlex.split(err.decode().split("continue with: ")[1])
     assert program == "relabel"
@@ -87,7 +87,7 @@ def test_the_line_that_is_shown_when_standard_output_fails_continues_the_run(sta
 @pytest.mark.parametrize(
     "arguments", [(*CORRUPT, "-"), ("inspect", "noisy.csv", "--json"), ("inspect", "noisy.csv")]
 )
-def test_a_full_standard_output_is_told_by_other_commands_too(run, start, arguments):
+def test_a_full_standard_output_is_reported_by_other_commands_too(run, start, arguments):
     assert run(*CORRUPT, "noisy.csv", "-q").code == 0
     with open("/dev/full", "wb") as full:
         process = start(*arguments, stdout=full)
@@ -146,21 +146,21 @@ def test_every_kind_of_file_can_be_inspected_through_a_pipe(fit, run, inspect, f
 
 
 @pytest.mark.parametrize(
-    ("sent", "told"),
+    ("sent", "sentence"),
     [
         (b"PK\x03\x04 and no more", "standard input is neither a corrector nor a model file"),
         (b"file_name,label,clean_label\na.png,x\n", "standard input, row 2: 2 cells where the header has 3."),
         (b"file_name,label\na.png,x\n", "standard input is not a Parquet file."),
     ],
 )
-def test_what_is_wrong_with_standard_input_is_told_by_that_name(inspect, folder, sent, told):
+def test_what_is_wrong_with_standard_input_is_reported_by_that_name(inspect, folder, sent, sentence):
     done = inspect(sent)
     assert done.code == 2
-    assert done.err.startswith(f"Error: {told}")
+    assert done.err.startswith(f"Error: {sentence}")
     assert done.err.count("\n") == 1
 
 
-def test_a_disk_too_small_for_standard_input_is_told(inspect, folder, monkeypatch):
+def test_a_disk_too_small_for_standard_input_is_reported(inspect, folder, monkeypatch):
     def full(*_):
         raise OSError(errno.ENOSPC, "No space left on device")
 

@@ -89,14 +89,14 @@ def test_labels_may_come_from_a_table(predict, tools):
     assert columns()["file_name"] == ["3.png", "5.png"]
 
 
-def test_the_file_tells_what_made_it(predict, run):
+def test_the_file_says_what_made_it(predict, run):
     assert predict("-q", "--precision", "0.8").code == 0
-    told, fitted = metadata(), metadata("fit.parquet")
+    recorded, fitted = metadata(), metadata("fit.parquet")
     for name in ("class_names", "corrector", "backbone", "image_size", "epochs", "seed", "trusted_rows"):
-        assert told[name] == fitted[name]
-    assert told["model"]["file"] == "model.pt"
-    assert told["command"] == "relabel predict new --model model.pt -q --precision 0.8"
-    assert told["calibration"]["selection"]["precision"] == 0.8
+        assert recorded[name] == fitted[name]
+    assert recorded["model"]["file"] == "model.pt"
+    assert recorded["command"] == "relabel predict new --model model.pt -q --precision 0.8"
+    assert recorded["calibration"]["selection"]["precision"] == 0.8
     assert "Command " in run("inspect", "labels.parquet").out.decode()
 
 
@@ -115,7 +115,7 @@ def test_a_model_is_inspected(model, run):
     described = json.loads(run("inspect", "model.pt", "--json").out)
     assert described["kind"] == "relabel model"
     assert (described["backbone"], described["corrector"], described["image_size"]) == ("cnn8", "tmlc", 8)
-    assert described["calibration"]["calibration_rows"] == 2  # of the eight verified rows, a quarter
+    assert described["calibration"]["calibration_rows"] == 2  # of the eight trusted rows, a quarter
 
 
 def test_a_model_is_not_overwritten_unasked_nor_written_over_another_file(fit, model, files):
@@ -127,7 +127,7 @@ def test_a_model_is_not_overwritten_unasked_nor_written_over_another_file(fit, m
 
 
 @pytest.mark.parametrize(
-    ("arguments", "told"),
+    ("arguments", "sentence"),
     [
         (("predict", "new"), "--model"),
         (("predict", "--model", "model.pt"), "Missing argument 'SOURCE'."),
@@ -149,8 +149,8 @@ def test_a_model_is_not_overwritten_unasked_nor_written_over_another_file(fit, m
     ],
     ids=lambda value: " ".join(value[1:]) if isinstance(value, tuple) else "",
 )
-def test_a_mistake_is_told_in_one_sentence_and_nothing_is_written(
-    run, model, folder, files, tools, arguments, told
+def test_a_mistake_is_one_sentence_and_nothing_is_written(
+    run, model, folder, files, tools, arguments, sentence
 ):
     tools["draw"](folder / "odd/green/0.png", "red")
     (folder / "void").mkdir()
@@ -160,7 +160,7 @@ def test_a_mistake_is_told_in_one_sentence_and_nothing_is_written(
     done = run(*arguments)
     assert done.code == 2
     assert done.err.startswith("Error: ")
-    assert told in done.err
+    assert sentence in done.err
     assert done.err.count("\n") == 1
     assert not done.out
     assert files() == before
@@ -177,7 +177,7 @@ def test_a_damaged_or_hostile_model_is_one_sentence_and_nothing_in_it_runs(
     predict, run, model, folder, fit, kind, command
 ):
     content = torch.load(model, weights_only=True)
-    told = "is not a model file"
+    sentence = "is not a model file"
     if kind == "half":
         model.write_bytes(model.read_bytes()[:5000])
     elif kind == "pickle":
@@ -185,10 +185,10 @@ def test_a_damaged_or_hostile_model_is_one_sentence_and_nothing_in_it_runs(
     elif kind == "corrector":
         assert fit("-q", "--save-corrector", "model.pt", "-o", "fit.parquet", "--overwrite").code == 0
     else:
-        told = "has format 3" if kind == "newer" else told
+        sentence = "has format 3" if kind == "newer" else sentence
         content |= {"code": {"trained": Evil()}, "newer": {"format": 3}, "shape": {"class_names": []}}[kind]
         torch.save(content, model)
-        told = "is not a whole model file" if kind == "shape" else told
+        sentence = "is not a whole model file" if kind == "shape" else sentence
     done = predict() if command == "predict" else run("inspect", "model.pt")
     assert not (folder / "evil").exists()
     if command == "inspect" and kind == "corrector":
@@ -199,8 +199,8 @@ def test_a_damaged_or_hostile_model_is_one_sentence_and_nothing_in_it_runs(
     assert done.err.count("\n") == 1
     assert "model.pt" in done.err
     if command == "inspect" and kind in ("half", "code"):
-        told = "is neither a corrector nor a model file that can be loaded safely"
-    assert told in done.err or (command == "inspect" and kind == "pickle")
+        sentence = "is neither a corrector nor a model file that can be loaded safely"
+    assert sentence in done.err or (command == "inspect" and kind == "pickle")
 
 
 def test_ctrl_c_ends_with_130_and_nothing_written(start, model, files):
@@ -238,7 +238,7 @@ def test_standard_output_is_the_file(predict):
     assert pq.read_table(io.BytesIO(done.out)).equals(pq.read_table("labels.parquet"))
 
 
-def test_a_reader_that_goes_away_is_told_in_one_sentence(model, start):
+def test_a_reader_that_goes_away_is_reported_in_one_sentence(model, start):
     read, write = os.pipe()
     os.close(read)
     process = start("predict", "new", "--model", "model.pt", "-o", "-", "-q", stdout=write)

@@ -89,11 +89,11 @@ def test_a_corrector_for_any_data_is_written_and_nothing_else(run, quick, files)
     assert "Sources " in run("inspect", "tmlc.pt").out.decode()
     done = run("apply", "second", "--corrector", "tmlc.pt", "--epochs", "2", "--device", "cpu", "-q")
     assert done.code == 0
-    told = json.loads(run("inspect", "labels.parquet", "--json").out)
-    assert set(told["calibration"]["weights"]) == {
+    metadata = json.loads(run("inspect", "labels.parquet", "--json").out)
+    assert set(metadata["calibration"]["weights"]) == {
         "early", "late", "last", "transition", "keep"
     }  # fmt: skip
-    assert told["pretrained"]["episodes"] == 4
+    assert metadata["pretrained"]["episodes"] == 4
 
 
 def test_quiet_says_nothing(run, quick):
@@ -185,7 +185,7 @@ def test_an_existing_corrector_is_replaced_only_when_asked(run, quick, files):
 
 
 @pytest.mark.parametrize(
-    ("arguments", "told"),
+    ("arguments", "sentence"),
     [
         (("-o", "x.pt"), "Missing argument 'SOURCE...'."),
         (("images",), "Missing option '--output'"),
@@ -207,7 +207,7 @@ def test_an_existing_corrector_is_replaced_only_when_asked(run, quick, files):
     ],
     ids=lambda value: " ".join(value) if isinstance(value, tuple) else "",
 )
-def test_a_mistake_is_told_in_one_sentence_and_nothing_is_written(run, folder, files, tools, arguments, told):
+def test_a_mistake_is_one_sentence_and_nothing_is_written(run, folder, files, tools, arguments, sentence):
     tools["write_csv"]("list.csv", [("images/red/red0.png", "red"), ("images/blue/blue0.png", "blue")])
     for name in ("red", "blue"):
         tools["draw"](folder / f"one/{name}/0.png", name)
@@ -217,7 +217,7 @@ def test_a_mistake_is_told_in_one_sentence_and_nothing_is_written(run, folder, f
     done = run("pretrain", *arguments)
     assert done.code == 2
     assert done.err.splitlines()[-1].startswith("Error: ")
-    assert told in done.err
+    assert sentence in done.err
     assert sum(not line.startswith("Warning: ") for line in done.err.splitlines()) == 1
     assert not done.out
     assert files() == before

@@ -45,7 +45,7 @@ def test_the_spelling_of_the_path_changes_nothing(fit, folder, spelling):
     assert columns() == columns("plain.parquet")
 
 
-def test_verified_rows_may_be_named_by_absolute_path_or_index(fit, folder, tools, listed):
+def test_trusted_rows_may_be_named_by_absolute_path_or_index(fit, folder, tools, listed):
     tools["write_csv"]("trusted.csv", [(str(folder / "images" / name), label) for name, label in listed[::4]])
     assert fit("-q", "-o", "absolute.parquet").code == 0
     tools["write_csv"](
@@ -65,12 +65,12 @@ def test_labels_replaces_adds_and_takes_away_given_labels(fit, folder, tools, li
 
 def test_a_folder_s_name_with_a_space_after_it_goes_through_tables(fit, folder, tools):
     (folder / "images/red").rename(folder / "images/red ")
-    verified = [("red /red0.png", "red "), ("red /red1.png", "red"), ("blue/blue0.png", "blue")]
-    tools["write_csv"]("verified.csv", verified)
-    assert fit("-q", "--trusted", "verified.csv").code == 0
+    trusted = [("red /red0.png", "red "), ("red /red1.png", "red"), ("blue/blue0.png", "blue")]
+    tools["write_csv"]("checked.csv", trusted)
+    assert fit("-q", "--trusted", "checked.csv").code == 0
     assert set(columns()["original_label"]) == {"red", "blue"}
     tools["write_csv"]("given.csv", zip(columns()["file_name"], columns()["original_label"], strict=True))
-    done = fit("-q", "--trusted", "verified.csv", "--labels", "given.csv", "-o", "again.parquet")
+    done = fit("-q", "--trusted", "checked.csv", "--labels", "given.csv", "-o", "again.parquet")
     assert (done.code, done.err) == (0, "")
     assert columns("again.parquet") == columns()
 
@@ -83,18 +83,18 @@ def test_a_labels_file_beside_the_images_is_a_list_of_them(fit, listed):
     assert columns()["original_label"] == columns("images/labels.parquet")["corrected_label"]
 
 
-def test_a_row_without_a_label_is_relabelled_and_may_be_verified(fit, tools, folder):
+def test_a_row_without_a_label_is_relabelled_and_may_be_trusted(fit, tools, folder):
     tools["write_csv"]("labels.csv", [("red/red8.png", ""), ("red/red0.png", "")])
-    done = fit("--labels", "labels.csv")  # red0 is a verified row
+    done = fit("--labels", "labels.csv")  # red0 is a trusted row
     assert done.code == 0
     assert "28 (8 trusted, 2 without a label)" in done.err
     rows = {row["file_name"]: row for row in pq.read_table("labels.parquet").to_pylist()}
-    plain, verified = rows["red/red8.png"], rows["red/red0.png"]
+    plain, trusted = rows["red/red8.png"], rows["red/red0.png"]
     assert plain["noise_probability"] is None
     assert plain["corrected_label"] in ("red", "blue")
-    assert verified["trusted"]
-    assert verified["corrected_label"] == "red"
-    assert verified["soft_label"] == [0, 1]
+    assert trusted["trusted"]
+    assert trusted["corrected_label"] == "red"
+    assert trusted["soft_label"] == [0, 1]
 
 
 def test_an_output_inside_source_is_no_image_the_next_time(fit, folder):
@@ -106,7 +106,7 @@ def test_an_output_inside_source_is_no_image_the_next_time(fit, folder):
 
 
 @pytest.mark.parametrize(
-    ("verified", "flags"),
+    ("trusted", "flags"),
     [
         ([("red/red0.png", "red"), ("blue/blue0.png", "blue")], ("--image-size", "16")),
         ([("red/red0.png", "red")], ("--image-size", "16")),
@@ -117,13 +117,13 @@ def test_an_output_inside_source_is_no_image_the_next_time(fit, folder):
     ],
     ids=["two", "one", "one class", "all", "batch larger than data", "one, no corrector"],
 )
-def test_few_or_lopsided_verified_rows_still_give_whole_labels(fit, tools, verified, flags):
-    tools["write_csv"]("few.csv", verified)
+def test_few_or_lopsided_trusted_rows_still_give_whole_labels(fit, tools, trusted, flags):
+    tools["write_csv"]("few.csv", trusted)
     done = fit("--trusted", "few.csv", "--json", *flags)
     assert done.code == 0, done.err
     json.loads(done.out, parse_constant=pytest.fail)
     rows = pq.read_table("labels.parquet").to_pylist()
-    assert sum(row["trusted"] for row in rows) == len(verified)
+    assert sum(row["trusted"] for row in rows) == len(trusted)
     assert all(abs(sum(row["soft_label"]) - 1) < 1e-3 for row in rows)
 
 
@@ -135,7 +135,7 @@ def test_three_images_are_enough(run, folder, tools):
     assert len(columns()["file_name"]) == 3
 
 
-def test_a_folder_of_verified_images_from_elsewhere(fit, folder, tools):
+def test_a_folder_of_trusted_images_from_elsewhere(fit, folder, tools):
     for number in range(3):
         for colour in ("red", "blue"):
             tools["draw"](folder / f"elsewhere/{colour}/x{number}.png", colour, seed=100 + number)

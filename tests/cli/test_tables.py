@@ -87,7 +87,7 @@ def test_trusted_rows_are_counted_apart():
 
 
 @pytest.mark.parametrize(
-    ("decision_threshold", "calibration_rows", "told"),
+    ("decision_threshold", "calibration_rows", "sentence"),
     [
         (math.log(2), 75, "2 times as likely: the trusted rows do not show"),
         (math.log(3.375), 0, "3.4 times as likely: few of the doubtful labels"),
@@ -96,7 +96,7 @@ def test_trusted_rows_are_counted_apart():
         (None, 75, None),
     ],
 )
-def test_corrections_that_need_a_margin_say_so_and_why(decision_threshold, calibration_rows, told):
+def test_corrections_that_need_a_margin_say_so_and_why(decision_threshold, calibration_rows, sentence):
     calibration = replace(
         CALIBRATION,
         decision_threshold=decision_threshold,
@@ -104,8 +104,8 @@ def test_corrections_that_need_a_margin_say_so_and_why(decision_threshold, calib
         abstains=decision_threshold is None,
     )
     text = shown(200, False, replace(FIT, calibration=calibration))
-    assert "times as likely" in text if told else "times as likely" not in text
-    assert told is None or f"only where another class is {told}" in text
+    assert "times as likely" in text if sentence else "times as likely" not in text
+    assert sentence is None or f"only where another class is {sentence}" in text
 
 
 def test_what_mlc_learned_is_shown_beside_what_was_found():

@@ -85,7 +85,7 @@ def test_an_output_in_another_encoding_does_not_fail(start, run, fit, folder, to
         for name, file in (("rötlich", "red"), ("blue", "blue"))
         for n in range(4)
     ]
-    assert fit("-q", "--trusted", tools["write_csv"]("verified.csv", rows)).code == 0
+    assert fit("-q", "--trusted", tools["write_csv"]("checked.csv", rows)).code == 0
     environment = {**os.environ, "PYTHONIOENCODING": "ascii"}
     for flags in ((), ("--json",)):
         process = start("inspect", "labels.parquet", *flags, env=environment)

@@ -30,15 +30,15 @@ def write_vectors(path, seed=0, dimension=6, rows=ROWS, **columns):
 
 @pytest.fixture
 def vectors(folder, tools):
-    """`vectors.parquet`, and `verified.csv` with twelve of its rows."""
+    """`vectors.parquet`, and `trusted.csv` with twelve of its rows."""
     write_vectors("vectors.parquet")
-    tools["write_csv"]("verified.csv", [(f"text/{row}", f"c{row % 2}") for row in range(12)])
+    tools["write_csv"]("trusted.csv", [(f"text/{row}", f"c{row % 2}") for row in range(12)])
     return folder
 
 
 @pytest.fixture
 def fit_vectors(run, vectors):
-    command = ("fit", "vectors.parquet", "--features", "embedding", "--trusted", "verified.csv", *QUICK)
+    command = ("fit", "vectors.parquet", "--features", "embedding", "--trusted", "trusted.csv", *QUICK)
     return lambda *flags: run(*command, *flags)
 
 
@@ -92,9 +92,9 @@ def test_wrong_labels_are_found_in_vectors_of_any_unit(run, vectors, tools):
 
 def test_the_files_name_the_column_and_the_dimension(fit_vectors, run):
     assert fit_vectors("--save-model", "model.pt", "--save-corrector", "corrector.pt").code == 0
-    told = metadata()
-    assert (told["backbone"], told["features"], told["dimension"]) == ("mlp", "embedding", 6)
-    assert not {"image_size", "weights"} & set(told)
+    recorded = metadata()
+    assert (recorded["backbone"], recorded["features"], recorded["dimension"]) == ("mlp", "embedding", 6)
+    assert not {"image_size", "weights"} & set(recorded)
     for file in ("labels.parquet", "model.pt", "corrector.pt"):
         shown = run("inspect", file).out.decode()
         assert "Features " in shown
@@ -106,7 +106,7 @@ def test_the_files_name_the_column_and_the_dimension(fit_vectors, run):
 def test_columns_of_numbers_are_named_by_a_glob(run, vectors):
     values = np.stack(pq.read_table("vectors.parquet")["embedding"].fill_null([0.0] * 6).to_pylist())
     write_vectors("wide.parquet", **{f"f_{n}": values[:, n] for n in range(6)})
-    flags = ("--trusted", "verified.csv", *QUICK)
+    flags = ("--trusted", "trusted.csv", *QUICK)
     assert run("fit", "wide.parquet", "--features", "f_*", *flags).code == 0
     assert metadata()["dimension"] == 6
     assert columns()["error"] == [None] * ROWS
@@ -163,7 +163,7 @@ def test_a_checkpoint_of_other_vectors_is_not_continued(fit_vectors, monkeypatch
     assert "checkpoint" in done.err
 
 
-def test_classes_and_verified_rows_come_from_the_source_as_with_images(run, vectors):
+def test_classes_and_trusted_rows_come_from_the_source_as_with_images(run, vectors):
     kinds = np.arange(ROWS) % 2
     checked = pa.array([int(kind) if row < 12 else None for row, kind in enumerate(kinds)])
     write_vectors("numbered.parquet", kind=pa.array(kinds), checked=checked)
@@ -212,12 +212,12 @@ def test_a_benchmark_is_made_of_clean_vectors(run, vectors, noise):
     assert "Features" in run("inspect", "noisy.parquet").out.decode()
 
 
-FIT = ("fit", "vectors.parquet", "--features", "embedding", "--trusted", "verified.csv")
+FIT = ("fit", "vectors.parquet", "--features", "embedding", "--trusted", "trusted.csv")
 IMAGES = ("fit", "images", "--trusted", "trusted.csv")
 
 
 @pytest.mark.parametrize(
-    ("arguments", "told"),
+    ("arguments", "sentence"),
     [
         (
             (*FIT, "--image-size", "32"),
@@ -232,7 +232,7 @@ IMAGES = ("fit", "images", "--trusted", "trusted.csv")
         ((*FIT, "--trusted", "images"), "--trusted images is a folder of images"),
         ((*FIT, "--features", "embeding"), "vectors.parquet has no column 'embeding', but"),
         ((*FIT, "--features", "file_name"), "the column 'file_name' of vectors.parquet holds string"),
-        (("fit", "vectors.parquet", "--trusted", "verified.csv"), "holds vectors in the column 'embedding'"),
+        (("fit", "vectors.parquet", "--trusted", "trusted.csv"), "holds vectors in the column 'embedding'"),
         (("pretrain", "vectors.parquet", "-o", "p.pt"), "holds vectors in the column 'embedding'"),
         (
             ("pretrain", "images", "--features", "embedding", "-o", "p.pt"),
@@ -247,12 +247,12 @@ IMAGES = ("fit", "images", "--trusted", "trusted.csv")
     ],
     ids=lambda value: " ".join(value[1:]) if isinstance(value, tuple) else "",
 )
-def test_a_mistake_is_told_in_one_sentence_and_nothing_is_written(run, vectors, files, arguments, told):
+def test_a_mistake_is_one_sentence_and_nothing_is_written(run, vectors, files, arguments, sentence):
     before = files()
     done = run(*arguments)
     assert done.code == 2
     assert done.err.startswith("Error: ")
-    assert told in done.err
+    assert sentence in done.err
     assert done.err.count("\n") == 1
     assert not done.out
     assert files() == before
@@ -263,7 +263,7 @@ def test_vectors_and_models_that_do_not_fit_are_refused(fit_vectors, fit, run, v
     assert fit("-q", "--save-model", "images.pt", "-o", "images.parquet").code == 0
     write_vectors("short.parquet", dimension=5)
     before = files()
-    for source, flags, told in (
+    for source, flags, sentence in (
         (
             "short.parquet",
             ("--model", "model.pt", "--features", "embedding"),
@@ -279,7 +279,7 @@ def test_vectors_and_models_that_do_not_fit_are_refused(fit_vectors, fit, run, v
     ):
         done = run("predict", source, *flags, "-o", "new.parquet")
         assert done.code == 2
-        assert told in done.err
+        assert sentence in done.err
         assert done.err.count("\n") == 1
     assert files() == before
 
@@ -301,8 +301,10 @@ def test_a_corrector_learns_on_vectors_and_is_applied_to_others(run, vectors, mo
     tiny = ("--features", "embedding", "--episodes", "3", "--steps", "3", "--device", "cpu")
     done = run("pretrain", "vectors.parquet", "other.parquet", "-o", "tmlc.pt", *tiny)
     assert done.code == 0, done.err
-    told = "1 of 48 vectors of vectors.parquet cannot be used and are left out; first 'text/30': there is no"
-    assert f"Warning: {told} vector." in done.err
+    sentence = (
+        "1 of 48 vectors of vectors.parquet cannot be used and are left out; first 'text/30': there is no"
+    )
+    assert f"Warning: {sentence} vector." in done.err
     assert "rows of vectors.parquet in 2 classes" in done.err
     assert ", mlp, " in done.err
     assert json.loads(run("inspect", "tmlc.pt", "--json").out)["backbones"] == ["mlp"]
@@ -318,7 +320,7 @@ def test_shards_of_vectors_give_the_same_labels_as_one_file(run, fit_vectors):
     for number in range(3):
         pq.write_table(table.slice(20 * number, 20), f"shards/train-{number}.parquet")
     for source in ("shards", "shards/*.parquet"):
-        flags = ("--features", "embedding", "--trusted", "verified.csv", *QUICK, "--overwrite")
+        flags = ("--features", "embedding", "--trusted", "trusted.csv", *QUICK, "--overwrite")
         done = run("fit", source, *flags)
         assert done.code == 0, done.err
         assert columns() == columns("one.parquet")

@@ -92,9 +92,9 @@ def test_every_image_is_a_row_and_one_bad_image_never_ends_the_run(fit, zoo):
     assert set(rows) == {name for name in on_disk if name.endswith(("png", "jpg", "JPG", "gif"))}
     assert {f"red/{name}" for name in ODD_NAMES} <= set(rows)
     assert {name for name, row in rows.items() if row["error"]} == {f"red/{name}" for name in BROKEN}
-    for name, told in BROKEN.items():
+    for name, sentence in BROKEN.items():
         row = rows[f"red/{name}"]
-        assert told in row["error"]
+        assert sentence in row["error"]
         assert row["original_label"] == "red"
         assert {row[key] for key in ("corrected_label", "noise_probability", "action")} == {None}
     good = [row for row in rows.values() if not row["error"]]
@@ -103,16 +103,16 @@ def test_every_image_is_a_row_and_one_bad_image_never_ends_the_run(fit, zoo):
     assert pq.read_table("again.parquet").equals(table)  # order and numbers
 
 
-def test_verified_images_that_are_all_broken_are_refused(fit, zoo, files, tools):
+def test_trusted_images_that_are_all_broken_are_refused(fit, zoo, files, tools):
     tools["write_csv"]("bad.csv", [("red/zero.png", "red"), ("red/junk.png", "red")])
     before = files()
     done = fit("--trusted", "bad.csv")
     assert done.code == 2
-    assert "none of the verified images can be read" in done.err
+    assert "none of the trusted images can be read" in done.err
     assert files() == before
 
 
-def test_some_broken_verified_images_are_left_out(fit, zoo, tools):
+def test_some_broken_trusted_images_are_left_out(fit, zoo, tools):
     rows = [
         ("red/red0.png", "red"),
         ("red/red1.png", "red"),
