@@ -5,7 +5,7 @@
     relabel fit text/vectors.parquet --features embedding --trusted text/trusted.csv -o text/labels.parquet
     relabel evaluate text/labels.parquet --truth text/truth.csv
 
-`docstrings` tells which package of Python's standard library a docstring comes from, by its sentence vector.
+`docstrings` says which package of Python's standard library a docstring comes from, by its sentence vector.
 `tokens` has the form of MLC's part-of-speech tagging (Wang et al. 2020): what a word of a program is, of 25
 kinds, by the vectors of the word and its two neighbours on each side, with 8 trusted words a class. It is
 not their data: no tagged tweets come with Python, but its own source does, and its parser tags that without

@@ -51,9 +51,9 @@ from relabel.pretraining.episodes import Episode, Pool, Recording, stage, traini
 from relabel.pretraining.meta_train import (
     Dynamics,
     first_generation,
+    labelled_run,
     learn,
     prior_of,
-    solved,
 )
 from relabel.progress import Silent
 from relabel.training.loop import Training
@@ -159,7 +159,7 @@ class Teacher:
     def calibrated(self, run: Run) -> Tensor:
         """The labels [n] of a run's rows as `relabel apply` corrects them."""
         return torch.from_numpy(
-            labelled_runs.soft_labels(self.calibration_prior, solved(run[1])).argmax(axis=1)
+            labelled_runs.soft_labels(self.calibration_prior, labelled_run(run[1])).argmax(axis=1)
         )
 
 
@@ -244,7 +244,7 @@ def own_rows(run: Run) -> Tensor:
 
 def own_rows_calibrated(run: Run) -> Tensor:
     """The labels by the log-linear pool, fitted on trusted rows of this very run as by `fit`."""
-    end, rows = solved(run[1]), trusted_rows(run)
+    end, rows = labelled_run(run[1]), trusted_rows(run)
     given, true = end.given[rows], end.true[rows]
     of_rows = {name: values[rows] for name, values in end.evidence.items()}
     transition = TransitionEstimate.of(noise_matrix(given, true, run[1].probability.shape[2]))

@@ -232,7 +232,7 @@ def _torchvision(name: str, num_classes: int, image_size: int, weights: str) -> 
     if weights == "imagenet":
         entry = models.get_model_weights(name).DEFAULT
         try:
-            with redirect_stdout(sys.stderr):  # torch tells of the download on standard output
+            with redirect_stdout(sys.stderr):  # torch reports the download on standard output
                 state = entry.get_state_dict(progress=False, check_hash=True, weights_only=True)
         except (OSError, RuntimeError, EOFError, UnpicklingError) as error:
             raise RelabelError(

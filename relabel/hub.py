@@ -1,6 +1,6 @@
 """The Hugging Face Hub: `hf://user/repo@revision/file` becomes a file in the local Hub cache.
 
-Names of data sets are told apart here too, and what goes wrong with either is put into a sentence.
+Names of data sets are recognised here too, and what goes wrong with either is put into a sentence.
 """
 
 from __future__ import annotations
@@ -71,16 +71,16 @@ def resolve(name: str, flag: str, default_file: str) -> Path:
     except HFValidationError as error:
         raise malformed from error
     except Exception as error:
-        told = explained(error, f"{flag} {name}", repo, revision, file)
-        if told is None:
+        refusal = explained(error, f"{flag} {name}", repo, revision, file)
+        if refusal is None:
             raise
-        raise told from error
+        raise refusal from error
 
 
 def explained(error: Exception, what: str, repo: str, revision: str, file: str) -> RelabelError | None:
     """The sentence for what huggingface_hub raised for a file or, where that is empty, for a repository.
 
-    what: begins the sentence; None for what nobody foresaw.
+    what: begins the sentence; None for an error of another kind.
     """
     from huggingface_hub import errors
 
@@ -90,36 +90,36 @@ def explained(error: Exception, what: str, repo: str, revision: str, file: str) 
     # The HTTP library is requests, httpx or httpx2, by the version of huggingface_hub: the bases of its own
     # error, and OSError, cover all three. The Xet client raises built-in errors, for a full disk too.
     foreseen = (OSError, RuntimeError, ValueError, *errors.HfHubHTTPError.__bases__)
-    told: RelabelError | None = None
+    refusal: RelabelError | None = None
     match error:
         case errors.LocalEntryNotFoundError() | errors.OfflineModeIsEnabled():
-            told = RelabelError(
+            refusal = RelabelError(
                 f"{what} is not in the Hub cache, and offline mode (HF_HUB_OFFLINE) forbids the download.",
                 "Run the command once without it, or name a local file.",
             )
         case errors.HfHubHTTPError():
-            told = _refusal(error, what, repo, revision, file)
+            refusal = _refusal(error, what, repo, revision, file)
         case errors.FileMetadataError():
-            told = RunError(
+            refusal = RunError(
                 f"{what}: what answered is not a Hub.",
                 "Check HF_ENDPOINT and the proxy, and that the network asks for no log-in of its own.",
             )
         case UnicodeEncodeError():  # of a header, and there only the token is the user's
-            told = RelabelError(
+            refusal = RelabelError(
                 f"{what}: the Hugging Face token has a character that no token has.",
                 "Set HF_TOKEN again, or log in with hf auth login.",
             )
         case OSError(errno=int()) if not isinstance(error, (ConnectionError, TimeoutError, gaierror)):
-            told = RunError(
+            refusal = RunError(
                 f"{what}: the Hub cache could not be written to: {error.strerror}.",
                 "Free some space, or set HF_HOME to another folder.",
             )
         case _ if isinstance(error, foreseen):
-            told = RunError(
+            refusal = RunError(
                 f"{what}: the download failed ({reason(error)}).",
                 "Check the connection, the proxy, HF_ENDPOINT and the free space, and run the command again.",
             )
-    return told
+    return refusal
 
 
 def _refusal(error: HfHubHTTPError, what: str, repo: str, revision: str, file: str) -> RelabelError:

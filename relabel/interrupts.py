@@ -2,7 +2,7 @@
 
 Python runs a signal handler between any two steps of the main thread. An exception out of it can leave a
 `threading.Condition` locked for ever, as its `__enter__` is Python code: it takes the lock, is interrupted,
-and nobody gives the lock back. Thread pools are built on these, so that a worker then waits, and whoever
+and the lock is never released. Thread pools are built on these, so that a worker then waits, and whoever
 waits for the worker. While the main thread deals with a pool, a signal is therefore only noted (`held`).
 """
 

@@ -1,4 +1,4 @@
-"""How right labels are: against the truth (`relabel evaluate`), and the intervals a finite sample allows.
+"""How accurate labels are: against the truth (`relabel evaluate`), and the intervals a finite sample allows.
 
 Everything takes numpy arrays and gives Python numbers. A figure the rows do not define is None, never NaN.
 """
@@ -42,11 +42,11 @@ class Evaluation:
     """Share of `keep` rows whose given label is right."""
     fix_rows: int
     fix_precision: float | None
-    """Share of `fix` rows whose corrected label is right: what `--precision` promises."""
+    """Share of `fix` rows whose corrected label is right: what `--precision` bounds from below."""
     fix_precision_interval: tuple[float, float] | None
     """Wilson 95 % interval of `fix_precision`."""
     fix_coverage: float | None
-    """Share of all wrong rows that got a right fix."""
+    """Share of all mislabelled rows whose fix is right."""
     review_rows: int
     review_precision: float | None
     """Share of `review` rows whose given label is wrong: how seldom a reviewer looks in vain."""
@@ -134,7 +134,7 @@ def expected_calibration_error(probability: ArrayLike, outcome: ArrayLike, bins:
     if len(probabilities) == 0:
         return None
     assert (np.abs(probabilities - 0.5) <= 0.5 + 1e-6).all(), (
-        "probabilities must be in 0..1, but for rounding"
+        "probabilities must be between 0 and 1, up to rounding"
     )
     bin_of_row = np.minimum((probabilities * bins).astype(np.intp), bins - 1)
     # A bin's weight times its gap is |sum of (probability - outcome)| / N: no division by an empty bin.
@@ -179,7 +179,7 @@ def _share(outcome: NDArray[np.bool_]) -> float | None:
 def _ranking(
     wrong: NDArray[np.bool_], probability: NDArray[np.floating]
 ) -> tuple[float | None, float | None]:
-    """Return AUROC and average precision of `probability` as a detector of wrong rows."""
+    """Return AUROC and average precision of `probability` as a detector of mislabelled rows."""
     if not wrong.any():
         return None, None
     from sklearn.metrics import average_precision_score, roc_auc_score

@@ -10,10 +10,10 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 
 
 class Watcher(Protocol):
-    """What a run tells: one stage at a time with a number of steps, and lines of text."""
+    """What a run reports: one stage at a time with a number of steps, and lines of text."""
 
     def stage(self, name: str, total: int | None) -> None:
-        """A new stage of `total` steps begins; None where nobody knows how many."""
+        """A new stage of `total` steps begins; None where their number is unknown."""
 
     def advance(self, steps: int = 1) -> None:
         """So many steps of the stage are done."""

@@ -127,22 +127,22 @@ def test_a_file_system_that_reserves_nothing_has_scratch_arrays_too(
     assert array.sum() == 7
 
 
-@pytest.mark.parametrize("told", [True, False])
+@pytest.mark.parametrize("known", [True, False])
 def test_an_array_that_does_not_fit_is_refused_in_one_sentence(
-    scratch: Path, monkeypatch: pytest.MonkeyPatch, told: bool
+    scratch: Path, monkeypatch: pytest.MonkeyPatch, known: bool
 ) -> None:
     """By the free space or, where that says nothing (quotas), by the system."""
 
     def full(*_: object) -> None:
-        assert not told, "nothing is taken where it is known not to fit"
+        assert not known, "nothing is taken where it is known not to fit"
         raise OSError(errno.EDQUOT, "Disk quota exceeded")
 
-    free = 3_100_000_000 if told else 2**50
+    free = 3_100_000_000 if known else 2**50
     monkeypatch.setattr("shutil.disk_usage", lambda folder: SimpleNamespace(free=free))
     monkeypatch.setattr("os.posix_fallocate", full, raising=False)
     with pytest.raises(RunError) as refusal:
         scratch_array((100_000, 224, 224, 3), np.uint8, " or eat less")
-    if told:
+    if known:
         assert refusal.value.message == (
             f"Temporary data of 15.1 GB cannot be kept in {scratch}, which has 3.1 GB free: "
             "No space left on device."
@@ -153,7 +153,7 @@ def test_an_array_that_does_not_fit_is_refused_in_one_sentence(
     assert os.listdir(scratch) == []
 
 
-@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="tells memory on Linux alone")
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="has the memory on Linux alone")
 def test_a_released_array_is_out_of_memory_and_keeps_its_values() -> None:
     def mapped() -> int:
         lines = Path("/proc/self/status").read_text().splitlines()

@@ -298,9 +298,9 @@ def test_a_cache_that_cannot_be_written_to(hub: Hub, tmp_path: Path) -> None:
 
 def test_a_hub_whose_name_no_server_knows_is_no_cache_that_cannot_be_written_to() -> None:
     error = socket.gaierror(socket.EAI_NONAME, "Name or service not known")
-    told = explained(error, "hf://user/repo", "user/repo", "main", "tmlc.pt")
-    assert isinstance(told, RunError)
-    assert told.message == "hf://user/repo: the download failed (Name or service not known)."
+    refusal = explained(error, "hf://user/repo", "user/repo", "main", "tmlc.pt")
+    assert isinstance(refusal, RunError)
+    assert refusal.message == "hf://user/repo: the download failed (Name or service not known)."
 
 
 def test_a_token_that_no_header_can_carry_is_not_told(hub: Hub, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""What a run tells whoever watches it."""
+"""What a run reports to its watcher."""
 
 import io
 from collections.abc import Callable
@@ -20,7 +20,7 @@ def run(watcher: Watcher) -> None:
     watcher.advance()
 
 
-def told(
+def lines_of(
     *, terminal: bool, quiet: bool = False, term: str = "xterm", run: Callable[[Watcher], None] = run
 ) -> str:
     written = io.StringIO()
@@ -31,7 +31,8 @@ def told(
 
 
 def test_plain_lines_where_there_is_no_terminal() -> None:
-    assert told(terminal=False) == f"{LONG}\nWarning: [bold] 3 rows are lost\n"  # neither wrapped nor styled
+    plain = f"{LONG}\nWarning: [bold] 3 rows are lost\n"
+    assert lines_of(terminal=False) == plain, "neither wrapped nor styled"
 
 
 def test_bars_on_a_terminal() -> None:
@@ -40,24 +41,24 @@ def test_bars_on_a_terminal() -> None:
         watcher.advance(4)
         watcher.advance()
 
-    shown = told(terminal=True, run=half)
+    shown = lines_of(terminal=True, run=half)
     assert "Decoding" in shown
     assert "5/10" in shown.rpartition("Decoding")[2]
 
 
 def test_one_bar_takes_the_place_of_the_last() -> None:
-    shown = told(terminal=True)
+    shown = lines_of(terminal=True)
     assert "3 rows are lost" in shown
     assert "Decoding" not in shown.rpartition("Training")[2]
 
 
 def test_no_bars_on_a_terminal_that_cannot_move_its_cursor() -> None:
-    assert "Decoding" not in told(terminal=True, term="dumb")
+    assert "Decoding" not in lines_of(terminal=True, term="dumb")
 
 
 def test_warnings_alone_where_it_is_to_be_quiet() -> None:
-    assert told(terminal=False, quiet=True) == "Warning: [bold] 3 rows are lost\n"
-    shown = told(terminal=True, quiet=True)
+    assert lines_of(terminal=False, quiet=True) == "Warning: [bold] 3 rows are lost\n"
+    shown = lines_of(terminal=True, quiet=True)
     assert "3 rows are lost" in shown
     assert "Decoding" not in shown
 

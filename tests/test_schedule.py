@@ -60,16 +60,16 @@ def test_weight_decay_grows_for_small_data_only_where_training_begins_from_scrat
 
     assert decay(Schedule()) == default_weight_decay(1_000)
     assert decay(Schedule(), from_scratch=False) == decay(Schedule(), transferred=True) == WEIGHT_DECAY
-    for asked in (0.0, 1e-4):
-        assert decay(Schedule(weight_decay=asked)) == asked
+    for given in (0.0, 1e-4):
+        assert decay(Schedule(weight_decay=given)) == given
 
 
 def test_what_is_asked_for_stands_and_the_rest_follows_from_the_rows() -> None:
     found = Schedule().resolved(5_000)
     assert (found.epochs, found.batch_size) == (default_epochs(5_000), default_batch_size(5_000))
     assert found.learning_rate == default_learning_rate(found.batch_size)
-    asked = Schedule(epochs=7, batch_size=100, learning_rate=0.3).resolved(5_000)
-    assert (asked.epochs, asked.batch_size, asked.learning_rate) == (7, 100, 0.3)
+    chosen = Schedule(epochs=7, batch_size=100, learning_rate=0.3).resolved(5_000)
+    assert (chosen.epochs, chosen.batch_size, chosen.learning_rate) == (7, 100, 0.3)
     assert Schedule(batch_size=16).resolved(5_000).learning_rate == default_learning_rate(16)
     assert found.resolved(10**6) == found, "nothing is left to decide"
 

@@ -150,7 +150,7 @@ def fit(
     """Fit the calibration on P calibration rows (none at all leave the prior weights, and no row to fix).
 
     evidence: distributions [P, C] by name; given, true: [P] class ids, given −1 where there is no label: such
-    a row tells of the distributions alone; transition: from all trusted rows of the source, these included;
+    a row bears on the distributions alone; transition: from all trusted rows of the source, these included;
     seed: of the cross-validation folds; prior: mean of the weights by name, default `prior_of` the evidence.
     """
     labelled = given >= 0

@@ -1,6 +1,6 @@
 """Which corrections become a `fix`: conformal selection (Jin and Candès 2023).
 
-A fix needs two things. Its own calibrated confidence reaches the precision asked for. And the calibration
+A fix needs two things. Its own calibrated confidence reaches the wanted precision. And the calibration
 set bears that out: the conformal p-value of a row is its rank among the calibration rows whose equally
 confident correction is mislabelled, and Benjamini-Hochberg at level 1 − precision picks the threshold. As
 long as rows and calibration rows are exchangeable, the expected share of wrong fixes is at most 1 −

@@ -152,7 +152,7 @@ def raked(fitted: Calibration, joint: Floats) -> Calibration:
 
     joint: [C, C], expected rows by (true, given) by the soft labels of all rows whose label training saw
     (`transition_matrix.joint_counts`). One step of iterative proportional fitting (Deming and Stephan 1940):
-    for each given label, the soft labels' mean is scaled to that margin, and each row is normalised anew.
+    for each given label, the soft labels' mean is scaled to that marginal, and each row is normalised anew.
     """
     if fitted.abstains or not joint.any():
         return fitted

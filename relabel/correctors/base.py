@@ -108,7 +108,7 @@ class WarmUp:
     mean_probability: [N, C], the rows' average softmax so far; probability: [N, C], that of the last epoch;
     given: [N], −1 unlabelled; head: the backbone's classifier layer; features: gives the penultimate features
     [N + E, D] of all rows, without augmentation and in evaluation mode, at the cost of one pass however often
-    it is asked; meta: trusted rows that drive φ; in_training: trusted rows among those trained on.
+    it is called; meta: trusted rows that drive φ; in_training: trusted rows among those trained on.
     """
 
     mean_probability: Tensor | ProbabilityStore

@@ -30,7 +30,7 @@ class MLC(Corrector):
     """Forward correction with a persistent, learned transition matrix.
 
     transition: `softmax` reparametrises each row; `projection` steps on T itself and projects (eqs. 9, 10).
-    start: `trusted` begins at the meta rows' noise matrix, with anchor points to tell where wrong labels go;
+    start: `trusted` begins at the meta rows' noise matrix, with anchor points for where wrong labels go;
     `identity` at no noise, the loss of plain cross-entropy; with `softmax` at 1 % of it, for the identity has
     no finite scores, and a confident prediction of another class than the given one costs less.
     """

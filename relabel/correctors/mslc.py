@@ -95,10 +95,10 @@ class MSLC(Corrector):
         """
         if not self.needs.in_training_rows or len(seen.in_training) == 0:
             return
-        like = next(self.parameters())
-        given, true = seen.in_training.given.to(like.device), seen.in_training.true.to(like.device)
-        logits = seen.probability[seen.in_training.rows].to(like).clamp(min=_FLOOR).log()
-        previous = {"soft_label": soft_label[seen.in_training.rows].to(like)}
+        parameter = next(self.parameters())
+        given, true = seen.in_training.given.to(parameter.device), seen.in_training.true.to(parameter.device)
+        logits = seen.probability[seen.in_training.rows].to(parameter).clamp(min=_FLOOR).log()
+        previous = {"soft_label": soft_label[seen.in_training.rows].to(parameter)}
         optimizer = torch.optim.Adam(self.parameters(), lr=1e-2)
         for _ in range(steps):
             a, b = self.coefficients(logits, given, previous["soft_label"])

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 @dataclass(frozen=True)
 class Entry:
     """A registered corrector: its dotted class name, its options' values, the default first, and which of
-    them, when asked for, exclude which others.
+    them exclude which others.
 
     pretrained: the option's value with which φ begins at the parameters that come with relabel, unless a
     value that it excludes was chosen.

@@ -206,7 +206,7 @@ class TMLCNet(Corrector):
         losses, entropy = memory["losses"].to(dtype), memory["entropy"].to(dtype)
         rows, epochs, classes, _ = losses.shape
         if epochs > _REPLAYED:
-            # Evenly, but for the first sixth, when the backbone knows next to nothing.
+            # Evenly, without the first sixth, when the backbone knows next to nothing.
             replayed = torch.linspace(epochs // 6, epochs - 1, _REPLAYED).round().long()
             replayed = upload(replayed, losses.device)
             losses, entropy, epochs = losses[:, replayed], entropy[:, replayed], _REPLAYED

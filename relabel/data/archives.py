@@ -239,7 +239,7 @@ def _list_zip(path: Path) -> _Content:
     except (zipfile.BadZipFile, OSError, NotImplementedError) as error:
         raise RelabelError(f"{path} cannot be read: {brief(error)}.", "Copy the archive again.") from None
     for number, member in enumerate(content.zip.infolist()):
-        # A .zip has slashes alone, but for what some programs write on Windows.
+        # A .zip has slashes alone, except what some programs write on Windows.
         name = member.filename.replace("\\", "/").removeprefix("./").rstrip("/")
         if name in ("", ".") or _is_junk(name):
             continue

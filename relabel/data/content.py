@@ -39,14 +39,14 @@ class Content(Protocol):
     def modality(self) -> Modality:
         """What the rows are."""
 
-    def size(self, asked: int | None, largest: int) -> int:
-        """Pixels a side: `asked`, or the images' own up to `largest`; or else dimensions of the vectors."""
+    def size(self, wanted: int | None, largest: int) -> int:
+        """Pixels a side: `wanted`, or the images' own up to `largest`; or else dimensions of the vectors."""
 
     def described(self, size: int, weights: str) -> dict[str, str | int | None]:
         """What the metadata says of the rows and of the weights that suit them."""
 
     def named(self) -> dict[str, str | None]:
-        """What in `described` tells which columns of a table the rows are."""
+        """What in `described` names which columns of a table the rows are."""
 
     def standardisation(self) -> Standardisation | None:
         """Of the usable rows, for a backbone that standardises; None for one that does not."""
@@ -72,9 +72,9 @@ class ImageContent:
     errors: Mapping[int, str]
     modality: Modality = IMAGES
 
-    def size(self, asked: int | None, largest: int) -> int:
+    def size(self, wanted: int | None, largest: int) -> int:
         """As `Content.size`."""
-        return asked or self._native(largest, self.errors)
+        return wanted or self._native(largest, self.errors)
 
     def described(self, size: int, weights: str) -> dict[str, str | int | None]:
         """As `Content.described`."""
@@ -128,7 +128,7 @@ class VectorContent:
     features: str | None
     modality: Modality = VECTORS
 
-    def size(self, asked: int | None, largest: int) -> int:
+    def size(self, wanted: int | None, largest: int) -> int:
         """As `Content.size`."""
         return int(self.vectors.shape[1])
 

@@ -27,10 +27,10 @@ _NUMBER = re.compile(r"[0-9]+")
 
 @dataclass(frozen=True)
 class Request:
-    """What is asked of a form: SOURCE as the user typed it, and how it is to be read.
+    """What a form reads: SOURCE as the user typed it, and the options.
 
-    expect_labels: a source without labels is a mistake; largest: the most pixels a side that will be asked
-    of an image, None for no limit; frame: SOURCE itself where it is in memory, under the name `location`.
+    expect_labels: a source without labels is a mistake; largest: the most pixels a side that an image
+    will be decoded to, None for no limit; frame: SOURCE itself where it is in memory, named `location`.
     """
 
     location: str
@@ -47,7 +47,7 @@ class DraftSource:
     list, unless said.
 
     root: what file names are relative to; kind: the form of SOURCE; trusted: labels of `--trusted-column`,
-    None where it was not asked for; classes: known even where no row has them; order: class names whose
+    None without it; classes: known even where no row has them; order: class names whose
     order is fixed; damage: sentences on what could not be read to its end; listed: name and content of a
     `classes.txt` among the rows; vectors: [N, D], None where rows are images.
     """

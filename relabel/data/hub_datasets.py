@@ -95,7 +95,7 @@ def open_hub(request: Request) -> DraftSource:
 
 
 def _library() -> ModuleType:
-    """`datasets`, imported late because it takes a second, and told to leave the screen alone."""
+    """`datasets`, imported late because it takes a second, and kept off the screen."""
     library = import_module("datasets")
     library.disable_progress_bars()
     library.logging.set_verbosity_error()
@@ -113,24 +113,24 @@ def _builder(location: str, repo: str, revision: str | None, config: str | None)
         # datasets would ask, too, and then say less about the answer.
         HfApi().dataset_info(repo, revision=revision)
     except Exception as error:
-        told = _explained(error, location, repo, revision)
-        answered = isinstance(error, HfHubHTTPError) and not isinstance(told, RunError)
+        refusal = _explained(error, location, repo, revision)
+        answered = isinstance(error, HfHubHTTPError) and not isinstance(refusal, RunError)
         if answered or not _cached(repo):
-            raise told from error
+            raise refusal from error
         failure = error
     try:
         return library.load_dataset_builder(repo, name=config, revision=revision)
     except Exception as error:
-        told = _explained(failure or error, location, repo, revision)
+        refusal = _explained(failure or error, location, repo, revision)
         if isinstance(error, ValueError):  # it has no type of its own for a configuration that is not named
             try:
                 names = (
                     _cached(repo) if failure else library.get_dataset_config_names(repo, revision=revision)
                 )
             except Exception:
-                raise told from error
+                raise refusal from error
             _check_config(names, config, location if failure is None else f"{location}, in the cache,")
-        raise told from error
+        raise refusal from error
 
 
 def _cached(repo: str) -> list[str]:
@@ -159,9 +159,9 @@ def _explained(error: Exception, location: str, repo: str, revision: str | None)
         # What datasets and pyarrow raise of their own is not about the Hub, whatever built-in type it has.
         foreign = type(link).__module__.split(".")[0] in ("datasets", "pyarrow")
         if isinstance(link, OSError) and not foreign and type(link) is not FileNotFoundError:
-            told = hub.explained(link, what, repo, revision or "main", "")
-            if told is not None:
-                return told
+            refusal = hub.explained(link, what, repo, revision or "main", "")
+            if refusal is not None:
+                return refusal
         link = link.__cause__ or link.__context__
     return RunError(
         f"{location}: datasets cannot read it ({brief(error.__cause__ or error)}).",

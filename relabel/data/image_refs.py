@@ -1,7 +1,7 @@
 """Where the encoded image of a row lies: a file, a cell of a table, a member of an archive.
 
 A reference is opened when its image is decoded and holds no bytes before. Paths are references as they are.
-All are made from columns when a row is asked for, so that a million rows stay cheap.
+All are made from columns when a row is read, so that a million rows stay cheap.
 """
 
 from __future__ import annotations

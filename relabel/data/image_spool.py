@@ -22,10 +22,10 @@ _MARK = b"relabel: made from "
 
 def original(data: bytes) -> tuple[int, str] | None:
     """The size and SHA-256 of the encoded image that a decoded one was made from; None if it was not."""
-    _, mark, told = data[-100:].rpartition(_MARK)
+    _, mark, origin = data[-100:].rpartition(_MARK)
     if not mark:
         return None
-    size, sha256 = told.split()
+    size, sha256 = origin.split()
     return int(size), sha256.decode()
 
 

@@ -171,7 +171,7 @@ def _from_columns(columns: Iterable[tuple[str, object]], name: str, origin: obje
     for column, values in columns:
         try:
             array = _column(values, f"{name}, column {column!r}")
-        except RelabelError as error:  # told only where the column is of use
+        except RelabelError as error:  # raised only where the column is used
             array = pa.nulls(len(values) if hasattr(values, "__len__") else 0)
             broken[column] = error.message.partition(" cannot be read: ")[2].rstrip(".") or "it is no list"
         if arrays and len(array) != len(arrays[0]):

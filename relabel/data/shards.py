@@ -66,7 +66,7 @@ def check_one_split(paths: Sequence[Path], folder: Path) -> None:
 
 
 def _split_of(path: Path) -> str:
-    """The split that a shard's name tells, or else a folder above it; empty if none does."""
+    """The split in a shard's name, or else a folder above it; empty if none does."""
     if found := _SPLIT.search(path.name):
         return found[1]
     return next((part for part in reversed(path.parts[:-1]) if _SPLIT.fullmatch(part)), "")

@@ -129,9 +129,9 @@ def open_source(
     to the working directory.
 
     `need_classes=False` accepts a source with fewer than two classes or no label at all, for commands that
-    bring their own classes. largest: the most pixels a side that will be asked of an image; what is streamed
-    is not kept larger. watcher: told of what takes long. Raises RelabelError when the source cannot be used
-    as a whole; a row whose file is missing, or whose vector cannot be used, is kept and noted in `errors`.
+    bring their own classes. largest: the most pixels a side that an image will be decoded to; what is
+    streamed is not kept larger. watcher: shows what takes long. Raises RelabelError when the source cannot be
+    used as a whole; a row whose file is missing, or whose vector is of no use, is kept and noted in `errors`.
     """
     options = options or SourceOptions()
     expect_labels = need_classes and labels is None
@@ -332,7 +332,7 @@ def is_result(path: Path) -> bool:
 
 
 def is_part(folder: Path, file: Path) -> bool:
-    """Whether a file that exists is one of those, but for its images, that a folder as SOURCE is made of."""
+    """Whether a file that exists is one of those, beside its images, that a folder as SOURCE is made of."""
     roots = root_prefixes(folder)
     for path in (file.absolute(), file.resolve()):
         name = file_key(str(path), roots)

@@ -234,7 +234,7 @@ def _folder_entries(path: Path, source: Source) -> _Entries:
 def _copied_rows(files: Sequence[Path], source: Source) -> dict[Path, list[int]]:
     """For the files with the same bytes as an image of SOURCE its rows, of which there may be several.
 
-    An image is read when its size is that of a file, or where that cannot be told before (in tables); a file
+    An image is read when its size is that of a file, or where that is not known before (in tables); a file
     when its size is that of an image.
     """
     sizes = {file.stat().st_size for file in files} - {0}  # what is empty is no image, and a copy of nothing
@@ -258,7 +258,7 @@ def _content(reference: Reference, sizes: Collection[int]) -> tuple[int, str] | 
             return None
         with reference.open("rb") as file:
             data = file.read()
-    except Exception:  # a broken archive raises almost any type; decoding tells what is wrong
+    except Exception:  # a broken archive raises almost any type; decoding reports it
         return None
     if (made_from := original(data)) is not None:
         return made_from if made_from[0] in sizes else None

@@ -214,8 +214,8 @@ def _read_lists(
         _fill(vectors, start + np.flatnonzero(fitting), values.reshape(-1, max(1, dimension)), errors)
         for row in np.flatnonzero(~fitting):
             length = lengths[row].as_py()
-            told = f"the vector has {length} values" + (f", not {dimension}" if length != dimension else "")
-            errors[start + int(row)] = "there is no vector" if length is None else told
+            error = f"the vector has {length} values" + (f", not {dimension}" if length != dimension else "")
+            errors[start + int(row)] = "there is no vector" if length is None else error
     return vectors, errors
 
 

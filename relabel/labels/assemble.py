@@ -25,11 +25,11 @@ from relabel.progress import Watcher
 from relabel.sample_memory import ProbabilityStore, blocks
 
 Evidence = Mapping[str, Tensor | ProbabilityStore]
-"""Distributions [N, C] by name, for the calibration."""
+"""Predicted distributions [N, C] by name, for the calibration."""
 
 
 class SoftLabels:
-    """The soft labels [N, C] of the labels file, calibrated when a part of them is asked for.
+    """The soft labels [N, C] of the labels file, computed for the rows that are sliced.
 
     All of them at once may not fit in memory, and a part costs less than the prediction it comes from.
     """
@@ -161,7 +161,7 @@ def label_rows(
     described = dict(run.described)
     learned = described.pop("transition_matrix", None)
     judged = usable & (given >= 0)
-    # Of a class that no row turns out to be of, the matrix tells nothing but chance.
+    # Of a class that no row is corrected to, the matrix has only chance values.
     known = np.bincount(found.corrected[usable], minlength=len(source.class_names)) > 0
     matrix = MatrixRecord.of(row_shares(found.joint), source.class_names, known)
     metadata = Metadata(
@@ -193,7 +193,7 @@ def _noise(
 
 
 def calibration_report(fitted: Calibration) -> CalibrationReport:
-    """What the labels file says of a calibration, but for the selection."""
+    """What the labels file says of a calibration, without the selection."""
     scores = fitted.confidence[fitted.relabelled]
     right = fitted.right[fitted.relabelled]
     return CalibrationReport(

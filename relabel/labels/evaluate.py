@@ -36,7 +36,7 @@ def evaluate(
     it) or `label`; it may cover a part of the rows, and rows with an empty label are unknown. It may also be
     a table of images, in one file or in several, of which no image is read. watcher: warned of labels that
     are no class, with which nothing agrees. Raises RelabelError when a row in it is not among the labels or
-    listed twice, when its labels are none of the classes, and when it tells nothing of any row.
+    listed twice, when its labels are none of the classes, and when it covers no row that counts.
     """
     columns = labels.columns
     evaluation = metrics.evaluate(
@@ -67,10 +67,10 @@ def _true_labels(
     table, positions = _entries(labels, truth, (label_column,) if label_column else ("clean_label", "label"))
     strange = [label for label in table.labels if label and label not in ids]
     strangers = list(dict.fromkeys(strange))
-    told = first_few(list(map(repr, strangers)))
+    shown = first_few(list(map(repr, strangers)))
     if any(table.labels) and ids.keys().isdisjoint(table.labels):
         raise RelabelError(
-            f"{flag}: none of its labels ({told}) is a class of the labels file.",
+            f"{flag}: none of its labels ({shown}) is a class of the labels file.",
             f"They are {first_few(list(map(repr, labels.class_names)), 10)}; --label-column names another.",
         )
     where = [f"row {row} ({name!r})" for row, name in zip(table.rows, table.names, strict=True)]
@@ -86,7 +86,7 @@ def _true_labels(
     if strangers:
         watcher.warn(
             f"{flag}: {len(strange):,} row(s) have a label that is no class of the labels file, with which "
-            f"nothing can agree: {told}. {suggestion(strangers[0], labels.class_names)}"
+            f"nothing can agree: {shown}. {suggestion(strangers[0], labels.class_names)}"
         )
     true = np.full(len(labels), -1, dtype=np.int64)
     for label, position in zip(table.labels, positions, strict=True):

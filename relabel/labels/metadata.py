@@ -114,7 +114,7 @@ class NoiseReport:
     """How many given labels are wrong.
 
     estimated_noise_rate: the mean noise probability of the labelled rows; trusted_noise_rate: the share of
-    wrong given labels among the trusted rows, with its Wilson 95 % interval. None where no row tells.
+    wrong given labels among the trusted rows, with its Wilson 95 % interval. None without such rows.
     """
 
     estimated_noise_rate: float | None = None
@@ -164,10 +164,10 @@ class Run:
     described: Mapping[str, Any] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON data: one flat object, without what is None, but for the preset."""
+        """JSON data: one flat object, without what is None, except the preset."""
         known = {name: value for name, value in vars(self).items() if name != "described"}
-        told = {name: value for name, value in known.items() if value is not None or name == "preset"}
-        return {**told, **self.described}
+        present = {name: value for name, value in known.items() if value is not None or name == "preset"}
+        return {**present, **self.described}
 
     @classmethod
     def taken(cls, values: dict[str, Any]) -> Run:
@@ -206,27 +206,27 @@ class CalibrationReport:
 
     def to_dict(self) -> dict[str, Any]:
         """JSON data."""
-        told = self.figures()
+        values = self.figures()
         if self.selection is not None:
-            told["selection"] = asdict(self.selection)
+            values["selection"] = asdict(self.selection)
         for name in ("right_scores", "wrong_scores"):
             scores = getattr(self, name)
             if scores is not None:
-                told[name] = scores.tolist()
-        return told
+                values[name] = scores.tolist()
+        return values
 
     @classmethod
     def of_dict(cls, values: object) -> CalibrationReport | None:
         """What `to_dict` made; None for anything else, as another version may have written."""
         if not isinstance(values, Mapping):
             return None
-        told = dict(values)
+        known = dict(values)
         try:
-            if told.get("selection") is not None:
-                told["selection"] = Selection(**told["selection"])
-            for name in told.keys() & {"right_scores", "wrong_scores"}:
-                told[name] = np.array(told[name], dtype=np.float64)
-            return cls(**told)
+            if known.get("selection") is not None:
+                known["selection"] = Selection(**known["selection"])
+            for name in known.keys() & {"right_scores", "wrong_scores"}:
+                known[name] = np.array(known[name], dtype=np.float64)
+            return cls(**known)
         except (TypeError, ValueError):
             return None
 
@@ -237,7 +237,7 @@ class Metadata:
 
     numbered_labels: whether labels were numbers and the class names belong to these in order; source: where
     the rows came from; ignored_files: of SOURCE, neither images nor anything else that relabel reads;
-    noise_matrix: p(given | true) as the soft labels tell it; transition_matrix: as a corrector learned it.
+    noise_matrix: p(given | true) by the soft labels; transition_matrix: as a corrector learned it.
     """
 
     class_names: list[str]
@@ -262,7 +262,7 @@ class Metadata:
         matrix = (
             {"noise_matrix": None} if self.noise_matrix is None else self.noise_matrix.to_dict("noise_matrix")
         )
-        told = {
+        values = {
             **self.run.to_dict(),
             "class_names": self.class_names,
             "numbered_labels": self.numbered_labels,
@@ -272,11 +272,11 @@ class Metadata:
             **matrix,
         }
         if self.transition_matrix is not None:
-            told |= self.transition_matrix.to_dict("transition_matrix")
+            values |= self.transition_matrix.to_dict("transition_matrix")
         if self.calibration is not None:
-            told["calibration"] = self.calibration.to_dict()
+            values["calibration"] = self.calibration.to_dict()
         plain = {"source": self.source, "command": self.command}
-        return told | {name: text for name, text in plain.items() if text is not None}
+        return values | {name: text for name, text in plain.items() if text is not None}
 
     def to_json(self) -> bytes:
         """The bytes in the file; equal data give equal bytes."""

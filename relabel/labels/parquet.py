@@ -28,7 +28,7 @@ UNLABELLED = -1
 
 
 class SoftLabelRows(Protocol):
-    """An array [N, C], or what computes a part of its rows when asked for them."""
+    """An array [N, C], or what computes its rows slice by slice."""
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -188,7 +188,7 @@ class _Gate:
 
 
 class FileSoftLabels:
-    """The soft labels [N, C] of a labels file, read when a part of them is asked for; rows of zeros where
+    """The soft labels [N, C] of a labels file, read slice by slice; rows of zeros where
     there is none.
 
     The file stays open, so that one that replaces it changes nothing here.
@@ -219,7 +219,7 @@ class FileSoftLabels:
         return found
 
     def _group(self, group: int) -> NDArray[np.float32]:
-        # The latest is kept, for parts are asked for in order and may be smaller than a group.
+        # The latest is kept, for slices come in order and may be smaller than a group.
         if self._latest is None or self._latest[0] != group:
             with _readable(self._name):
                 column = self._file.read_row_group(group, columns=["soft_label"]).column("soft_label")
@@ -232,8 +232,8 @@ class FileSoftLabels:
 def open_labels(source: Path | BinaryIO) -> tuple[Columns, Metadata]:
     """A labels file's columns and metadata, from a path or, to its end, from a binary stream.
 
-    Soft labels are read when they are asked for. Raises `RelabelError` when the file is missing, not Parquet,
-    cut short or not a labels file.
+    Soft labels are read when they are first used. Raises `RelabelError` when the file is missing, not
+    Parquet, cut short or not a labels file.
     """
     name = str(source) if isinstance(source, Path) else "standard input"
     if isinstance(source, Path) and not source.is_file():

@@ -1,4 +1,4 @@
-"""What a person is told of labels: counts, noise, the calibration's figures and what `fix` promises.
+"""What a person reads about labels: counts, noise, the calibration's figures and what `fix` guarantees.
 
 Everything here follows from a labels file, so labels read from one have the summary of those just made.
 """
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from relabel.labels.parquet import Columns
 
 ACTIONS = ("keep", "fix", "review")
-_CONFUSIONS_TOLD = 5
+_CONFUSIONS_SHOWN = 5
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,7 +52,7 @@ class Summary:
         usable, labelled = columns.usable, columns.given >= 0
         counted = usable & ~columns.trusted
         names, run, calibration = metadata.class_names, metadata.run, metadata.calibration
-        # Of a class that no row turns out to be of, the matrix tells nothing but chance.
+        # Of a class that no row is corrected to, the matrix has only chance values.
         known = np.bincount(columns.corrected[usable], minlength=len(names)) > 0
         matrix, learned = metadata.noise_matrix, metadata.transition_matrix
         before = run.model is not None
@@ -68,8 +68,8 @@ class Summary:
             relabelled_rows=int((counted & labelled & changed).sum()),
             actions={name: int((columns.action[counted] == name).sum()) for name in ACTIONS},
             noise=metadata.noise,
-            largest_confusions=[] if matrix is None else matrix.confusions(names, _CONFUSIONS_TOLD, known),
-            learned_transitions=None if learned is None else learned.confusions(names, _CONFUSIONS_TOLD),
+            largest_confusions=[] if matrix is None else matrix.confusions(names, _CONFUSIONS_SHOWN, known),
+            learned_transitions=None if learned is None else learned.confusions(names, _CONFUSIONS_SHOWN),
             calibration=calibration,
             calibrated_before=before,
             selection=selection_sentence(calibration, None if before else run.trusted_rows or 0)
@@ -92,7 +92,7 @@ class Summary:
 
 
 def selection_sentence(calibration: CalibrationReport | None, trusted: int | None) -> str | None:
-    """What `fix` promises, or why it promises nothing, in one sentence; None without a selection.
+    """What `fix` guarantees, or why it guarantees nothing, in one sentence; None without a selection.
 
     trusted: how many trusted rows there are, None where the calibration is of an earlier fit.
     """

@@ -33,7 +33,7 @@ _ROWS_SHOWN = 10
 class Labels:
     """Every row's labels, noise probability and action, with what made them.
 
-    `columns` has the arrays. Soft labels are computed, or read from the file, when they are asked for.
+    `columns` has the arrays. Soft labels are computed, or read from the file, when they are first used.
     warnings: what the command line would have warned of in making them.
     """
 
@@ -103,7 +103,7 @@ class Labels:
 
     @cached_property
     def summary(self) -> Summary:
-        """What a person is told."""
+        """The figures that a person reads."""
         return Summary.of(self.columns, self.metadata)
 
     @property
@@ -165,7 +165,7 @@ class Labels:
         return evaluate(self, path_or_frame(truth, "truth"), label_column, watcher)
 
     def kept_with(self, corrector: Saved, make_model: Callable[[], Saved] | None) -> Labels:
-        """With the corrector, and with what makes the model where one was asked for."""
+        """With the corrector, and with what makes the model, if one is kept."""
         return Labels(
             self.columns,
             self.metadata,
@@ -228,9 +228,9 @@ class Labels:
         """Rows that a look is most worth at: to review before to fix, the likeliest wrong first."""
         columns = self.columns
         action = columns.action
-        asked = np.flatnonzero(columns.usable & ~columns.trusted & (action != "keep"))
-        doubt = np.nan_to_num(columns.noise_probability[asked], nan=-1.0)
-        return [int(row) for row in asked[np.lexsort((-doubt, action[asked] != "review"))[:_ROWS_SHOWN]]]
+        marked = np.flatnonzero(columns.usable & ~columns.trusted & (action != "keep"))
+        doubt = np.nan_to_num(columns.noise_probability[marked], nan=-1.0)
+        return [int(row) for row in marked[np.lexsort((-doubt, action[marked] != "review"))[:_ROWS_SHOWN]]]
 
     def _cells(self, row: int) -> list[str]:
         columns, names = self.columns, self.columns.class_names

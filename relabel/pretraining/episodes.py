@@ -148,12 +148,12 @@ class Recording:
 
     @property
     def early(self) -> Tensor:
-        """The early average softmax [n, C] that a fit would end with."""
+        """The temporal ensemble's early window [n, C], as at the end of a fit."""
         return self._average(averaged_epochs(self.probability.shape[1])[0])
 
     @property
     def late(self) -> Tensor:
-        """The late one."""
+        """The late window [n, C]."""
         return self._average(averaged_epochs(self.probability.shape[1])[1])
 
     def _average(self, epochs: range) -> Tensor:

@@ -178,12 +178,12 @@ class Dynamics:
 
 
 def prior_of(recordings: Sequence[Recording], seed: int) -> CalibrationPrior:
-    """What the ends of corrected runs teach on calibration."""
-    return labelled_runs.learn([solved(recording) for recording in recordings], seed)
+    """The calibration prior, learned from the ends of corrected runs."""
+    return labelled_runs.learn([labelled_run(recording) for recording in recordings], seed)
 
 
-def solved(recording: Recording) -> LabelledRun:
-    """The end of a run, with its truth, as calibration sees it."""
+def labelled_run(recording: Recording) -> LabelledRun:
+    """The end of a recorded run with its true labels, for `labelled_runs`."""
     evidence = {
         "early": recording.early.numpy(),
         "late": recording.late.numpy(),
@@ -224,7 +224,7 @@ def _pools(config: PretrainConfig, compute: Compute, watcher: Watcher) -> list[P
 
 
 def short_names(locations: Sequence[str]) -> list[str]:
-    """The ends of the locations, as long as it takes to tell different ones apart."""
+    """The ends of the locations, long enough to be distinct."""
     parts = [Path(location).parts for location in locations]
     for length in count(1):
         names = [str(Path(*own[-length:])) for own in parts]
@@ -300,5 +300,5 @@ def _sentence(episode: Episode, recording: Recording) -> str:
     return (
         f"Episode {episode.number + 1}: {episode.rows:,} rows of {episode.pool} in {len(episode.classes)} "
         f"classes, {noises}, {episode.backbone}{size}, {episode.epochs} epochs: "
-        f"{right * 100:.1f} % of the labels right, of the late average {found * 100:.1f} %."
+        f"{right * 100:.1f} % of the labels right, {found * 100:.1f} % by the late window."
     )

@@ -85,7 +85,7 @@ def uniform(inputs: NoiseInputs) -> Labels:
     """Spread round(rate * n_c) rows of every class c over ALL classes in equal quotas (MLC's "Uniform").
 
     MLC's released code wants quotas without a remainder; ours goes to classes drawn for it, one row each.
-    Every class gets back its own quota, so the actual rate is rate * (C - 1) / C, but for the remainders.
+    Every class gets back its own quota, so the actual rate is rate * (C - 1) / C, up to remainders.
     """
     noisy = inputs.labels.copy()
     for rows in _drawn_by_class(inputs):

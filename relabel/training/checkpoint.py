@@ -73,14 +73,14 @@ def load(path: Path, digest: str) -> dict[str, Any]:
 
 
 def _differences(ours: str, theirs: object) -> str:
-    """What differs, as the end of a sentence; nothing where that cannot be told."""
+    """What differs, as the end of a sentence; empty where the two cannot be compared."""
     try:
         here, there = json.loads(ours), json.loads(str(theirs))
         names = [name for name in here if name in there and here[name] != there[name]]
     except (ValueError, TypeError):
         return ""
-    told = [_difference(name, here[name], there[name]) for name in names]
-    return f": {'; '.join(told)}" if told else ""
+    differences = [_difference(name, here[name], there[name]) for name in names]
+    return f": {'; '.join(differences)}" if differences else ""
 
 
 def _difference(name: str, here: str, there: str) -> str:

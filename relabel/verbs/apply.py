@@ -50,9 +50,8 @@ from relabel.verbs.run import (
 )
 from relabel.verbs.split import Split, split_trusted
 
-_THRESHOLD_ROWS = (
-    20_000  # that decide the threshold of corrections: it is a share, which a part tells as well
-)
+# For the decision threshold of corrections. It follows from a share, which a sample estimates as well.
+_THRESHOLD_ROWS = 20_000
 
 
 def apply(config: ApplyConfig, watcher: Watcher | None = None) -> Labels:
@@ -103,8 +102,8 @@ def apply(config: ApplyConfig, watcher: Watcher | None = None) -> Labels:
         held_out_rows=int(held_out.sum()),
         described=corrector.describe(),
     )
-    weighed = _weighed(evidence, prior)
-    labels = label_rows(source, data.errors, weighed, fitted, data.trusted, config.precision, run, held_out)
+    pooled = _pooled(evidence, prior)
+    labels = label_rows(source, data.errors, pooled, fitted, data.trusted, config.precision, run, held_out)
     return labels.kept_with(transferred, None)
 
 
@@ -129,20 +128,18 @@ def _digest(corrector: CorrectorFile) -> str:
 def _schedule(config: ApplyConfig, corrector: str, rows: int) -> Schedule:
     """The corrector's own under the flags, and the rest by the number of labelled rows."""
     training = config.training
-    asked = registry.settings_of(corrector).schedule.overridden(
+    settings = registry.settings_of(corrector).schedule.overridden(
         epochs=training.epochs,
         warmup_epochs=training.warmup,
         batch_size=training.batch_size,
         learning_rate=training.lr,
         averaged_model=0.0,
     )
-    return asked.resolved(rows, transferred=True, from_scratch=config.network.weights == "none")
+    return settings.resolved(rows, transferred=True, from_scratch=config.network.weights == "none")
 
 
-def _weighed(
-    evidence: Mapping[str, ProbabilityStore], prior: CalibrationPrior
-) -> dict[str, ProbabilityStore]:
-    """What the calibration of the other data sets goes by."""
+def _pooled(evidence: Mapping[str, ProbabilityStore], prior: CalibrationPrior) -> dict[str, ProbabilityStore]:
+    """The distributions that the transferred calibration pools."""
     return {name: evidence[name] for name in prior.evidence}
 
 
@@ -161,7 +158,7 @@ def _calibrated(
         return found
     return calibrate.refit(
         found,
-        of_rows(_weighed(evidence, prior), judges.rows),
+        of_rows(_pooled(evidence, prior), judges.rows),
         given[judges.rows],
         judges.true,
         held_out[judges.rows],
@@ -180,18 +177,18 @@ def transferred_calibration(
     seen = np.where(held_out, UNLABELLED, given)
     anchors = anchor_points.count(evidence["early"], seen)
     transition = TransitionEstimate.of(anchors).matrix
-    # Without an anchor point, after a single epoch, nothing is known of what is mistaken for what.
+    # Without an anchor point, as after a single epoch, nothing is known of which classes are confused.
     judges = np.flatnonzero(held_out & anchors.any())
-    weighed = _weighed(evidence, prior)
-    found = transfer.transferred_calibration(prior, of_rows(weighed, judges), given[judges], transition)
+    pooled = _pooled(evidence, prior)
+    found = transfer.transferred_calibration(prior, of_rows(pooled, judges), given[judges], transition)
     if not anchors.any():
         return found
-    soft_label = SoftLabels(weighed, seen, found, TrustedSet.empty())
+    soft_label = SoftLabels(pooled, seen, found, TrustedSet.empty())
     parts = blocks(*soft_label.shape)
     joint = sum(joint_counts(soft_label[rows], seen[rows]) for rows in parts)
     found = transfer.raked(found, np.asarray(joint))
     trained = np.random.default_rng(seed).permutation(np.flatnonzero(seen >= 0))
     some = trained[next(blocks(_THRESHOLD_ROWS, soft_label.shape[1]))]
     return transfer.with_decision_threshold(
-        found, found.soft_labels(of_rows(weighed, some), seen[some]), seen[some]
+        found, found.soft_labels(of_rows(pooled, some), seen[some]), seen[some]
     )

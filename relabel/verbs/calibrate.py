@@ -47,7 +47,7 @@ def calibrate(
     """Labels from predicted probabilities [N, C] that were made out of fold, or from several such by name.
 
     labels: [N], ids of columns or class names, None, NaN, '' and -1 for rows without one; trusted: (rows,
-    true labels) of rows whose label a person known; class_names: [C], by default the columns' numbers, or,
+    true labels) of rows whose label a person verified; class_names: [C], by default the columns' numbers, or,
     where labels are names, these in order; precision: that `fix` is to have; seed: of the cross-validation.
 
     Probabilities of rows that the network was trained on would be too sure of their given labels. Raises
@@ -81,24 +81,24 @@ def _evidence(pred_probs: ArrayLike | Mapping[str, ArrayLike]) -> dict[str, torc
         raise RelabelError("pred_probs is empty.", "Give one matrix [rows, classes] or several by name.")
     evidence = {}
     for name, matrix in matrices.items():
-        told = f"pred_probs[{name!r}]" if isinstance(pred_probs, Mapping) else "pred_probs"
-        evidence[str(name)] = torch.from_numpy(_probabilities(matrix, told))
+        called = f"pred_probs[{name!r}]" if isinstance(pred_probs, Mapping) else "pred_probs"
+        evidence[str(name)] = torch.from_numpy(_probabilities(matrix, called))
     shapes = {name: list(values.shape) for name, values in evidence.items()}
     if len({*map(tuple, shapes.values())}) > 1:
-        told = ", ".join(f"{name} {shape}" for name, shape in shapes.items())
-        raise RelabelError(f"pred_probs: the matrices differ in shape: {told}.", "All are [rows, classes].")
+        found = ", ".join(f"{name} {shape}" for name, shape in shapes.items())
+        raise RelabelError(f"pred_probs: the matrices differ in shape: {found}.", "All are [rows, classes].")
     return evidence
 
 
-def _probabilities(matrix: ArrayLike, told: str) -> NDArray[np.float32]:
+def _probabilities(matrix: ArrayLike, called: str) -> NDArray[np.float32]:
     """[N, C], rows summing to 1; RelabelError for what is no matrix of probabilities."""
     try:
         values = np.asarray(matrix, dtype=np.float64)
     except (TypeError, ValueError) as error:
-        raise RelabelError(f"{told} holds something other than numbers.", "Give an array.") from error
+        raise RelabelError(f"{called} holds something other than numbers.", "Give an array.") from error
     if values.ndim != 2 or values.shape[0] == 0 or values.shape[1] < 2:
         raise RelabelError(
-            f"{told} has the shape {list(values.shape)}, not [rows, classes].",
+            f"{called} has the shape {list(values.shape)}, not [rows, classes].",
             "Give a probability for every row and each of at least two classes.",
         )
     for wrong, what in (
@@ -109,7 +109,8 @@ def _probabilities(matrix: ArrayLike, told: str) -> NDArray[np.float32]:
         if wrong.any():
             rows = first_few([str(row) for row in np.flatnonzero(wrong)])
             raise RelabelError(
-                f"{told}: {wrong.sum()} row(s) {what}: {rows}.", "Give probabilities: the softmax of scores."
+                f"{called}: {wrong.sum()} row(s) {what}: {rows}.",
+                "Give probabilities: the softmax of scores.",
             )
     values = values.clip(0)
     found: NDArray[np.float32] = (values / values.sum(axis=1, keepdims=True)).astype(np.float32)
@@ -146,8 +147,8 @@ def _source(class_names: list[str], labels: object, num_rows: int) -> Source:
     ids = class_ids(class_names, numbered=False)
     strange = [(row, label) for row, label in enumerate(table.labels) if label and label not in ids]
     if strange:
-        told = first_few([f"row {row} ({label!r})" for row, label in strange])
-        raise RelabelError(f"labels: no such class: {told}.", suggestion(strange[0][1], class_names))
+        found = first_few([f"row {row} ({label!r})" for row, label in strange])
+        raise RelabelError(f"labels: no such class: {found}.", suggestion(strange[0][1], class_names))
     given = [UNLABELLED if label is None else ids[label] for label in table.labels]
     return Source(
         location="labels",
@@ -167,7 +168,7 @@ def _source(class_names: list[str], labels: object, num_rows: int) -> Source:
     )
 
 
-def _by_name(frame: Frame, class_names: Sequence[str], told: str) -> Frame:
+def _by_name(frame: Frame, class_names: Sequence[str], called: str) -> Frame:
     """The frame with class names in place of ids: a number is the id of a column, whatever its name."""
     column = frame.table["label"]
     if not (pa.types.is_integer(column.type) or pa.types.is_floating(column.type)):
@@ -180,7 +181,7 @@ def _by_name(frame: Frame, class_names: Sequence[str], told: str) -> Frame:
     ]
     if strange:
         raise RelabelError(
-            f"{told}: no such class: {first_few(strange)}.",
+            f"{called}: no such class: {first_few(strange)}.",
             f"Ids are those of the columns of pred_probs, 0 to {len(class_names) - 1}.",
         )
     names = [None if number in (None, -1) else class_names[int(number)] for number in numbers]

@@ -1,6 +1,6 @@
 """What is refused before any work: files that are not there, and outputs that would replace something.
 
-Nothing here imports torch: a mistake is told at once.
+Nothing here imports torch: a mistake is reported at once.
 """
 
 from __future__ import annotations
@@ -115,7 +115,7 @@ def hidden_beside(path: Path, suffix: str) -> Path:
 
 
 def _check_inputs(config: SourceConfig) -> None:
-    """A SOURCE, trusted rows or labels that are not there are told without waiting for torch."""
+    """A SOURCE, trusted rows or labels that are not there are refused without waiting for torch."""
     check_source(config.source)
     trusted = config.trusted if isinstance(config, TrainingConfig) else None
     for flag, path in _paths({"--trusted": trusted, "--labels": config.labels}).items():
@@ -126,7 +126,7 @@ def _check_inputs(config: SourceConfig) -> None:
 
 
 def check_source(source: str | InMemory) -> None:
-    """A SOURCE that is not there is told without waiting for torch."""
+    """A SOURCE that is not there is refused without waiting for torch."""
     if isinstance(source, str) and not os.path.exists(source):
         from relabel.data import sources
 

@@ -153,7 +153,7 @@ class _Choice:
 
 
 def _corrector_name(config: FitConfig, source: Source, trusted: TrustedSet, watcher: Watcher) -> str:
-    """The corrector asked for; the default one learns from rows of SOURCE with a given label alone."""
+    """The corrector of the flags; the default one learns from rows of SOURCE with a given label alone."""
     labelled = int(np.count_nonzero(source.given[trusted.rows] >= 0))
     others = len(trusted.rows) + len(trusted.external) - labelled
     if config.corrector or config.preset or labelled >= others:
@@ -196,7 +196,7 @@ def _refuse_untaught(needs: Needs, split: Split, data: Data, has_trusted: bool) 
 def schedule_for(config: FitConfig, settings: Settings, rows: int) -> Schedule:
     """The settings under the flags, and the rest by the number of labelled rows."""
     training, meta = config.training, config.meta
-    asked = settings.schedule.overridden(
+    chosen = settings.schedule.overridden(
         epochs=training.epochs,
         warmup_epochs=training.warmup,
         batch_size=training.batch_size,
@@ -207,7 +207,7 @@ def schedule_for(config: FitConfig, settings: Settings, rows: int) -> Schedule:
         meta_learning_rate=meta.meta_lr,
         averaged_model=None if config.keep_model else 0.0,
     )
-    return asked.resolved(rows, from_scratch=config.network.weights == "none")
+    return chosen.resolved(rows, from_scratch=config.network.weights == "none")
 
 
 def _roles(split: Split, keep_model: bool) -> str:

@@ -35,14 +35,14 @@ def kept_model(
 
     unseen: trusted rows that the backbone never trained on; run: of the labels; frozen: with `--freeze`.
     """
-    source, told = data.source, run.to_dict()
+    source, described = data.source, run.to_dict()
     given = np.concatenate([source.given, np.full(len(data.trusted.external), UNLABELLED)])[unseen.rows]
     head, fitted = _for_unseen(training, given, unseen, transition)
-    trained = {name: told[name] for name in _KEPT if name in told}
+    trained = {name: described[name] for name in _KEPT if name in described}
     return Model(
         backbone=head if frozen is None else frozen.under(head),
-        backbone_name=told["backbone"],
-        size=told[source.modality.size_field],
+        backbone_name=described["backbone"],
+        size=described[source.modality.size_field],
         class_names=source.class_names,
         corrector=corrector,
         calibration=fitted,

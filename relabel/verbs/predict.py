@@ -61,9 +61,9 @@ def predict(config: PredictConfig, watcher: Watcher | None = None) -> Labels:
     )
     watcher.stage("Predicting", len(source))
     evidence = model.evidence(inputs, compute, watcher.advance)
-    told = {name: value for name, value in model.trained.items() if name != "versions"}
+    trained = {name: value for name, value in model.trained.items() if name != "versions"}
     run = Run(
-        **told,
+        **trained,
         corrector=model.corrector.name,
         options=model.corrector.options,
         backbone=model.backbone_name,
@@ -80,10 +80,10 @@ def _called(config: PredictConfig) -> str:
 
 def _check_modality(model: Model, config: PredictConfig) -> None:
     """Refuse images for a model of vectors, and the other way round."""
-    asked, features = of_features(config.reading.features), model.trained.get("features")
-    if model.modality is not asked:
+    wanted, features = of_features(config.reading.features), model.trained.get("features")
+    if model.modality is not wanted:
         raise RelabelError(
-            f"--model {_called(config)} was trained on {model.modality.noun} and labels no {asked.noun}.",
+            f"--model {_called(config)} was trained on {model.modality.noun} and labels no {wanted.noun}.",
             f"Name the vectors' columns; in its fit it was --features {features}."
             if features
             else "Leave out --features, or name another --model.",

@@ -117,7 +117,7 @@ def largest_size(weights: str) -> int:
 
 
 def build_backbone(source: Source, network: NetworkOptions) -> Built:
-    """The backbone that the flags ask for; before any decoding, so that a wrong flag is told at once."""
+    """The backbone that the flags ask for; before any decoding, so that a wrong flag is refused at once."""
     content, weights = source.content, network.weights
     size = content.size(network.image_size, largest_size(weights))
     name = network.backbone or content.modality.default_backbone(weights)
@@ -224,11 +224,11 @@ def fingerprint(config: TrainingConfig, data: Data, split: Split, training: Trai
     if weights not in ("none", "imagenet"):  # what is in a file counts, not where it lies
         weights = digest(Path(weights).read_bytes())
     names = "\0".join(data.source.file_names).encode(errors="surrogateescape")
-    asked = {flag: value for flag, value in values_of(config).items() if flag not in _SETTLES_NOTHING}
+    flags = {flag: value for flag, value in values_of(config).items() if flag not in _SETTLES_NOTHING}
     rows = training.rows
     return checkpoint.fingerprint(
         {
-            **asked,
+            **flags,
             "--weights": weights,
             "the names of the rows": digest(names),
             f"the {data.source.noun}": data.shown,

@@ -143,7 +143,8 @@ def test_a_higher_precision_marks_no_more_rows(precision: float) -> None:
     confidence = rng.uniform(0.7, 1, 600)
     made, rows = corrections(confidence, rng.random(600) < confidence), relabelled_rows(confidence)
     lower, higher = (
-        (actions(*rows, select(made, *rows, asked)) == "fix").sum() for asked in (precision, precision + 0.03)
+        (actions(*rows, select(made, *rows, wanted)) == "fix").sum()
+        for wanted in (precision, precision + 0.03)
     )
     assert higher <= lower
 

@@ -438,7 +438,7 @@ def test_nothing_to_rake_is_left_as_it_is(calibration_prior: CalibrationPrior) -
     made = raked(transferred, np.diag([5.0, 6, 0, 3]))
     assert made.raking_factors is not None
     assert np.isfinite(made.raking_factors).all()
-    assert (made.raking_factors[:, 2] == 1).all(), "which nobody was given"
+    assert (made.raking_factors[:, 2] == 1).all(), "which no row is given"
     unlabelled = made.soft_labels({"late": np.full((1, C), 0.25)}, np.array([-1]))
     assert unlabelled == pytest.approx(0.25)
     with pytest.raises(ValueError, match="not the values"):

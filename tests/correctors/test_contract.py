@@ -1,4 +1,4 @@
-"""What every registered corrector promises with each of its options, whatever its method."""
+"""What holds of every registered corrector with each of its options, whatever its method."""
 
 import copy
 import functools
@@ -188,14 +188,14 @@ def _scene(variant: str, class_order: tuple[int, ...]) -> Scene:
     features = normal(N + E, D)
     in_training = torch.tensor([0, 2, 7])
     in_training_rows = TrustedRows(in_training, true[in_training], given[in_training])
-    verified = TrustedRows(meta, true[meta], meta_given)
+    meta_rows = TrustedRows(meta, true[meta], meta_given)
     warm_up = WarmUp(
         mean_probability=normal(N, C)[:, order].softmax(dim=1),
         probability=normal(N, C)[:, order].softmax(dim=1),
         given=given[:N],
         head=head,
         features=features.clone,
-        meta=verified,
+        meta=meta_rows,
         in_training=in_training_rows,
     )
     memory: Memory = {}
@@ -205,7 +205,7 @@ def _scene(variant: str, class_order: tuple[int, ...]) -> Scene:
         trained=torch.arange(N) != 3,
         given=torch.where(torch.arange(N) == 3, -1, given[:N]),
         memory=memory,
-        meta=verified,
+        meta=meta_rows,
         in_training=in_training_rows,
     )
     for number in range(EPOCHS):

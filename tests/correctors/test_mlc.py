@@ -171,11 +171,11 @@ def test_it_is_drawn_towards_the_anchor_points_among_the_other_rows(
     predicted = F.one_hot(torch.tensor([3, 3, 3, 2, 0, 0, 2, 3]), C)
     made = corrector(parametrization)
     made.initialise(warm_up(given, [0, 0, 1], 0.9 * predicted + 0.025))
-    told = np.zeros((C, C), dtype=np.int64)
+    anchors = np.zeros((C, C), dtype=np.int64)
     for row, label in ((0, 0), (2, 3), (3, 3)):  # the surest of each, one for each class that is given
-        told[row, label] += 1
+        anchors[row, label] += 1
     pairs = noise_matrix(np.array(given), np.array([0, 0, 1]), C)
-    expected = torch.from_numpy(TransitionEstimate.of(pairs, told).matrix)
+    expected = torch.from_numpy(TransitionEstimate.of(pairs, anchors).matrix)
     torch.testing.assert_close(made.transition.detach(), expected, rtol=1e-6, atol=1e-6)
 
 
@@ -183,7 +183,7 @@ def test_it_is_drawn_towards_the_anchor_points_among_the_other_rows(
 @pytest.mark.parametrize(
     ("start", "given"),
     [("identity", [1, 2, 3, 0]), ("trusted", [-1] * 4)],
-    ids=["asked for", "no given label"],
+    ids=["identity", "no given label"],
 )
 def test_otherwise_there_is_no_noise_at_the_start(parametrization: str, start: str, given: list[int]) -> None:
     made = corrector(parametrization, start=start)

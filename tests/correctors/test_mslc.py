@@ -24,7 +24,7 @@ options = pytest.mark.parametrize("targets", ["soft", "hard"])
 
 
 def corrector(a: float | None = None, b: float | None = None, targets: str = "soft") -> MSLC:
-    """A fresh MSLC; a coefficient asked for is what its net answers to every loss."""
+    """A fresh MSLC; a coefficient, where given, is what its net answers to every loss."""
     torch.manual_seed(4)
     made = MSLC(C, D, targets=targets).double()
     for net, coefficient in ((made.alpha_net, a), (made.beta_net, b)):
@@ -291,8 +291,8 @@ def fitted_coefficients(made: MSLC, epoch: Epoch) -> list[float]:
 
 @pytest.mark.parametrize("in_training_rows", [2, 10, 40])
 def test_so_many_in_training_rows_outweigh_ten_that_say_one_half(in_training_rows: int) -> None:
-    """All given rightly, and nothing else tells their class: W log(a + (1 - a) / C) + 5 log(a (1 - a)) is at
-    its largest."""
+    """All given rightly, and nothing else is known of their class: W log(a + (1 - a) / C) + 5 log(a (1 - a))
+    is at its largest."""
     torch.manual_seed(0)
     made, seen = MSLC(C, D).double(), alike(in_training_rows, 0, UNIFORM, UNIFORM)
     for _ in range(12):
@@ -328,11 +328,11 @@ def test_the_fit_tells_the_memory_from_the_prediction(who: str) -> None:
     assert b > 0.75 if who == "memory" else b < 0.25
 
 
-@pytest.mark.parametrize("why", ["asked for", "no in-training row"])
+@pytest.mark.parametrize("why", ["random", "no in-training row"])
 def test_otherwise_the_nets_start_at_random_and_are_left_to_the_look_ahead(why: str) -> None:
-    warm_up = simulated(in_training_rows=300 if why == "asked for" else 0)
-    made = MSLC(5, D, start="random" if why == "asked for" else "trusted")
-    assert made.needs.in_training_rows == (why != "asked for")
+    warm_up = simulated(in_training_rows=300 if why == "random" else 0)
+    made = MSLC(5, D, start="random" if why == "random" else "trusted")
+    assert made.needs.in_training_rows == (why != "random")
     before = parameters(made)
     started(made, warm_up)
     made.observe(memorised(warm_up, 0.3))

@@ -81,10 +81,10 @@ def test_a_paper_s_settings_do_not_begin_at_what_comes_with_relabel(preset: str)
     assert not registry.begins_pretrained(name, settings.options)
 
 
-def test_a_preset_names_its_corrector_or_agrees_with_the_one_asked_for() -> None:
+def test_a_preset_names_its_corrector_or_agrees_with_the_one_named() -> None:
     for preset, name in PRESETS.items():
-        for asked in (None, name):
-            assert registry.chosen(asked, preset) == name
+        for given in (None, name):
+            assert registry.chosen(given, preset) == name
     assert registry.chosen(None) == DEFAULT_CORRECTOR
     assert [registry.chosen(name) for name in REGISTRY] == list(REGISTRY)
 

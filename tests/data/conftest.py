@@ -60,7 +60,7 @@ def write_table() -> WriteTable:
 
 @pytest.fixture
 def picture() -> Picture:
-    """The bytes of a PNG of one grey, so that a row can be told by its image."""
+    """The bytes of a PNG of one grey, so that a row is known by its image."""
 
     def make(grey: int, size: tuple[int, int] = (8, 6)) -> bytes:
         buffer = io.BytesIO()

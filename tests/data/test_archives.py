@@ -301,7 +301,7 @@ def test_names_and_labels_in_another_unicode_form(tmp_path: Path, picture: Pictu
 
 def test_metadata_that_cannot_be_read_is_refused_by_its_row(tmp_path: Path, picture: Picture) -> None:
     image = ("a.png", picture(9))
-    for content, told in (
+    for content, message in (
         (
             b"name,label\na.png,x\n",
             "t.tar/sub/metadata.csv needs the columns file_name and label, and has name",
@@ -315,7 +315,7 @@ def test_metadata_that_cannot_be_read_is_refused_by_its_row(tmp_path: Path, pict
     ):
         members = [("sub/metadata.csv", content)]
         path = pack(tmp_path / "t.tar", members if b"b.png" in content else [image, *members])
-        assert told in refusal(path).message
+        assert message in refusal(path).message
     whole = pack(tmp_path / "u.tar", [image, ("metadata.csv", b"file_name,label\n" * 100)]).read_bytes()
     (tmp_path / "u.tar").write_bytes(whole[: whole.index(b"file_name") + 100])
     assert "u.tar: its metadata.csv cannot be read: " in refusal(tmp_path / "u.tar").message
@@ -347,10 +347,12 @@ def test_verified_labels_lie_beside_the_images_of_a_shard(tmp_path: Path, pictur
         assert [label for _, label in labelled(source)] == ["a", "b", "a"]
         assert source.trusted == [None, "a", "b"]
     assert source.ignored_files == 0
-    told = refusal(path, trusted_column="nosuch").message
-    assert told == f"--trusted-column nosuch: no image of {path} has such a label beside it."
-    told = refusal(path, image_column="file_name").message
-    assert told == f"--image-column has no meaning for {path}, which is an archive without a metadata file."
+    message = refusal(path, trusted_column="nosuch").message
+    assert message == f"--trusted-column nosuch: no image of {path} has such a label beside it."
+    message = refusal(path, image_column="file_name").message
+    assert (
+        message == f"--image-column has no meaning for {path}, which is an archive without a metadata file."
+    )
 
 
 @pytest.mark.parametrize(("part", "column"), [("cls", "cls"), ("json", "label")])
@@ -359,8 +361,8 @@ def test_the_labels_beside_images_do_not_verify_themselves(
 ) -> None:
     said = {"cls": b"a", "json": b'{"label": "a"}'}[part]
     path = pack(tmp_path / "t.tar", [("1.png", picture(9)), (f"1.{part}", said), ("2.png", picture(9))])
-    told = refusal(path, trusted_column=column).message
-    assert told.startswith(f"--trusted-column {column} is where the given labels come from, so every one")
+    message = refusal(path, trusted_column=column).message
+    assert message.startswith(f"--trusted-column {column} is where the given labels come from, so every one")
 
 
 def test_verified_labels_beside_images_in_class_folders(tmp_path: Path, picture: Picture) -> None:
@@ -441,13 +443,13 @@ def test_texts_beside_some_images_of_class_folders_are_notes(
     members += [(f"{name}.txt", note) for name, note in zip(names, notes, strict=False)]
     path = pack(tmp_path / "t.tar", members)
     source = open_source(str(path), options=SourceOptions(**flags), need_classes=False)
-    told = [text for text in source.warnings if "taken for notes" in text]
+    notes = [text for text in source.warnings if "taken for notes" in text]
     if found == "folders":
         assert [label for _, label in labelled(source)] == ["cat", "cat", "dog", "dog"]
-        assert len(told) == 1
+        assert len(notes) == 1
     else:
         assert [label for _, label in labelled(source) if label] == [note.decode() for note in notes]
-        assert told == []
+        assert notes == []
 
 
 def test_texts_that_come_again_are_labels_even_of_images_in_folders(tmp_path: Path, picture: Picture) -> None:
@@ -477,10 +479,10 @@ def test_a_damaged_archive_is_not_told_as_one_of_too_few_classes(tmp_path: Path,
     members = [(f"{label}/{n}.png", picture(9)) for label in ("cat", "dog") for n in range(3)]
     path = pack(tmp_path / "t.tar", members)
     path.write_bytes(path.read_bytes()[:1536])
-    told = refusal(path)
-    assert "has only one class, 'cat'." in told.message
-    assert "is damaged after" in told.message
-    assert told.hint == "Copy the archive again."
+    refused = refusal(path)
+    assert "has only one class, 'cat'." in refused.message
+    assert "is damaged after" in refused.message
+    assert refused.hint == "Copy the archive again."
 
 
 def test_images_behind_a_password_are_told_as_such(tmp_path: Path, picture: Picture) -> None:

@@ -38,7 +38,7 @@ def vectors() -> Content:
 
 def test_images(images: Content, tmp_path: Path) -> None:
     assert images.modality is IMAGES
-    assert [images.size(asked, largest) for asked, largest in ((None, 64), (None, 16), (48, 16))] == [
+    assert [images.size(wanted, largest) for wanted, largest in ((None, 64), (None, 16), (48, 16))] == [
         20,
         16,
         48,
@@ -61,7 +61,7 @@ def test_images_for_a_small_network(images: Content) -> None:
 
 def test_vectors(vectors: Content) -> None:
     assert vectors.modality is VECTORS
-    assert vectors.size(48, 16) == 2  # whatever is asked of images
+    assert vectors.size(48, 16) == 2  # which are not pixels
     assert vectors.described(2, "none") == {"features": EMBEDDING, "dimension": 2}
     assert vectors.named() == {"features": EMBEDDING}
     inputs, errors = vectors.open(2, Showing(), Silent())

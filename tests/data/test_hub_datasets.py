@@ -169,12 +169,12 @@ class Hub:
             return 404, {"X-Error-Code": "RevisionNotFound"}, b""
         if kind == "resolve":
             return self.file(files.get(name), headers.get("Range"))
-        told: object = {"id": f"user/{found[2]}", "sha": COMMIT, "tags": [], "siblings": []}
+        answer: object = {"id": f"user/{found[2]}", "sha": COMMIT, "tags": [], "siblings": []}
         if kind == "tree":
-            told = self.tree(files, name, "recursive=true" in address.lower())
+            answer = self.tree(files, name, "recursive=true" in address.lower())
         elif kind == "paths-info":
-            told = [entry for path in json.loads(sent)["paths"] for entry in self.tree(files, path)]
-        return 200, {}, json.dumps(told).encode()
+            answer = [entry for path in json.loads(sent)["paths"] for entry in self.tree(files, path)]
+        return 200, {}, json.dumps(answer).encode()
 
     def file(self, content: bytes | None, wanted: str | None) -> tuple[int, dict[str, str], bytes]:
         if content is None:
@@ -334,8 +334,8 @@ def test_a_configuration_is_named_where_there_are_several(hub: Hub, tmp_path: Pa
         ("user/usual", {}, None),
         ("user/pics", {"config": "fine", "split": "train"}, None),
     )
-    told = "user/Several has the configurations fine, coarse. Name one with --config."
-    assert none == ["RelabelError", told]
+    message = "user/Several has the configurations fine, coarse. Name one with --config."
+    assert none == ["RelabelError", message]
     assert wrong[1] == (
         "--config fien: user/Several has the configuration(s) fine, coarse. Name one of them."
     )
@@ -352,8 +352,8 @@ def test_a_configuration_is_named_where_there_are_several(hub: Hub, tmp_path: Pa
         HF_HUB_OFFLINE="1",
     )
     assert named == ROWS
-    told = "user/Several, in the cache, has the configurations coarse, fine. Name one with --config."
-    assert unnamed[1] == told
+    message = "user/Several, in the cache, has the configurations coarse, fine. Name one with --config."
+    assert unnamed[1] == message
     assert missing[1].startswith("--config fien: user/Several, in the cache, has the configuration(s) coarse")
 
 

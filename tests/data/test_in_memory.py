@@ -294,8 +294,8 @@ def test_a_mistake_is_told_as_of_a_file(columns: dict[str, list[object]], tmp_pa
         trusted_of(source, path)
     with pytest.raises(RelabelError) as in_memory:
         trusted_of(source, frame)
-    told = in_file.value.message.replace(f"--trusted {path}", "trusted").replace(str(path), "trusted")
-    assert (in_memory.value.message, in_memory.value.hint) == (told, in_file.value.hint)
+    message = in_file.value.message.replace(f"--trusted {path}", "trusted").replace(str(path), "trusted")
+    assert (in_memory.value.message, in_memory.value.hint) == (message, in_file.value.hint)
 
 
 def test_a_message_names_the_frame_and_the_row() -> None:

@@ -36,7 +36,7 @@ def test_a_manifest_with_verified_labels_is_read_once(
 
 
 @pytest.mark.parametrize(
-    ("options", "told"),
+    ("options", "message"),
     [
         (
             {"trusted_column": "true"},
@@ -47,12 +47,12 @@ def test_a_manifest_with_verified_labels_is_read_once(
     ],
 )
 def test_a_column_that_is_not_there_is_named(
-    tree: Tree, write_table: WriteTable, options: dict[str, str], told: str
+    tree: Tree, write_table: WriteTable, options: dict[str, str], message: str
 ) -> None:
     path = write_table(tree("a.png") / "list.csv", [["a.png", "x"]])
     with pytest.raises(RelabelError) as caught:
         open_source(str(path), options=SourceOptions(**options))
-    assert caught.value.message == f"{path} {told}"
+    assert caught.value.message == f"{path} {message}"
 
 
 def test_a_column_that_is_there_twice_is_refused(tree: Tree, write_table: WriteTable) -> None:

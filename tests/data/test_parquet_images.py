@@ -312,8 +312,8 @@ def test_numbers_and_text_as_labels_of_one_source_are_refused(tmp_path: Path, pi
     shard(2, pa.array(["b", "a"]).dictionary_encode())
     assert open_source(str(tmp_path)).class_names == ["a", "b"]
     shard(3, pa.array([0, 1]))
-    told = f"{tmp_path}/train-3.parquet has numbers in the column 'label', and the files before it text."
-    assert refusal(tmp_path).message.startswith(told)
+    message = f"{tmp_path}/train-3.parquet has numbers in the column 'label', and the files before it text."
+    assert refusal(tmp_path).message.startswith(message)
     numbered = open_source(str(tmp_path), options=SourceOptions(classes="b,a"))
     assert numbered.given.tolist() == [1, 0, -1, -1, 0, 1, 0, 1]
 
@@ -333,6 +333,6 @@ def test_vectors_in_shards_are_told_from_images(tmp_path: Path) -> None:
     for number in range(2):
         table = pa.table({"v": [[0.5, 1.0]], "label": ["x"]})
         pq.write_table(table, tmp_path / f"train-{number}.parquet")
-    told = "holds vectors in the column 'v'. Add --features v."
-    assert told in str(refusal(tmp_path))
-    assert told in str(refusal(tmp_path / "train-0.parquet"))
+    message = "holds vectors in the column 'v'. Add --features v."
+    assert message in str(refusal(tmp_path))
+    assert message in str(refusal(tmp_path / "train-0.parquet"))

@@ -132,14 +132,14 @@ def test_trusted_rows_whose_image_is_missing_are_dropped(tree: Tree, write_table
 
 @pytest.fixture
 def verify(tmp_path: Path) -> Callable[..., Path]:
-    """Make a folder of verified images out of their names and bytes."""
+    """Make a folder of trusted images out of their names and bytes."""
 
     def make(**contents: bytes) -> Path:
         for name, content in contents.items():
-            path = tmp_path / "verified" / name
+            path = tmp_path / "checked" / name
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(content)
-        return tmp_path / "verified"
+        return tmp_path / "checked"
 
     return make
 
@@ -191,8 +191,8 @@ def test_a_folder_beside_an_archive_is_no_part_of_it(tree: Tree, picture: Pictur
     path = shutil.make_archive(str(root / "a"), "zip", root)
     source = open_source(path)
     trusted = read_trusted(root, source)
-    verified = {source.file_names[row]: source.class_names[label] for row, label in pairs(trusted)}
-    assert (verified, trusted.external) == ({"cat/1.png": "cat", "dog/1.png": "dog"}, [])
+    entries = {source.file_names[row]: source.class_names[label] for row, label in pairs(trusted)}
+    assert (entries, trusted.external) == ({"cat/1.png": "cat", "dog/1.png": "dog"}, [])
 
 
 @pytest.mark.parametrize("column", ["label", "kind"])
@@ -306,7 +306,7 @@ def test_only_images_of_the_same_size_are_read_to_find_copies(
 )
 def test_bad_folders(source: Source, tree: Tree, names: list[str], expected: str) -> None:
     with pytest.raises(RelabelError, match=expected):
-        read_trusted(tree(*names, root="verified"), source)
+        read_trusted(tree(*names, root="checked"), source)
 
 
 @pytest.mark.parametrize("suffix", [".tar", ".tar.gz"])
@@ -323,9 +323,9 @@ def test_copies_of_images_that_an_archive_holds_larger_than_they_are_needed(
     with tarfile.open(tmp_path / f"t{suffix}", "w:gz" if suffix == ".tar.gz" else "w") as tar:
         tar.add(tmp_path / "images", ".")
     source = open_source(str(tmp_path / f"t{suffix}"), largest=8)
-    (tmp_path / "verified/dog").mkdir(parents=True)
-    shutil.copy(tmp_path / "images/cat/1.png", tmp_path / "verified/dog/copy.png")
-    trusted = read_trusted(tmp_path / "verified", source)
+    (tmp_path / "checked/dog").mkdir(parents=True)
+    shutil.copy(tmp_path / "images/cat/1.png", tmp_path / "checked/dog/copy.png")
+    trusted = read_trusted(tmp_path / "checked", source)
     assert trusted.external == []
     assert [source.file_names[row] for row in trusted.rows] == ["cat/1.png"]
     assert trusted.labels.tolist() == [1]

@@ -116,7 +116,7 @@ def test_names_and_globs_choose_columns_but_never_labels_or_row_names(write, fea
 
 
 @pytest.mark.parametrize(
-    ("features", "told"),
+    ("features", "message"),
     [
         ("w", "v.parquet has no column 'w', but v, f_0, text, label, w_0"),
         ("f_0,g_*", "v.parquet has no column 'g_*'"),
@@ -130,14 +130,14 @@ def test_names_and_globs_choose_columns_but_never_labels_or_row_names(write, fea
         ("hollow", "can be used (the first: there is no vector)."),
     ],
 )
-def test_columns_that_hold_no_vectors_are_refused_by_name(write, features, told):
+def test_columns_that_hold_no_vectors_are_refused_by_name(write, features, message):
     path = write(
         v=lists(), f_0=[1, 2, 3, 4], text=["a"] * 4, label=[1, 2, 1, 2], w_0=[1] * 4, names=[["a"]] * 4,
         empty=pa.array([[]] * 4, pa.list_(pa.float32())), hollow=pa.array([None] * 4, pa.list_(pa.int8(), 3)),
     )  # fmt: skip
     with pytest.raises(RelabelError) as refusal:
         read_vectors([path], features)
-    assert told in str(refusal.value)
+    assert message in str(refusal.value)
     assert str(path) in refusal.value.message
     assert refusal.value.hint
 
@@ -345,7 +345,7 @@ def test_names_of_shards_are_one_list(tmp_path):
     one, two = ({"v": lists(), "label": LABELS, "id": [f"{letter}{n}" for n in range(4)]} for letter in "ab")
     both = shards(tmp_path / "both", one, two)
     assert open_source(both, options=V).file_names == [*one["id"], *two["id"]]
-    for name, (first, second), told in (
+    for name, (first, second), message in (
         ("twice", (one, one), "train-1.parquet, row 1: 'a0' is listed before, in {}/train-0.parquet, row 1."),
         (
             "bare",
@@ -357,7 +357,7 @@ def test_names_of_shards_are_one_list(tmp_path):
         path = shards(tmp_path / name, first, second)
         with pytest.raises(RelabelError) as refusal:
             open_source(path, options=V)
-        assert told.format(path) in refusal.value.message
+        assert message.format(path) in refusal.value.message
     (Path(both) / "test-0.parquet").touch()
     with pytest.raises(RelabelError, match="holds shards of several splits: test, train"):
         open_source(both, options=V)

@@ -1,4 +1,4 @@
-"""What `label_rows` makes of evidence, row by row: eight rows, of which one failed and one is verified."""
+"""What `label_rows` makes of evidence, row by row: eight rows, of which one failed and one is trusted."""
 
 from dataclasses import replace
 from pathlib import Path

@@ -25,7 +25,7 @@ def numbered(tmp_path):
 
 
 def write(tmp_path, names, features=None, numbered_labels=False):
-    """Given x x y y ?; corrected x y y x x; the fourth verified, the fifth unlabelled."""
+    """Given x x y y ?; corrected x y y x x; the fourth trusted, the fifth unlabelled."""
     soft = np.array([[0.9, 0.1], [0.2, 0.8], [0.3, 0.7], [1, 0], [0.6, 0.4]], dtype=np.float32)
     columns = Columns(
         class_names=["x", "y"],
@@ -71,23 +71,23 @@ def test_clean_label_comes_before_label_and_empty_means_unknown(labels, truth):
 
 
 def test_a_true_class_the_labels_do_not_have_counts_as_wrong_and_is_warned_of(labels, truth):
-    told = []
+    warnings = []
     watcher = Silent()
-    watcher.warn = told.append
+    watcher.warn = warnings.append
     table = truth("a.png,z", "b.png,y", "c.png,X", "d.png,X", "e.png,")
     assert Labels.read(labels).evaluate(table, watcher=watcher).label_accuracy_after == pytest.approx(1 / 3)
-    assert told == [
+    assert warnings == [
         f"--truth {table}: 3 row(s) have a label that is no class of the labels file, with which nothing can "
         "agree: 'z', 'X'. Known classes: 'x', 'y'."
     ]
     Labels.read(labels).evaluate(truth("a.png,X", "b.png,y"), watcher=watcher)
-    assert told[1].endswith(": 'X'. Did you mean 'x'? Known classes: 'x', 'y'.")
+    assert warnings[1].endswith(": 'X'. Did you mean 'x'? Known classes: 'x', 'y'.")
     Labels.read(labels).evaluate(truth("a.png,x", "b.png,"), watcher=watcher)
-    assert len(told) == 2
+    assert len(warnings) == 2
 
 
 @pytest.mark.parametrize(
-    ("rows", "told"),
+    ("rows", "message"),
     [
         (["a.png,x", "q.png,x"], r"row 3 \('q.png'\)"),
         (["a.png,x", "./a.png,x"], r"listed twice: row 3"),
@@ -96,8 +96,8 @@ def test_a_true_class_the_labels_do_not_have_counts_as_wrong_and_is_warned_of(la
         (["a.png,"], "covers no row that can be compared"),
     ],
 )
-def test_a_truth_that_does_not_fit_is_refused(labels, truth, rows, told):
-    with pytest.raises(RelabelError, match=told):
+def test_a_truth_that_does_not_fit_is_refused(labels, truth, rows, message):
+    with pytest.raises(RelabelError, match=message):
         Labels.read(labels).evaluate(truth(*rows))
 
 
@@ -114,7 +114,7 @@ def test_labels_of_other_classes_are_no_truth(labels, truth):
 
 
 def images(path, names, **columns):
-    """A Parquet table of images that nobody could decode, its labels as Hugging Face writes them."""
+    """A Parquet table of images that cannot be decoded, its labels as Hugging Face writes them."""
     features = {name: {"_type": "ClassLabel", "names": ["y", "x"]} for name in columns}
     cells = [{"bytes": b"no image", "path": name} for name in names]
     table = pa.table({"img": cells, **columns})

@@ -170,23 +170,23 @@ def test_soft_labels_of_a_file_are_read_group_by_group(
     monkeypatch.setattr(parquet, "_ROWS_PER_GROUP", 2)
     path = tmp_path / "labels.parquet"
     write_labels(path, columns(), METADATA)
-    asked = []
+    read = []
     plain = pq.ParquetFile.read_row_group
 
     def noted(file: pq.ParquetFile, group: int, columns: list[str]) -> pa.Table:
-        asked.append(group)
+        read.append(group)
         return plain(file, group, columns=columns)
 
     monkeypatch.setattr(pq.ParquetFile, "read_row_group", noted)
     soft_label = open_labels(path)[0].soft_label
-    assert asked == [], "none before it is asked for"
+    assert read == [], "none before its first use"
     for start in range(5):
         for stop in range(start, 6):
             np.testing.assert_array_equal(soft_label[start:stop], SOFT[start:stop])
-    asked.clear()
+    read.clear()
     for row in range(5):
         np.testing.assert_array_equal(soft_label[row : row + 1], SOFT[row : row + 1])
-    assert asked == [0, 1, 2], "small parts in order read no group twice"
+    assert read == [0, 1, 2], "small parts in order read no group twice"
 
 
 def test_a_file_that_is_replaced_does_not_change_labels_read_before(labels_file: Path) -> None:
@@ -199,18 +199,18 @@ def test_a_file_that_is_replaced_does_not_change_labels_read_before(labels_file:
 def test_soft_labels_are_asked_for_group_by_group(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """All of them at once may be more than memory holds."""
     monkeypatch.setattr(parquet, "_SHARES_PER_GROUP", 6)
-    asked = []
+    read = []
     whole = SOFT
 
     class SoftLabels:
         shape = whole.shape
 
         def __getitem__(self, rows: slice) -> np.ndarray:
-            asked.append((rows.start, rows.stop))
+            read.append((rows.start, rows.stop))
             return whole[rows]
 
     write_labels(tmp_path / "labels.parquet", columns(soft_label=SoftLabels()), METADATA)
-    assert asked == [(0, 2), (2, 4), (4, 5)]
+    assert read == [(0, 2), (2, 4), (4, 5)]
     assert pq.read_table(tmp_path / "labels.parquet").to_pydict() == EXPECTED
 
 

@@ -120,9 +120,9 @@ def test_a_data_frame_has_the_columns_of_the_file() -> None:
 
 def test_the_command_is_in_the_metadata_and_changes_nothing_else() -> None:
     made = labelled(0.9)
-    told = made.made_by("relabel fit here").metadata.to_dict()
-    assert told.pop("command") == "relabel fit here"
-    assert told == made.metadata.to_dict()
+    written = made.made_by("relabel fit here").metadata.to_dict()
+    assert written.pop("command") == "relabel fit here"
+    assert written == made.metadata.to_dict()
 
 
 def test_labels_without_scores_cannot_be_decided(tmp_path: Path) -> None:

@@ -169,17 +169,17 @@ def test_the_net_s_options_are_learned_with() -> None:
 
 @pytest.mark.parametrize("steps", [1, 2, 19, 20, 21])
 def test_every_number_of_steps_can_be_taken(steps: int) -> None:
-    told: list[int] = []
+    advanced: list[int] = []
 
     class Counting(Silent):
         def stage(self, name: str, total: int) -> None:
             assert total == steps
 
         def advance(self, steps: int = 1) -> None:
-            told.append(steps)
+            advanced.append(steps)
 
     learn([made_up(0, rows=20)], steps, 0, Counting())
-    assert sum(told) == steps
+    assert sum(advanced) == steps
 
 
 def test_every_recording_is_learned_from() -> None:
@@ -211,7 +211,7 @@ def test_labels_that_were_held_out_teach_a_corrector_nothing() -> None:
     torch.testing.assert_close(one, other, rtol=0, atol=0)
 
 
-def test_the_experience_is_of_the_ends_of_the_runs() -> None:
+def test_the_calibration_prior_is_of_the_ends_of_the_runs() -> None:
     recordings = [made_up(seed, classes=3 + seed) for seed in range(3)]
     found = prior_of(recordings, 0)
     assert list(found.weights) == ["early", "late", "last", "transition", "keep"]
@@ -474,7 +474,7 @@ def test_rows_without_a_label_or_a_readable_image_are_left_out(made: Made, folde
     assert listening.warned[-1].startswith("1 of 36 images of ")
     assert "left out; first 'red/0.png': " in listening.warned[-1]
     assert listening.said[0].startswith("Episode 1: ")
-    assert "labels right, of the late average" in listening.said[0]
+    assert "by the late window" in listening.said[0]
     assert len(listening.said) == 4
 
 

@@ -16,7 +16,7 @@ from relabel.errors import RelabelError
 from relabel.saved.corrector_file import CorrectorFile, read_corrector
 
 C, D = 3, 5
-EXPERIENCE = CalibrationPrior(
+PRIOR = CalibrationPrior(
     weights={"late": 2.0, "last": 0.5, "transition": 0.25, "keep": -0.1},
     relabelled=np.array([True, False]),
     right=np.array([True, True]),
@@ -25,11 +25,11 @@ EXPERIENCE = CalibrationPrior(
 TRAINED = {"backbone": "cnn8", "class_names": ["a", "b", "c"]}
 
 
-def kept_experience(**changes: object) -> dict[str, object]:
-    """`EXPERIENCE` as a file keeps it, but for some changes."""
+def kept_prior(**changes: object) -> dict[str, object]:
+    """`PRIOR` as a file keeps it, with some changes."""
     kept = {
         key: torch.from_numpy(value) if isinstance(value, np.ndarray) else value
-        for key, value in vars(EXPERIENCE).items()
+        for key, value in vars(PRIOR).items()
     }
     return {**kept, **changes}
 
@@ -43,7 +43,7 @@ def saved(path: Path, name: str = "mlc") -> Path:
     torch.manual_seed(0)
     options = options_of(name)
     made = create(name, C, D, options)
-    CorrectorFile.of(made, name, C, D, options, TRAINED, EXPERIENCE).save(path)
+    CorrectorFile.of(made, name, C, D, options, TRAINED, PRIOR).save(path)
     return path
 
 
@@ -67,9 +67,9 @@ def test_a_corrector_comes_back_with_its_parameters_and_its_story(tmp_path: Path
     assert restored.state_dict().keys() == state.keys()
     assert all(torch.equal(value, state[key]) for key, value in restored.state_dict().items())
     assert file.trained == TRAINED
-    assert file.calibration_prior.weights == EXPERIENCE.weights
+    assert file.calibration_prior.weights == PRIOR.weights
     for part in ("relabelled", "right", "confidence"):
-        assert (vars(file.calibration_prior)[part] == vars(EXPERIENCE)[part]).all()
+        assert (vars(file.calibration_prior)[part] == vars(PRIOR)[part]).all()
     described = file.describe()
     assert described["corrector"] == name
     assert described["options"] == options_of(name)
@@ -79,7 +79,7 @@ def test_a_corrector_comes_back_with_its_parameters_and_its_story(tmp_path: Path
 
 
 @pytest.mark.parametrize(
-    ("change", "told"),
+    ("change", "message"),
     [
         ({"kind": "soup"}, "is not a corrector file"),
         ({"format": 99}, "has format 99"),
@@ -101,31 +101,27 @@ def test_a_corrector_comes_back_with_its_parameters_and_its_story(tmp_path: Path
         ({"calibration_prior": None}, "is not a whole corrector file"),
         ({"calibration_prior": {}}, "does not hold the parameters of mlc"),
         (
-            {"calibration_prior": kept_experience(weights={"late": 1.0})},
+            {"calibration_prior": kept_prior(weights={"late": 1.0})},
             "does not hold the parameters of mlc",
         ),
         (
-            {
-                "calibration_prior": kept_experience(
-                    weights={"late": 1.0, "transition": float("nan"), "keep": 0.0}
-                )
-            },
+            {"calibration_prior": kept_prior(weights={"late": 1.0, "transition": float("nan"), "keep": 0.0})},
             "does not hold the parameters of mlc",
         ),
         (
-            {"calibration_prior": kept_experience(right=torch.ones(3).bool())},
+            {"calibration_prior": kept_prior(right=torch.ones(3).bool())},
             "does not hold the parameters of mlc",
         ),
         (
-            {"calibration_prior": kept_experience(confidence=torch.ones(2) * 2)},
+            {"calibration_prior": kept_prior(confidence=torch.ones(2) * 2)},
             "does not hold the parameters of mlc",
         ),
     ],
     ids=str,
 )
-def test_a_file_that_is_not_whole_is_refused(path: Path, change: dict[str, Any], told: str) -> None:
+def test_a_file_that_is_not_whole_is_refused(path: Path, change: dict[str, Any], message: str) -> None:
     torch.save({**torch.load(path, weights_only=True), **change}, path)
-    with pytest.raises(RelabelError, match=told):
+    with pytest.raises(RelabelError, match=message):
         read_corrector(path)
 
 
@@ -156,7 +152,7 @@ def trained_tmlc(options: dict[str, str]) -> CorrectorFile:
         for parameter in made.parameters():
             parameter.add_(torch.randn_like(parameter))
     dict(made.named_buffers())["kept_share"].fill_(0.25)
-    return CorrectorFile.of(made, "tmlc", C, D, options, TRAINED, EXPERIENCE)
+    return CorrectorFile.of(made, "tmlc", C, D, options, TRAINED, PRIOR)
 
 
 @pytest.mark.parametrize("options", [{}, {"target": "given", "without": "tse"}], ids=str)
@@ -209,7 +205,7 @@ def test_no_other_corrector_means_anything_on_other_data(
 
 def test_a_calibration_by_unknown_evidence_is_refused() -> None:
     weights = {"late": 1.0, "tea-leaves": 1.0, "transition": 0.25, "keep": 0.0}
-    file = CorrectorFile.of(create("tmlc", C, D, {}), "tmlc", C, D, {}, TRAINED, EXPERIENCE)
+    file = CorrectorFile.of(create("tmlc", C, D, {}), "tmlc", C, D, {}, TRAINED, PRIOR)
     file.transferred(C, D)
     with pytest.raises(RelabelError, match="asks for 'tea-leaves', which this version does not know"):
-        replace(file, calibration_prior=replace(EXPERIENCE, weights=weights)).transferred(C, D)
+        replace(file, calibration_prior=replace(PRIOR, weights=weights)).transferred(C, D)

@@ -107,7 +107,7 @@ def damage(content: dict, key: str, value: object) -> dict:
 
 
 @pytest.mark.parametrize(
-    ("key", "value", "told"),
+    ("key", "value", "message"),
     [
         ("kind", "soup", "is not a model file"),
         ("kind", "relabel corrector", "is not a model file"),
@@ -135,7 +135,7 @@ def damage(content: dict, key: str, value: object) -> dict:
         ("calibration.right", torch.zeros(3, dtype=torch.bool), "is not a whole model file"),
         ("calibration.confidence", torch.full((12,), 7.0), "is not a whole model file"),
         ("calibration.cross_validated", {}, "is not a whole model file"),
-        ("calibration.margin", -1.0, "is not a whole model file"),
+        ("calibration.decision_threshold", -1.0, "is not a whole model file"),
         ("corrector", {}, "is not a whole model file"),
         ("corrector.corrector", "nosuch", "is not a whole model file"),
         ("corrector.state", {}, "is not a whole model file"),
@@ -145,7 +145,7 @@ def damage(content: dict, key: str, value: object) -> dict:
     ],
     ids=lambda value: "" if isinstance(value, torch.Tensor) else str(value)[:30],
 )
-def test_a_file_that_is_not_whole_is_refused(path, key, value, told):
+def test_a_file_that_is_not_whole_is_refused(path, key, value, message):
     content = torch.load(path, weights_only=True)
     if key.startswith("state."):
         content["state"][key.removeprefix("state.")] = value
@@ -154,7 +154,7 @@ def test_a_file_that_is_not_whole_is_refused(path, key, value, told):
     torch.save(content, path)
     with pytest.raises(RelabelError) as refusal:
         read_model(path)
-    assert told in str(refusal.value)
+    assert message in str(refusal.value)
     assert str(path) in refusal.value.message
 
 

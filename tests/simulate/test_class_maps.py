@@ -1,4 +1,4 @@
-"""Maps of classes and superclasses as people write them, and what they are told of mistakes."""
+"""Maps of classes and superclasses as people write them, and the messages on their mistakes."""
 
 from pathlib import Path
 

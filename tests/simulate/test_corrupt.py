@@ -21,8 +21,8 @@ from relabel.simulate.noisy_labels_file import NoisyLabels, is_noisy_labels, rea
 NAMES = ["ant", "bee", "cow"]
 
 
-class Told(Silent):
-    """Remembers what a watcher is told."""
+class Listening(Silent):
+    """Remembers what is said."""
 
     def __init__(self) -> None:
         self.warnings: list[str] = []
@@ -95,10 +95,12 @@ def test_what_is_saved_is_what_is_read(vectors: Path, tmp_path: Path, name: str)
 
 def test_feature_dependent_noise_flips_what_lies_near_other_classes(tmp_path: Path) -> None:
     values = write_vectors(tmp_path / "v.parquet", rows=600)
-    before, told = torch.get_rng_state(), Told()
-    made = corrupt(replace(config_of(tmp_path / "v.parquet", "feature-dependent"), rate=0.1, epochs=6), told)
+    before, watcher = torch.get_rng_state(), Listening()
+    made = corrupt(
+        replace(config_of(tmp_path / "v.parquet", "feature-dependent"), rate=0.1, epochs=6), watcher
+    )
     assert torch.equal(torch.get_rng_state(), before), "the caller's random numbers stay as they were"
-    assert "agrees with" in told.said[-1]
+    assert "agrees with" in watcher.said[-1]
     assert made.actual_rate == pytest.approx(0.1)
     ordered = np.sort(values, axis=1)
     margin = ordered[:, -1] - ordered[:, -2]
@@ -126,13 +128,13 @@ def write_images(folder: Path, broken: int = 0) -> None:
 
 def test_images_that_cannot_be_read_keep_their_label_and_are_told_once(tmp_path: Path) -> None:
     write_images(tmp_path / "images", broken=2)
-    told = Told()
-    made = corrupt(replace(config_of(tmp_path / "images", "instance-dependent"), rate=0.9), told)
+    watcher = Listening()
+    made = corrupt(replace(config_of(tmp_path / "images", "instance-dependent"), rate=0.9), watcher)
     flipped = dict(zip(made.file_names, made.noisy != made.clean, strict=True))
     assert not flipped["ant/00.png"]
     assert not flipped["bee/01.png"]
     assert sum(flipped.values()) > 10
-    [warning] = told.warnings
+    [warning] = watcher.warnings
     assert "2 of 30 images cannot be used and keep their label; first 'ant/00.png'" in warning
 
 

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from relabel.simulate.noisy_labels_file import NoisyLabels
 
 
-def told(
+def reported(
     counts: NDArray[np.int64], unlabelled: int = 0, empty: int = 0
 ) -> tuple[dict[str, Any], dict[str, str]]:
     """Of so many rows by [clean, noisy] class, rows without a label, and classes without a row."""
@@ -22,7 +22,7 @@ def told(
 
 
 def test_a_class_s_mistakes_come_in_the_order_of_their_size() -> None:
-    figures, lines = told(np.array([[5, 1, 4], [0, 3, 0], [2, 2, 6]]), unlabelled=7, empty=1)
+    figures, lines = reported(np.array([[5, 1, 4], [0, 3, 0], [2, 2, 6]]), unlabelled=7, empty=1)
     assert lines["Rows"] == "30 (7 without a label)"
     assert lines["Class to class"].splitlines() == [
         "c0 50.0 % right; c2 40.0 %, c1 10.0 %",
@@ -37,6 +37,6 @@ def test_a_class_s_mistakes_come_in_the_order_of_their_size() -> None:
 def test_of_many_classes_those_with_most_wrong_labels_are_shown_in_their_own_order() -> None:
     counts = np.diag(np.full(25, 30))
     counts[np.arange(25), (np.arange(25) + 1) % 25] = np.where(np.arange(25) % 5 == 0, 1, 9)
-    shown = told(counts, empty=3)[1]["Class to class"].splitlines()
+    shown = reported(counts, empty=3)[1]["Class to class"].splitlines()
     assert [line.split()[0] for line in shown[:-1]] == [f"c{k}" for k in range(25) if k % 5]
     assert shown[-1] == "and 5 classes with fewer wrong labels; --json has more"

@@ -427,7 +427,7 @@ def test_a_step_stays_on_its_device(monkeypatch: pytest.MonkeyPatch, corrector: 
     )
     device = torch.device("meta")
     inputs, rows, schedule = begun.inputs, begun.rows, begun.schedule
-    begun.corrector.__dict__.pop("_pretrained", None)  # kept on the device it was first asked for on
+    begun.corrector.__dict__.pop("_pretrained", None)  # kept on the device of its first use
     moved = Training(begun.backbone, begun.corrector, inputs, rows, schedule, _Elsewhere(device, None), 0)
     moved.sample_memory = begun.sample_memory
     moved.epoch = begun.epoch
@@ -1006,7 +1006,7 @@ def test_a_frozen_corrector_corrects_as_it_is_without_any_trusted_row() -> None:
     training = transferred()
     assert training.meta is None
     before = copy.deepcopy(training.corrector.state_dict())
-    asked: list[tuple[int, Tensor]] = []
+    seen: list[tuple[int, Tensor]] = []
     plain_loss = training.corrector.loss
 
     def spy(logits: Tensor, given: Tensor, memory: Memory) -> Tensor:
@@ -1015,7 +1015,7 @@ def test_a_frozen_corrector_corrects_as_it_is_without_any_trusted_row() -> None:
         expected = -(soft_label * logits.log_softmax(dim=1)).sum(dim=1)
         found = plain_loss(logits, given, memory)
         torch.testing.assert_close(found, expected)
-        asked.append((training.epoch, given))
+        seen.append((training.epoch, given))
         return found
 
     training.corrector.loss = spy  # type: ignore[method-assign]
@@ -1023,7 +1023,7 @@ def test_a_frozen_corrector_corrects_as_it_is_without_any_trusted_row() -> None:
     assert [report.phase for report in reports] == ["warm-up"] * 2 + ["meta"] * 3
     assert all(report.meta_loss is None and math.isfinite(report.loss) for report in reports)
     for epoch in range(5):
-        rows = sum(len(given) for when, given in asked if when == epoch)
+        rows = sum(len(given) for when, given in seen if when == epoch)
         assert rows == (len(EVERYONE) if epoch >= 2 else 0)
     assert_identical(training.corrector.state_dict(), before)
     assert passing_buffers(training.corrector) == {}, "anchor points alone do not tell enough of the noise"

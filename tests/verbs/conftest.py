@@ -113,20 +113,20 @@ def draw() -> Callable[[Path, str, int], None]:
 
 @pytest.fixture(scope="session")
 def folder(tmp_path_factory: pytest.TempPathFactory, draw: Callable[[Path, str, int], None]) -> Path:
-    """images/{blue,green,red} of 16 each with every fourth in a wrong folder, 8 of each verified."""
+    """images/{blue,green,red} of 16 each with every fourth in a wrong folder, 8 of each trusted."""
     import torch
 
     from relabel import backbones
 
     folder = tmp_path_factory.mktemp("colours")
-    verified = ["file_name,label"]
+    trusted = ["file_name,label"]
     for place, colour in enumerate(COLOURS):
         for number in range(16):
             given = list(COLOURS)[(place + (number % 4 == 0)) % 3]
             draw(folder / f"images/{given}/{colour}{number}.png", colour, 100 * place + number)
             if number < 8:
-                verified.append(f"{given}/{colour}{number}.png,{colour}")
-    (folder / "trusted.csv").write_text("\n".join(verified))
+                trusted.append(f"{given}/{colour}{number}.png,{colour}")
+    (folder / "trusted.csv").write_text("\n".join(trusted))
     torch.manual_seed(1)
     torch.save(backbones.build("cnn8", 3, 10).state_dict(), folder / "cnn8.pt")
     return folder

@@ -1,4 +1,4 @@
-"""A corrector from other rows labels digits that nobody has verified; what it does is held to its parts."""
+"""A corrector from other rows labels digits without trusted rows; what it does is held to its parts."""
 
 import math
 from dataclasses import replace
@@ -172,16 +172,16 @@ def test_what_is_written_is_what_the_parts_say(vectors: Any, apply: Any, correct
 def test_rows_that_training_saw_decide_the_threshold(
     vectors: Any, apply: Any, corrector: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    asked = []
+    calls = []
 
     def with_decision_threshold(fitted: Any, soft_label: Any, given: Any) -> Any:
-        asked.append((fitted, soft_label, given))
+        calls.append((fitted, soft_label, given))
         return replace(fitted, decision_threshold=math.log(5))
 
     monkeypatch.setattr(transfer, "with_decision_threshold", with_decision_threshold)
     monkeypatch.setattr(verb, "_THRESHOLD_ROWS", 400)
     labels, _ = apply(**vectors.keywords, corrector=str(corrector), epochs=4)
-    [(fitted, soft_label, given)] = asked
+    [(fitted, soft_label, given)] = calls
     assert fitted.raking_factors is not None
     assert soft_label.shape == (400, 10)
     held_out = transfer.held_out(labels.columns.given, 0)
@@ -209,16 +209,16 @@ def test_a_corrector_that_means_nothing_here_is_refused_before_anything_is_decod
         assert "--corrector tmlc" in refusal.value.hint
 
 
-def test_images_that_are_not_the_source_s_calibrate_nothing_and_are_told(
+def test_images_that_are_not_the_source_s_calibrate_nothing_and_are_reported(
     digits: Any, apply: Any, corrector: Path, draw: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    draw(tmp_path / "verified/3/other.png", "red", 0)
-    told: list[str] = []
-    monkeypatch.setattr("relabel.progress.Silent.warn", lambda _, text: told.append(text))
+    draw(tmp_path / "trusted/3/other.png", "red", 0)
+    warnings: list[str] = []
+    monkeypatch.setattr("relabel.progress.Silent.warn", lambda _, text: warnings.append(text))
     labels, _ = apply(
-        source=str(digits.images), trusted=tmp_path / "verified", corrector=str(corrector), epochs=2,
+        source=str(digits.images), trusted=tmp_path / "trusted", corrector=str(corrector), epochs=2,
         image_size=8, augment="none", device="cpu", amp="off",
     )  # fmt: skip
-    assert any("1 images are not among those of SOURCE and calibrate nothing" in text for text in told)
+    assert any("1 images are not among those of SOURCE and calibrate nothing" in text for text in warnings)
     assert labels.summary.trusted_outside_source == 1
     assert labels.metadata.calibration.transferred

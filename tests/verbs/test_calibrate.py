@@ -14,7 +14,7 @@ from relabel.labels.table import Labels
 from relabel.metrics import noise_matrix
 from relabel.verbs.calibrate import calibrate
 
-ROWS, CLASSES, VERIFIED = 3_000, 4, 300
+ROWS, CLASSES, TRUSTED_ROWS = 3_000, 4, 300
 NAMES = ["ant", "bee", "cat", "dog"]
 Arrays = tuple[np.ndarray, np.ndarray, np.ndarray]
 
@@ -33,14 +33,14 @@ def simulated(seed: int = 0, sharpness: float = 3.0) -> Arrays:
     return shares / shares.sum(axis=1, keepdims=True), given, true
 
 
-def verified(true: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    rows = np.random.default_rng(1).permutation(ROWS)[:VERIFIED]
+def trusted_pair(true: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    rows = np.random.default_rng(1).permutation(ROWS)[:TRUSTED_ROWS]
     return rows, true[rows]
 
 
 def test_labels_become_better_and_the_probabilities_honest() -> None:
     pred_probs, given, true = simulated()
-    labels = calibrate(pred_probs, given, verified(true))
+    labels = calibrate(pred_probs, given, trusted_pair(true))
     figures = labels.evaluate(true)
     assert figures.label_accuracy_before == pytest.approx(0.7, abs=0.02)
     assert figures.label_accuracy_after is not None
@@ -60,7 +60,7 @@ def test_labels_become_better_and_the_probabilities_honest() -> None:
 
 def test_it_is_the_calibration_of_fit_on_the_same_evidence() -> None:
     pred_probs, given, true = simulated()
-    rows, labels_of_rows = verified(true)
+    rows, labels_of_rows = trusted_pair(true)
     labels = calibrate(pred_probs, given, (rows, labels_of_rows))
     others = given.copy()
     others[rows] = -1
@@ -78,7 +78,7 @@ def test_it_is_the_calibration_of_fit_on_the_same_evidence() -> None:
 
 def test_permuting_the_classes_permutes_the_labels() -> None:
     pred_probs, given, true = simulated()
-    rows, _ = verified(true)
+    rows, _ = trusted_pair(true)
     order = np.array([2, 0, 3, 1])
     place = np.argsort(order)
     plain = calibrate(pred_probs, given, (rows, true[rows]))
@@ -91,7 +91,7 @@ def test_permuting_the_classes_permutes_the_labels() -> None:
 
 def test_ids_and_names_say_the_same() -> None:
     pred_probs, given, true = simulated()
-    rows, labels_of_rows = verified(true)
+    rows, labels_of_rows = trusted_pair(true)
     plain = calibrate(pred_probs, given, (rows, labels_of_rows), class_names=NAMES)
     named = np.array(NAMES, dtype=object)
     ways: list[dict[str, Any]] = [
@@ -110,7 +110,7 @@ def test_ids_and_names_say_the_same() -> None:
 
 def test_an_id_is_that_of_a_column_even_where_names_are_numbers() -> None:
     pred_probs, given, true = simulated()
-    rows, labels_of_rows = verified(true)
+    rows, labels_of_rows = trusted_pair(true)
     found = calibrate(pred_probs, given, (rows, labels_of_rows), class_names=["3", "2", "1", "0"])
     np.testing.assert_array_equal(found.columns.given, given)
     assert found.table["original_label"][0].as_py() == str(3 - given[0])
@@ -119,7 +119,7 @@ def test_an_id_is_that_of_a_column_even_where_names_are_numbers() -> None:
 @pytest.mark.parametrize("nothing", [-1, None, float("nan")])
 def test_rows_without_a_label_are_labelled_and_judge_nothing(nothing: object) -> None:
     pred_probs, given, true = simulated()
-    rows, labels_of_rows = verified(true)
+    rows, labels_of_rows = trusted_pair(true)
     partly = np.array(given, dtype=object)
     partly[::3] = nothing
     labels = calibrate(pred_probs, partly, (rows, labels_of_rows))
@@ -135,12 +135,12 @@ def test_rows_without_a_label_are_labelled_and_judge_nothing(nothing: object) ->
 def test_several_predictions_are_weighed_and_the_better_one_weighs_more() -> None:
     good, given, true = simulated(sharpness=1.0)
     noise = np.random.default_rng(5).dirichlet(np.ones(CLASSES), size=ROWS)
-    labels = calibrate({"good": good, "noise": noise}, given, verified(true))
+    labels = calibrate({"good": good, "noise": noise}, given, trusted_pair(true))
     report = labels.metadata.calibration
     assert report is not None
     assert list(report.weights) == ["good", "noise", "transition", "keep"]
     assert report.weights["good"] > 0.5 > abs(report.weights["noise"])
-    alone = calibrate(good, given, verified(true)).evaluate(true).label_accuracy_after
+    alone = calibrate(good, given, trusted_pair(true)).evaluate(true).label_accuracy_after
     both = labels.evaluate(true).label_accuracy_after
     assert both is not None
     assert both == pytest.approx(alone, abs=0.01), "one that knows nothing does no harm"
@@ -158,8 +158,8 @@ def test_the_same_prediction_twice_is_worth_no_more_than_once() -> None:
 
 def test_the_precision_chooses_the_fixes_and_can_be_chosen_anew() -> None:
     pred_probs, given, true = simulated()
-    lax = calibrate(pred_probs, given, verified(true), precision=0.8)
-    strict = calibrate(pred_probs, given, verified(true), precision=0.95)
+    lax = calibrate(pred_probs, given, trusted_pair(true), precision=0.8)
+    strict = calibrate(pred_probs, given, trusted_pair(true), precision=0.95)
     assert isinstance(lax, Labels)
     assert lax.decide(0.95).table.equals(strict.table)
     assert lax.summary.actions["fix"] > strict.summary.actions["fix"] > 0
@@ -177,7 +177,7 @@ def spoilt(row: int, values: list[float]) -> np.ndarray:
 
 
 @pytest.mark.parametrize(
-    ("changes", "told"),
+    ("changes", "message"),
     [
         ({"pred_probs": PRED_PROBS[0]}, r"pred_probs has the shape \[2\], not \[rows, classes\]"),
         ({"pred_probs": PRED_PROBS[:, :1]}, r"pred_probs has the shape \[6, 1\]"),
@@ -205,14 +205,14 @@ def spoilt(row: int, values: list[float]) -> np.ndarray:
         ({"precision": 1.5}, "precision 1.5: must lie between 0 and 1"),
     ],
 )
-def test_what_cannot_be_calibrated_is_refused_in_a_sentence(changes: dict[str, Any], told: str) -> None:
-    with pytest.raises(RelabelError, match=told):
+def test_what_cannot_be_calibrated_is_refused_in_a_sentence(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(RelabelError, match=message):
         calibrate(**{"pred_probs": PRED_PROBS, "labels": GIVEN, "trusted": FINE, **changes})
 
 
 def test_what_rounding_loses_is_made_up_for() -> None:
     pred_probs, given, true = simulated()
-    rounded = calibrate(pred_probs.round(4), given, verified(true))
-    exact = calibrate(pred_probs, given, verified(true))
+    rounded = calibrate(pred_probs.round(4), given, trusted_pair(true))
+    exact = calibrate(pred_probs, given, trusted_pair(true))
     np.testing.assert_allclose(rounded.columns.soft_label[:], exact.columns.soft_label[:], atol=0.05)
     np.testing.assert_allclose(rounded.columns.soft_label[:].sum(axis=1), 1, atol=1e-5)

@@ -131,7 +131,7 @@ def test_a_frozen_backbone_trains_only_its_head_on_features_computed_once(
 
 
 @pytest.mark.parametrize(
-    ("flags", "told"),
+    ("flags", "message"),
     [
         ({"meta_gradient": "exact"}, "--meta-gradient exact: tmlc is not learned through a look-ahead"),
         ({"corrector": "none", "meta_gradient": "exact"}, "--meta-gradient exact: none is not"),
@@ -142,43 +142,43 @@ def test_a_frozen_backbone_trains_only_its_head_on_features_computed_once(
     ],
 )
 def test_flags_that_would_change_nothing_are_refused_before_any_image_is_decoded(
-    digits: Any, fit: Any, monkeypatch: pytest.MonkeyPatch, flags: dict[str, Any], told: str
+    digits: Any, fit: Any, monkeypatch: pytest.MonkeyPatch, flags: dict[str, Any], message: str
 ) -> None:
     monkeypatch.setattr(verb, "decode", None)
-    with pytest.raises(RelabelError, match=told):
+    with pytest.raises(RelabelError, match=message):
         fit(source=str(digits.images), trusted=digits.trusted, **flags)
 
 
 def test_a_corrector_that_reads_given_labels_is_not_the_default_where_trusted_rows_have_none() -> None:
     source: Any = type("Source", (), {"given": np.array([0, 1, 0, -1, -1, -1]), "noun": "images"})()
-    told: list[str] = []
+    said: list[str] = []
     watcher = Silent()
-    watcher.say = told.append  # type: ignore[method-assign]
+    watcher.say = said.append  # type: ignore[method-assign]
 
     def chosen(rows: list[int], external: tuple[Path, ...] = (), **flags: str) -> str:
         trusted = TrustedSet(np.array(rows), np.zeros(len(rows), dtype=int), list(external), NONE, [])
         return verb._corrector_name(build(FitConfig, source="images", **flags), source, trusted, watcher)
 
     assert chosen([0, 1]) == chosen([0, 3]) == chosen([0], (Path("a.png"),)) == "tmlc"
-    assert told == []
+    assert said == []
     assert chosen([0, 3, 4]) == chosen([3, 4, 5]) == chosen([0, 3], (Path("a.png"),)) == "mslc"
     sentence = (
         "Most trusted images have no given label in SOURCE, and tmlc cannot learn from such: mslc does."
     )
-    assert told == [sentence] * 3
+    assert said == [sentence] * 3
     assert chosen([3, 4], corrector="mlc") == "mlc"
 
 
 @pytest.fixture
 def copies(digits: Any, truth: Any, tmp_path: Path) -> Path:
-    """A folder of verified images: copies of each 30th one, in the folders of their true classes."""
+    """A folder of trusted images: copies of each 30th one, in the folders of their true classes."""
     source = open_source(str(digits.images))
     true = truth(source)
     for row in range(0, len(source), 30):
-        target = tmp_path / "verified" / str(true[row])
+        target = tmp_path / "trusted" / str(true[row])
         target.mkdir(parents=True, exist_ok=True)
         (target / f"copy{row}.png").write_bytes(source.references[row].read_bytes())
-    return tmp_path / "verified"
+    return tmp_path / "trusted"
 
 
 def test_a_trusted_folder_of_copies_is_rows_of_the_source(
@@ -254,10 +254,10 @@ def test_without_trusted_rows_plain_training_has_its_prior_weights(vectors: Any,
 def test_photographs_with_symmetric_noise_are_repaired(fit: Any, tmp_path: Path) -> None:
     clean = open_source(str(TRASHNET))
     noisy = noise.corrupt(clean.given, clean.class_names, noise="symmetric", rate=0.3, seed=7)
-    verified = np.random.default_rng(7).permutation(len(clean))[:300]
+    trusted = np.random.default_rng(7).permutation(len(clean))[:300]
     for path, labels, rows in (
         (tmp_path / "noisy.csv", noisy.labels, range(len(clean))),
-        (tmp_path / "trusted.csv", clean.given, verified),
+        (tmp_path / "trusted.csv", clean.given, trusted),
     ):
         with path.open("w", newline="") as file:
             writer = csv.writer(file)

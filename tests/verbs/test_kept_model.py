@@ -36,8 +36,8 @@ def test_the_calibration_for_unseen_images_lives_off_rows_the_backbone_never_saw
     small_fit: Any, corrector: str, unseen: int, calibration_rows: int
 ) -> None:
     result, training = small_fit(corrector=corrector)
-    verified = np.flatnonzero(result.columns.trusted)
-    never_trained = np.setdiff1d(verified, training.rows.train)
+    trusted = np.flatnonzero(result.columns.trusted)
+    never_trained = np.setdiff1d(trusted, training.rows.train)
     model = result.model
     fitted = model.calibration
     assert len(fitted.right) == len(never_trained) == unseen
@@ -92,8 +92,8 @@ def test_trusted_images_outside_the_source_calibrate_without_a_given_label(
 ) -> None:
     for place, colour in enumerate(COLOURS):
         for number in range(6):
-            draw(tmp_path / f"verified/{colour}/{number}.png", colour, 1000 + 100 * place + number)
-    result, _ = small_fit(corrector=corrector, trusted=tmp_path / "verified")
+            draw(tmp_path / f"trusted/{colour}/{number}.png", colour, 1000 + 100 * place + number)
+    result, _ = small_fit(corrector=corrector, trusted=tmp_path / "trusted")
     fitted = result.model.calibration
     assert len(fitted.right) == 18
     assert not fitted.relabelled.any()
