@@ -443,13 +443,13 @@ def test_texts_beside_some_images_of_class_folders_are_notes(
     members += [(f"{name}.txt", note) for name, note in zip(names, notes, strict=False)]
     path = pack(tmp_path / "t.tar", members)
     source = open_source(str(path), options=SourceOptions(**flags), need_classes=False)
-    notes = [text for text in source.warnings if "taken for notes" in text]
+    warnings = [text for text in source.warnings if "taken for notes" in text]
     if found == "folders":
         assert [label for _, label in labelled(source)] == ["cat", "cat", "dog", "dog"]
-        assert len(notes) == 1
+        assert len(warnings) == 1
     else:
         assert [label for _, label in labelled(source) if label] == [note.decode() for note in notes]
-        assert notes == []
+        assert warnings == []
 
 
 def test_texts_that_come_again_are_labels_even_of_images_in_folders(tmp_path: Path, picture: Picture) -> None:
