@@ -28,14 +28,17 @@ _FIELDS = {
 
 @dataclass(frozen=True)
 class CorrectorFile:
-    """What a corrector file holds: how to make the corrector, its parameters and how it was trained."""
+    """What a corrector file holds: how to make the corrector, its parameters and how it was trained.
+
+    trained: a JSON object, which `fit` and `pretrain` fill in differently.
+    """
 
     name: str
     num_classes: int
     num_features: int
     options: dict[str, str]
     state: dict[str, Tensor]
-    trained: dict[str, Any]
+    trained: Mapping[str, object]
     calibration_prior: CalibrationPrior
     relabel_version: str = __version__
 
@@ -96,7 +99,7 @@ class CorrectorFile:
             "num_features": self.num_features,
             "options": self.options,
             "state": self.state,
-            "trained": self.trained,
+            "trained": dict(self.trained),
             "calibration_prior": {
                 key: torch.from_numpy(value) if isinstance(value, np.ndarray) else value
                 for key, value in vars(self.calibration_prior).items()

@@ -6,7 +6,7 @@ A versioned header, tensors and plain values only; reading one executes nothing 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from relabel.data.batches import Inputs
 from relabel.device import Compute
 from relabel.errors import RelabelError
 from relabel.files import kind_of, load_tensors, save_tensors
+from relabel.labels.metadata import Run
 from relabel.modality import Modality, of_backbone
 from relabel.sample_memory import ProbabilityStore
 from relabel.saved.corrector_file import CorrectorFile, read_corrector
@@ -41,7 +42,7 @@ class Model:
     """A backbone trained on images of `size` px, or on vectors [size], and classes `class_names` [C].
 
     backbone_name: as `backbones.build` knows it; calibration: for images the backbone has not seen, on the
-    evidence `EVIDENCE`; trained: plain JSON data on the run.
+    evidence `EVIDENCE`; run: the fit, as far as it is of use without its rows; versions: that made the model.
 
     What predicts is the backbone, whatever the corrector: the papers' correctors teach it and are done when
     it is trained, MetaLabelNet's label generator included. The corrector is kept with it as a record.
@@ -53,7 +54,8 @@ class Model:
     class_names: list[str]
     corrector: CorrectorFile
     calibration: Calibration
-    trained: dict[str, Any]
+    run: Run
+    versions: Mapping[str, str]
 
     @property
     def modality(self) -> Modality:
@@ -85,9 +87,13 @@ class Model:
             **self.named_size,
             "corrector": self.corrector.name,
             "options": self.corrector.options,
-            **self.trained,
+            **self._trained(),
             "calibration": self.calibration.to_dict(),
         }
+
+    def _trained(self) -> dict[str, Any]:
+        """JSON data on the run."""
+        return {**self.run.to_dict(), "versions": self.versions}
 
     def save(self, path: str | Path) -> None:
         """Write a model file; `read_model` reads it."""
@@ -102,7 +108,7 @@ class Model:
                 key: torch.from_numpy(value) if isinstance(value, np.ndarray) else value
                 for key, value in calibration.items()
             },
-            "trained": self.trained,
+            "trained": self._trained(),
         }
         save_tensors(path, _KIND, _FORMAT, content)
 
@@ -135,8 +141,10 @@ def read_model(path: Path) -> Model:
             len(class_names),
         )
         corrector = CorrectorFile.from_content(content["corrector"], path)
-        if json.loads(json.dumps(content["trained"], allow_nan=False)) != content["trained"]:
+        trained = json.loads(json.dumps(content["trained"], allow_nan=False))
+        if trained != content["trained"]:
             raise damaged
+        versions = dict(trained.pop("versions"))
     except Exception as error:  # whatever else stands where a tensor or a value should
         raise damaged from error
     if not all(bool(value.isfinite().all()) for value in backbone.state_dict().values()):
@@ -148,7 +156,8 @@ def read_model(path: Path) -> Model:
         class_names=class_names,
         corrector=corrector,
         calibration=calibration,
-        trained=content["trained"],
+        run=Run.taken(trained),
+        versions=versions,
     )
 
 

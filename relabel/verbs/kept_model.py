@@ -19,8 +19,6 @@ from relabel.training.loop import Training
 from relabel.verbs.run import Data, Frozen
 from relabel.verbs.split import Part
 
-_KEPT = ("preset", "weights", "features", "epochs", "seed", "trusted_rows")
-
 
 def kept_model(
     training: Training,
@@ -35,23 +33,29 @@ def kept_model(
 
     unseen: trusted rows that the backbone never trained on; run: of the labels; frozen: with `--freeze`.
     """
-    source, described = data.source, run.to_dict()
+    source, size = data.source, run.dimension if run.image_size is None else run.image_size
+    assert run.backbone is not None
+    assert size is not None
     given = np.concatenate([source.given, np.full(len(data.trusted.external), UNLABELLED)])[unseen.rows]
     head, fitted = _for_unseen(training, given, unseen, transition)
-    trained = {name: described[name] for name in _KEPT if name in described}
     return Model(
         backbone=head if frozen is None else frozen.under(head),
-        backbone_name=described["backbone"],
-        size=described[source.modality.size_field],
+        backbone_name=run.backbone,
+        size=size,
         class_names=source.class_names,
         corrector=corrector,
         calibration=fitted,
-        trained=trained
-        | {
-            "freeze": frozen is not None,
-            "averaged": head is training.averaged,
-            "versions": versions(),
-        },
+        run=Run(
+            preset=run.preset,
+            weights=run.weights,
+            features=run.features,
+            epochs=run.epochs,
+            seed=run.seed,
+            trusted_rows=run.trusted_rows,
+            freeze=frozen is not None,
+            averaged=head is training.averaged,
+        ),
+        versions=versions(),
     )
 
 

@@ -16,7 +16,6 @@ from relabel.data.trusted import TrustedSet
 from relabel.device import resolve
 from relabel.errors import RelabelError
 from relabel.labels.assemble import label_rows, warn_of_errors
-from relabel.labels.metadata import Run
 from relabel.labels.table import Labels
 from relabel.modality import of_features
 from relabel.progress import Silent, Watcher
@@ -61,14 +60,13 @@ def predict(config: PredictConfig, watcher: Watcher | None = None) -> Labels:
     )
     watcher.stage("Predicting", len(source))
     evidence = model.evidence(inputs, compute, watcher.advance)
-    trained = {name: value for name, value in model.trained.items() if name != "versions"}
-    run = Run(
-        **trained,
+    run = replace(
+        model.run,
         corrector=model.corrector.name,
         options=model.corrector.options,
         backbone=model.backbone_name,
         **model.named_size,
-        model={"file": _called(config), "versions": model.trained.get("versions")},
+        model={"file": _called(config), "versions": model.versions},
     )
     return label_rows(source, errors, evidence, model.calibration, TrustedSet.empty(), config.precision, run)
 
@@ -80,7 +78,7 @@ def _called(config: PredictConfig) -> str:
 
 def _check_modality(model: Model, config: PredictConfig) -> None:
     """Refuse images for a model of vectors, and the other way round."""
-    wanted, features = of_features(config.reading.features), model.trained.get("features")
+    wanted, features = of_features(config.reading.features), model.run.features
     if model.modality is not wanted:
         raise RelabelError(
             f"--model {_called(config)} was trained on {model.modality.noun} and labels no {wanted.noun}.",

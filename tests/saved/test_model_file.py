@@ -16,12 +16,14 @@ from relabel.device import resolve
 from relabel.errors import RelabelError
 from relabel.files import kind_of
 from relabel.label_noise.transition_matrix import TransitionEstimate
+from relabel.labels.metadata import Run
 from relabel.metrics import noise_matrix
 from relabel.saved.corrector_file import CorrectorFile
 from relabel.saved.model_file import EVIDENCE, Model, read_model
 
 CLASSES = ["Katze 🐈", "犬", "bird"]
-TRAINED = {"epochs": 3, "seed": 7, "preset": None, "versions": {"torch": "2"}}
+RUN, VERSIONS = Run(epochs=3, seed=7), {"torch": "2"}
+TRAINED = {**RUN.to_dict(), "versions": VERSIONS}
 
 
 def build(corrector: str = "mslc", name: str = "cnn8", size: int = 8) -> Model:
@@ -44,7 +46,8 @@ def build(corrector: str = "mslc", name: str = "cnn8", size: int = 8) -> Model:
         class_names=CLASSES,
         corrector=CorrectorFile.of(made, corrector, 3, width, {}, TRAINED, fitted.calibration_prior),
         calibration=fitted,
-        trained=TRAINED,
+        run=RUN,
+        versions=VERSIONS,
     )
 
 
@@ -142,6 +145,8 @@ def damage(content: dict, key: str, value: object) -> dict:
         ("trained", None, "is not a whole model file"),
         ("trained", {"seed": torch.zeros(2)}, "is not a whole model file"),
         ("trained", {3: "seed"}, "is not a whole model file"),
+        ("trained", {"seed": 7}, "is not a whole model file"),
+        ("trained", {"seed": 7, "versions": None}, "is not a whole model file"),
     ],
     ids=lambda value: "" if isinstance(value, torch.Tensor) else str(value)[:30],
 )
@@ -190,6 +195,6 @@ def test_a_damaged_file_is_refused_and_nothing_in_it_runs(path, content, monkeyp
 
 def test_what_is_not_plain_never_reaches_a_file_unnoticed(tmp_path):
     model = build()
-    replace(model, trained={"versions": torch.__version__}).save(tmp_path / "model.pt")
+    replace(model, versions={"torch": torch.__version__}).save(tmp_path / "model.pt")
     with pytest.raises(RelabelError, match="loaded safely"):
         read_model(tmp_path / "model.pt")

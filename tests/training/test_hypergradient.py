@@ -13,6 +13,7 @@ from torch.func import functional_call
 
 from relabel import backbones
 from relabel.backbones import Backbone
+from relabel.config import META_GRADIENTS
 from relabel.correctors.mslc import MSLC
 from relabel.device import Compute
 from relabel.training import hypergradient
@@ -242,6 +243,10 @@ def test_the_forms_agree_when_only_the_head_moves(name: str) -> None:
     task.backbone.body.requires_grad_(False)
     exact, last_layer = (flat(task.prepare(form)(RATE)) for form in ("exact", "last-layer"))
     assert relative_error(exact, last_layer) <= 1e-10
+
+
+def test_the_flag_offers_every_form_of_the_meta_gradient() -> None:
+    assert tuple(hypergradient.HYPERGRADIENTS) == META_GRADIENTS
 
 
 def test_exact_skips_frozen_weights() -> None:

@@ -21,7 +21,7 @@ COLOURS = ["blue", "green", "red"]
 
 def predictions(training: Training, model: Model) -> np.ndarray:
     """What the backbone that the model took over says of every row of the training."""
-    backbone = training.averaged if model.trained["averaged"] else training.backbone
+    backbone = training.averaged if model.run.averaged else training.backbone
     assert backbone is not None
     every = torch.arange(len(training.rows.given))
     found = backbones.evaluate(backbone, training.inputs, training.compute, every)
@@ -62,7 +62,7 @@ def test_rows_never_trained_on_choose_between_the_last_weights_and_their_mean(
         for parameter in getattr(training, spoilt).head.parameters():
             parameter.zero_()
     model = result.model
-    assert model.trained["averaged"] == (spoilt == "backbone")
+    assert model.run.averaged == (spoilt == "backbone")
     assert model.backbone is (training.averaged if spoilt == "backbone" else training.backbone)
 
 
@@ -76,7 +76,7 @@ def test_a_preset_keeps_the_last_weights_as_in_the_paper(small_fit: Any) -> None
     assert training.averaged is None
     model = result.model
     assert model.backbone is training.backbone
-    assert not model.trained["averaged"]
+    assert not model.run.averaged
 
 
 @pytest.mark.parametrize("corrector", ["none", "tmlc"])

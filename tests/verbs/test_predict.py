@@ -27,7 +27,7 @@ def predict(**keywords: Any) -> Labels:
 
 def predictions(training: Training, model: Model) -> np.ndarray:
     """What the backbone that the model took over says of every row of the training."""
-    backbone = training.averaged if model.trained["averaged"] else training.backbone
+    backbone = training.averaged if model.run.averaged else training.backbone
     assert backbone is not None
     every = torch.arange(len(training.rows.given))
     found = backbones.evaluate(backbone, training.inputs, training.compute, every)
