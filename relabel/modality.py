@@ -65,5 +65,5 @@ def of_backbone(name: str) -> Modality:
 
 
 def of_values(dimensions: int) -> Modality:
-    """What an array of so many dimensions holds: images [N, S, S, 3] or vectors [N, D]."""
+    """What an array with that number of dimensions holds: images [N, S, S, 3] or vectors [N, D]."""
     return VECTORS if dimensions == 2 else IMAGES

@@ -1,4 +1,4 @@
-"""How a long run talks to whoever watches it; `relabel.cli` shows it, tests and scripts may stay silent."""
+"""How a long run reports its progress; `relabel.cli` shows it, tests and scripts may stay silent."""
 
 from __future__ import annotations
 

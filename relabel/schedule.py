@@ -135,7 +135,7 @@ def default_epochs(rows: int, transferred: bool = False) -> int:
 
 
 def default_batch_size(rows: int) -> int:
-    """The batch size for so many labelled rows: many steps are worth more to small data than quiet ones."""
+    """The batch size for so many labelled rows: on few rows, many steps matter more than low gradient noise."""
     return LARGE_BATCH_SIZE if rows >= LARGE_BATCHES_FROM else BATCH_SIZE
 
 
@@ -145,7 +145,7 @@ def default_learning_rate(batch_size: int) -> float:
 
 
 def default_weight_decay(rows: int) -> float:
-    """The weight decay for so many labelled rows: more for small data, which are seen often and memorised."""
+    """The weight decay for so many labelled rows: larger for few rows, which are seen often and memorised."""
     growth = math.pow(max(1.0, LEAST_DECAY_FROM / rows), _DECAY_EXPONENT)
     return min(MOST_WEIGHT_DECAY, WEIGHT_DECAY * growth)
 

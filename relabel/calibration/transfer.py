@@ -36,7 +36,7 @@ _HELD_OUT_SHARE = 0.1
 _MAX_HELD_OUT = 500
 """Two parameters are all that is estimated from these labels."""
 _MAX_EFFECTIVE_LABELS = 200
-"""More held-out labels count as so many: a model of two parameters is not true and must not be sure."""
+"""More held-out labels count as so many: a model of two parameters is too simple to be so certain."""
 _BOUND = 4.0
 """Of log sharpness and shift: a factor of 55, beyond which a network or T says nothing anyway."""
 _SHIFT_MODE, _SHIFT_SCALE = 0.3, 0.2

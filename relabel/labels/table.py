@@ -193,7 +193,7 @@ class Labels:
         """The trained model, which `predict` takes; RelabelError where none was kept."""
         if self._make_model is None:
             raise RelabelError(
-                "These labels have no model with them: fit keeps one when it is asked to.",
+                "These labels have no model with them: fit keeps none by default.",
                 "Fit with keep_model=True or save_model=PATH.",
             )
         return self._make_model()

@@ -70,7 +70,7 @@ class Model:
     def evidence(
         self, inputs: Inputs, compute: Compute, on_batch: Callable[[int], None] = lambda rows: None
     ) -> dict[str, ProbabilityStore]:
-        """What the calibration goes by: the backbone's softmax [N, C] by the evidence's name."""
+        """The calibration's evidence: the backbone's softmax [N, C] by the evidence's name."""
         probability = ProbabilityStore(len(inputs), len(self.class_names))
         for index, logits, _ in backbones.evaluate(self.backbone, inputs, compute):
             probability[index] = torch.softmax(logits, dim=1).cpu()

@@ -142,7 +142,7 @@ def from_margins(logits: NDArray[np.floating], labels: Labels, rate: float) -> L
 
     The margin of logits [n, C] is that of the labelled class over the best other one, the log-odds between
     the two. Rows the network gets wrong have negative margins and come first, those it is surest of leading,
-    as in MetaLabelNet's released code; that one then goes by the second probability alone, which with many
+    as in MetaLabelNet's released code; that code then uses the second probability alone, which with many
     classes is not the distance to the boundary. Ties go to the earlier row and the lower class id.
     """
     rows = np.arange(len(labels))

@@ -97,7 +97,7 @@ class Frozen:
 
 
 def open_rows(config: TrainingConfig, watcher: Watcher) -> tuple[Source, TrustedSet]:
-    """SOURCE and its trusted rows, with a warning for what is odd about them."""
+    """SOURCE and its trusted rows, with their warnings."""
     source = open_source(
         config.source,
         config.labels,
