@@ -135,7 +135,7 @@ def default_epochs(rows: int, transferred: bool = False) -> int:
 
 
 def default_batch_size(rows: int) -> int:
-    """The batch size for so many labelled rows: on few rows, many steps matter more than low gradient noise."""
+    """The batch size for so many labelled rows: on few, many steps matter more than low gradient noise."""
     return LARGE_BATCH_SIZE if rows >= LARGE_BATCHES_FROM else BATCH_SIZE
 
 
