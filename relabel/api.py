@@ -11,10 +11,11 @@ import os
 import re
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from inspect import Parameter, Signature, signature
 from pathlib import Path
 from textwrap import fill
+from threading import RLock
 from typing import TYPE_CHECKING, Any, BinaryIO, TypeVar
 
 from relabel import hub
@@ -41,6 +42,8 @@ if TYPE_CHECKING:
     from relabel.metrics import Evaluation
     from relabel.saved.corrector_file import CorrectorFile
     from relabel.simulate.noisy_labels_file import NoisyLabels
+
+_ONE_AT_A_TIME = RLock()
 
 Config = TypeVar("Config")
 Function = TypeVar("Function", bound=Callable[..., Any])
@@ -349,13 +352,15 @@ def calibrate(
         matrices by name.
     labels: [N], column numbers or class names, with None, NaN, "" and -1 for rows without one.
     trusted: (rows, true labels) of row numbers from 0, a mask or names.
-    class_names: [C]; by default the column numbers or, where labels are names, these in order.
+    class_names: [C]; by default the names of a data frame's columns, the column numbers or, where labels are
+        names, these in order.
     precision: Share of the rows marked fix that must be right.
     seed: Of the cross-validation.
     """
-    from relabel.verbs.calibrate import calibrate
+    with _watched(progress=False):
+        from relabel.verbs.calibrate import calibrate
 
-    return calibrate(pred_probs, labels, trusted, class_names, precision, seed)
+        return calibrate(pred_probs, labels, trusted, class_names, precision, seed)
 
 
 @with_plain_types
@@ -423,13 +428,36 @@ def _refuse_stdout(output: str | None) -> None:
 
 
 @contextmanager
+def _usual_torch() -> Iterator[None]:
+    """Gradients, float32 and no autocast, for as long as a verb runs."""
+    import torch
+
+    before = torch.get_default_dtype()
+    with ExitStack() as stack:
+        stack.enter_context(torch.inference_mode(mode=False))
+        stack.enter_context(torch.enable_grad())
+        for kind in ("cpu", "cuda"):
+            if torch.is_autocast_enabled(kind):
+                stack.enter_context(torch.autocast(kind, enabled=False))
+        if torch.get_default_device().type != "cpu":
+            stack.enter_context(torch.device("cpu"))
+        stack.callback(torch.set_default_dtype, before)
+        torch.set_default_dtype(torch.float32)
+        yield
+
+
+@contextmanager
 def _watched(progress: bool) -> Iterator[Watcher]:
-    """What a verb reports, on stderr or kept; it draws random numbers of its own, not the caller's."""
+    """What a verb reports, on stderr or kept.
+
+    It runs in PyTorch's usual state, whatever the caller's, and draws random numbers of its own. Both are the
+    whole process's, so calls from several threads run one after the other.
+    """
     import torch
 
     recorder = Recorder()
     devices = list(range(torch.cuda.device_count())) if torch.cuda.is_available() else []
-    with torch.random.fork_rng(devices):
+    with _ONE_AT_A_TIME, _usual_torch(), torch.random.fork_rng(devices):
         if not progress:
             yield recorder
             return
@@ -447,6 +475,12 @@ def _inputs(
     trusted: PathLike | Table | TrustedLike | None = None,
 ) -> dict[str, Any]:
     """Arrays and data frames as tables in memory; paths, and what is left out, as they are."""
+    if any(hasattr(each, "iloc") for each in (source, features, labels)):
+        from relabel.data.in_memory import check_indexes
+
+        check_indexes({"source": source, "features": features, "labels": labels}, trusted)
+    if isinstance(labels, Iterator):
+        labels = list(labels)
     given: dict[str, Any] = {"labels": _table(labels, "labels"), "features": features}
     if trusted is not None:
         given["trusted"] = _table(trusted, "trusted")

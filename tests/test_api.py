@@ -5,6 +5,7 @@ import inspect
 import re
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -392,3 +393,42 @@ def test_a_mistake_of_python_alone_is_one_sentence_too(folder, function, keyword
         getattr(relabel, function)(**keywords)
     assert sentence in refusal.value.message + (" " + refusal.value.hint if refusal.value.hint else "")
     assert str(refusal.value).endswith((".", "?"))
+
+
+@pytest.mark.parametrize(
+    "state", [torch.inference_mode, torch.no_grad, lambda: torch.autocast("cpu", torch.bfloat16)]
+)
+def test_the_state_of_torch_around_a_call_changes_nothing(data, trusted, state):
+    vectors, _, given = data
+    plain = relabel.fit(features=vectors, labels=given, trusted=trusted, **TINY)
+    with state():
+        assert relabel.fit(features=vectors, labels=given, trusted=trusted, **TINY).table == plain.table
+
+
+def test_another_default_type_changes_nothing_and_stays(data, trusted):
+    vectors, _, given = data
+    plain = relabel.fit(features=vectors, labels=given, trusted=trusted, **TINY)
+    torch.set_default_dtype(torch.float64)
+    try:
+        assert relabel.fit(features=vectors, labels=given, trusted=trusted, **TINY).table == plain.table
+        assert torch.get_default_dtype() is torch.float64
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
+def test_calls_of_several_threads_do_not_share_random_numbers(data, trusted):
+    vectors, _, given = data
+
+    def table(seed: int) -> pa.Table:
+        return relabel.fit(features=vectors, labels=given, trusted=trusted, seed=seed, **TINY).table
+
+    expected = [table(1), table(2)]
+    with ThreadPoolExecutor(2) as pool:
+        assert list(pool.map(table, [1, 2])) == expected
+
+
+def test_labels_may_come_from_a_generator(data, trusted):
+    vectors, _, given = data
+    plain = relabel.fit(features=vectors, labels=given, trusted=trusted, **TINY)
+    found = relabel.fit(features=vectors, labels=(int(label) for label in given), trusted=trusted, **TINY)
+    assert found.table == plain.table

@@ -6,9 +6,11 @@ from 1 there, as in Parquet files. A data frame's index is not one of its column
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import combinations
 from pathlib import Path
 from typing import Any, TypeGuard
 
@@ -130,7 +132,7 @@ def labels_frame(labels: object, name: str = "labels") -> Frame:
     """The Frame of labels [N], one for each row of SOURCE in its order: a list, an array or a series.
 
     Labels are text or numbers; a number is the name of its class, as text, and such names are in the order
-    of their numbers. None, NaN, empty text and, among integers, -1 are unlabelled.
+    of their numbers. None, NaN, empty text and, among whole numbers, -1 are unlabelled.
     """
     texts = _labels(labels, name)
     table = pa.table({"index": pa.array(np.arange(len(texts))), "label": texts})
@@ -164,6 +166,61 @@ def trusted_frame(value: object, name: str = "trusted") -> Frame:
     return Frame(pa.table({column: rows, "label": labels}), name, source_rows=source_rows, origin=value)
 
 
+def check_indexes(rows: Mapping[str, object], trusted: object = None) -> None:
+    """Refuse pandas indexes by which rows would stand elsewhere than by their positions, which alone count.
+
+    rows: what has one entry for every row of SOURCE, by name; trusted: as a caller of `fit` gave it.
+    """
+    frames: dict[str, Any] = {name: value for name, value in rows.items() if hasattr(value, "iloc")}
+    indexes = {
+        name: value.index
+        for name, value in frames.items()
+        if name != "labels" or not hasattr(value, "columns")
+    }
+    _check_order(indexes)
+    moved = next((name for name, index in indexes.items() if not _counts_rows(index)), None)
+    pair: Any = trusted if isinstance(trusted, tuple) and len(trusted) == 2 else (None, None)
+    parts = dict(zip(("trusted, rows", "trusted, labels"), pair, strict=True))
+    named = pair[0]
+    if moved and hasattr(named, "get_indexer") and named.dtype.kind in "iu":
+        raise _moved("trusted, rows is a pandas index", moved)
+    own = {name: value.index for name, value in parts.items() if hasattr(value, "iloc")}
+    _check_order(own)
+    if getattr(getattr(named, "dtype", None), "kind", None) == "b":
+        _check_order(indexes | own)
+    for name, table in (("trusted", trusted), ("labels", rows.get("labels"))):
+        columns = {str(column) for column in getattr(table, "columns", ())}
+        if moved and "index" in columns and not columns & _ROW_NAMES:
+            raise _moved(f"{name} names rows by the column index", moved)
+
+
+_ROW_NAMES = {"file_name", "filename", "image_path", "path", "id"}
+
+
+def _counts_rows(index: Any) -> bool:  # noqa: ANN401
+    """Whether a pandas index counts from 0, or is none of numbers, by which nobody counts rows."""
+    return index.dtype.kind not in "iu" or np.array_equal(index, np.arange(len(index)))
+
+
+def _check_order(indexes: Mapping[str, Any]) -> None:
+    """Refuse two pandas indexes that have the same entries in another order."""
+    for (one, index), (other, own) in combinations(indexes.items(), 2):
+        if len(index) != len(own) or index.equals(own) or not (index.is_unique and own.is_unique):
+            continue
+        if index.isin(own).all():
+            raise RelabelError(
+                f"{one} and {other} have the same index in different orders, and rows count by position.",
+                "Bring them into one order, or give .to_numpy() of both.",
+            )
+
+
+def _moved(what: str, moved: str) -> RelabelError:
+    return RelabelError(
+        f"{what}, and that of {moved} does not count from 0: rows count by position.",
+        f"Give positions: {moved}.index.get_indexer(rows).",
+    )
+
+
 def _from_columns(columns: Iterable[tuple[str, object]], name: str, origin: object) -> Frame:
     names: list[str] = []
     arrays: list[pa.Array | pa.ChunkedArray] = []
@@ -184,13 +241,15 @@ def _from_columns(columns: Iterable[tuple[str, object]], name: str, origin: obje
 def _column(values: object, where: str) -> pa.Array | pa.ChunkedArray:
     """One value a row as Arrow has them, NaN as null in text, integers and labels alike."""
     try:
+        if hasattr(values, "columns"):
+            raise TypeError("it is a table, not one value a row")
         if hasattr(values, "iloc"):
             return pa.Array.from_pandas(values)
         if hasattr(values, "__arrow_c_stream__") or hasattr(values, "__arrow_c_array__"):
             return pa.chunked_array(values)
         if isinstance(values, str | bytes) or not isinstance(values, Iterable):
             raise TypeError(f"it is a {type(values).__name__}, not a list")
-        array = _numpy(values) if hasattr(values, "__array__") else None
+        array = as_numpy(values) if hasattr(values, "__array__") else None
         if array is None:
             return pa.array(list(values), from_pandas=True)
         if array.ndim == 1:
@@ -205,11 +264,18 @@ def _column(values: object, where: str) -> pa.Array | pa.ChunkedArray:
         ) from None
 
 
-def _numpy(values: object) -> np.ndarray[Any, np.dtype[Any]]:
-    """An array of numpy's; a tensor, which may need its gradient or lie on a GPU, through its own methods."""
+def as_numpy(values: object) -> np.ndarray[Any, np.dtype[Any]]:
+    """An array of numpy's; a tensor, which may need its gradient or lie on a GPU, through its own methods.
+
+    What a masked array masks is None.
+    """
     if hasattr(values, "detach"):
         tensor = values.detach().cpu()
         return np.asarray(tensor.float() if "bfloat16" in str(tensor.dtype) else tensor)
+    if isinstance(values, np.ma.MaskedArray) and np.ma.is_masked(values):
+        held: np.ndarray[Any, np.dtype[Any]] = values.data.astype(object)
+        held[np.ma.getmaskarray(values)] = None
+        return held
     return np.asarray(values)
 
 
@@ -222,7 +288,7 @@ def _vectors(features: object, name: str) -> pa.Array:
     if hasattr(features, "toarray") and hasattr(features, "nnz"):
         raise RelabelError(f"{name} is a sparse matrix.", "Give an array: features=matrix.toarray().")
     try:
-        array = _numpy(features)
+        array = as_numpy(features)
     except (TypeError, ValueError):  # rows of different lengths
         return _ragged(features, name)
     if array.dtype.kind == "O":
@@ -255,16 +321,18 @@ def _ragged(features: object, name: str) -> pa.Array:
 
 
 def _labels(labels: object, where: str) -> pa.Array:
-    """One label a row; -1 among integers is null."""
+    """One label a row; -1 among whole numbers, which gaps may have made floats, is null."""
     column = _column(labels, where)
     column = _without_views(pa.chunked_array(column)).combine_chunks()
     if pa.types.is_dictionary(column.type):
         column = column.cast(column.type.value_type)
     if pa.types.is_nested(column.type):
         raise RelabelError(f"{where} holds {column.type}, not one label a row.", "Give one label a row.")
-    if not pa.types.is_integer(column.type):
+    if not (pa.types.is_integer(column.type) or pa.types.is_floating(column.type)):
         return column
-    numbers = column.to_pylist()
+    numbers = [number if number is None or math.isfinite(number) else None for number in column.to_pylist()]
+    if not all(number is None or number == int(number) for number in numbers):
+        return column
     if set(numbers) - {None} == {-1, 1}:
         raise RelabelError(
             f"{where} holds the numbers -1 and 1 alone, and -1 stands for a row without a label.",

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from functools import cached_property
 from html import escape
+from numbers import Real
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
@@ -137,7 +138,7 @@ class Labels:
 
         Raises RelabelError for a precision that is no share, and for a file that lacks the scores it takes.
         """
-        if not 0 < precision < 1:
+        if not isinstance(precision, Real) or not 0 < precision < 1:
             raise RelabelError(f"--precision {precision}: must lie between 0 and 1.", "Use 0.95, say.")
         calibration = self.metadata.calibration
         if calibration is None or calibration.right_scores is None or calibration.wrong_scores is None:
@@ -145,7 +146,7 @@ class Labels:
                 "These labels lack the scores of the calibration set, without which no action can be chosen.",
                 "Run relabel fit, apply or predict again; earlier versions did not keep the scores.",
             )
-        action, selection = _chosen(self.columns, self.confidence, calibration, precision)
+        action, selection = _chosen(self.columns, self.confidence, calibration, float(precision))
         return self._with(replace(self.columns, action=action), self.metadata.decided(selection))
 
     def evaluate(

@@ -12,7 +12,15 @@ import pytest
 
 from relabel.config import SourceOptions
 from relabel.data.file_index import FileIndex
-from relabel.data.in_memory import EMBEDDING, Frame, frame_of, labels_frame, trusted_frame, vectors_frame
+from relabel.data.in_memory import (
+    EMBEDDING,
+    Frame,
+    check_indexes,
+    frame_of,
+    labels_frame,
+    trusted_frame,
+    vectors_frame,
+)
 from relabel.data.sources import Source, open_source
 from relabel.data.tables import read_table
 from relabel.data.trusted import TrustedSet, trusted_of
@@ -404,3 +412,45 @@ def test_the_truth_is_found_by_name() -> None:
         frame_of({"file_name": ["c", "z"], "clean_label": ["x", "y"]}, "truth"), ("clean_label", "label")
     )
     assert (table.labels, rows) == (["x", "y"], [2, None])
+
+
+def test_minus_one_is_no_label_even_where_gaps_made_the_numbers_floats():
+    assert labels_frame([0.0, -1.0, float("nan"), 2.0]).table["label"].to_pylist() == [0, None, None, 2]
+    assert labels_frame([0.5, -1.0]).table["label"].to_pylist() == [0.5, -1.0]
+
+
+def test_what_is_masked_is_missing():
+    labels = np.ma.masked_array([0, 1, 2], mask=[False, True, False])
+    assert labels_frame(labels).table["label"].to_pylist() == [0, None, 2]
+    vectors = np.ma.masked_array(np.ones((2, 2)), mask=[[True, False], [False, False]])
+    found = vectors_frame(vectors).table[EMBEDDING].to_pylist()
+    assert np.isnan(found[0][0])
+    assert found[1] == [1, 1]
+
+
+def test_indexes_that_tell_another_order_of_rows_are_refused():
+    pandas = pytest.importorskip("pandas")
+    moved = pandas.DataFrame({"x": [1.0, 2.0, 3.0]}, index=[2, 0, 1])
+    labels = pandas.Series([0, 1, 2], index=[0, 1, 2])
+    with pytest.raises(RelabelError, match="source and labels have the same index in different orders"):
+        check_indexes({"source": moved, "labels": labels})
+    with pytest.raises(RelabelError, match="trusted, rows is a pandas index, and that of source"):
+        check_indexes({"source": moved}, (moved.index[:2], [0, 1]))
+    with pytest.raises(RelabelError, match="trusted names rows by the column index"):
+        check_indexes({"source": moved}, moved[:2].reset_index())
+    mask = pandas.Series([True, False, True])
+    with pytest.raises(RelabelError, match="source and trusted, rows have the same index"):
+        check_indexes({"source": moved}, (mask, [0, 1]))
+    with pytest.raises(RelabelError, match="trusted, rows and trusted, labels"):
+        check_indexes({}, (labels, labels[::-1]))
+
+
+def test_indexes_that_agree_with_positions_or_with_nothing_pass():
+    pandas = pytest.importorskip("pandas")
+    plain = pandas.DataFrame({"x": [1.0, 2.0, 3.0]})
+    moved = plain.set_axis([2, 0, 1])
+    check_indexes({"source": plain, "labels": pandas.Series([0, 1, 2])}, (plain.index[:2], [0, 1]))
+    check_indexes({"source": moved, "labels": pandas.Series([0, 1, 2], index=[7, 8, 9])}, ([0, 1], [0, 1]))
+    check_indexes({"features": moved, "labels": pandas.Series([0, 1, 2], index=[2, 0, 1])})
+    check_indexes({"source": moved}, {"index": [0], "file_name": ["a"]})
+    check_indexes({"source": plain.set_axis(["c", "a", "b"])}, plain.reset_index())

@@ -3,6 +3,8 @@
 from typing import Any
 
 import numpy as np
+import pandas as pd
+import polars as pl
 import pytest
 import torch
 
@@ -216,3 +218,81 @@ def test_what_rounding_loses_is_made_up_for() -> None:
     exact = calibrate(pred_probs, given, trusted_pair(true))
     np.testing.assert_allclose(rounded.columns.soft_label[:], exact.columns.soft_label[:], atol=0.05)
     np.testing.assert_allclose(rounded.columns.soft_label[:].sum(axis=1), 1, atol=1e-5)
+
+
+@pytest.mark.parametrize("order", [[2, 0, 3, 1], [0, 1, 2, 3]])
+@pytest.mark.parametrize("frame", [pd.DataFrame, pl.DataFrame])
+def test_a_data_frame_names_the_classes_of_its_columns(frame: Any, order: list[int]) -> None:
+    pred_probs, given, true = simulated()
+    rows, _ = trusted_pair(true)
+    named = np.array(NAMES)
+    plain = calibrate(pred_probs, named[given], (rows, named[true[rows]]))
+    columns = frame({NAMES[place]: pred_probs[:, place] for place in order})
+    found = calibrate(columns, named[given], (rows, named[true[rows]]))
+    assert found.class_names == [NAMES[place] for place in order]
+    np.testing.assert_allclose(found.columns.soft_label[:], plain.columns.soft_label[:][:, order], atol=1e-4)
+    chosen = calibrate(columns, named[given], (rows, named[true[rows]]), class_names=NAMES)
+    np.testing.assert_array_equal(chosen.columns.soft_label[:], plain.columns.soft_label[:])
+
+
+@pytest.mark.parametrize("way", ["columns", "class_names"])
+def test_numbers_as_names_of_columns_are_what_number_labels_mean(way: str) -> None:
+    pred_probs, given, true = simulated()
+    rows, _ = trusted_pair(true)
+    order = [2, 0, 3, 1]
+    plain = calibrate(pred_probs, given, (rows, true[rows]))
+    moved = pred_probs[:, order]
+    if way == "columns":
+        found = calibrate(pd.DataFrame(moved, columns=order), given, (rows, true[rows]))
+    else:
+        found = calibrate(moved, given, (rows, true[rows]), class_names=order)
+    np.testing.assert_allclose(found.columns.soft_label[:], plain.columns.soft_label[:][:, order], atol=1e-4)
+
+
+def test_an_order_of_columns_is_not_guessed() -> None:
+    rng = np.random.default_rng(0)
+    true = np.arange(240) % 12
+    pred_probs = rng.dirichlet(np.ones(12), 240)
+    trusted = (np.arange(24), true[:24].astype(str))
+    with pytest.raises(RelabelError, match="and another by their numbers"):
+        calibrate(pred_probs, true.astype(str), trusted)
+    names = [str(number) for number in range(12)]
+    assert calibrate(pred_probs, true.astype(str), trusted, class_names=names).class_names == names
+    few = np.array(["a", "b", "c"])[true % 3]
+    categories = pd.Categorical(few, categories=["c", "a", "b"])
+    with pytest.raises(RelabelError, match="another as categories"):
+        calibrate(rng.dirichlet(np.ones(3), 240), categories, (np.arange(24), few[:24]))
+
+
+@pytest.mark.parametrize("kind", [pl.Series, pd.Series, lambda names: pd.Series(names, dtype="string")])
+def test_names_may_be_text_of_any_library(kind: Any) -> None:
+    pred_probs, given, true = simulated()
+    rows, _ = trusted_pair(true)
+    named = np.array(NAMES)
+    assert calibrate(pred_probs, kind(named[given]), (rows, kind(named[true[rows]]))).class_names == NAMES
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"pred_probs": {"keep": np.full((4, 2), 0.5)}}, "the name stands for another term"),
+        ({"pred_probs": {1: np.full((4, 2), 0.5), "1": np.full((4, 2), 0.5)}}, "the name comes twice"),
+        ({"labels": pd.DataFrame({"label": [0, 1, 0, 1]})}, "it is a table"),
+        ({"precision": "0.9"}, "must lie between 0 and 1"),
+        ({"seed": -1}, "seed -1"),
+        ({"seed": 1.5}, "seed 1.5"),
+        ({"class_names": "ab"}, "class_names is a text"),
+        (
+            {"pred_probs": pd.DataFrame({"x": [0.5] * 4, "y": [0.5] * 4}), "class_names": ["a", "b"]},
+            "has the columns 'x', 'y', and the classes are 'a', 'b'",
+        ),
+    ],
+)
+def test_what_cannot_be_meant_is_refused(change: dict[str, Any], told: str) -> None:
+    given: dict[str, Any] = {
+        "pred_probs": np.full((4, 2), 0.5),
+        "labels": [0, 1, 0, 1],
+        "trusted": ([0], [0]),
+    }
+    with pytest.raises(RelabelError, match=told):
+        calibrate(**given | change)
