@@ -114,6 +114,11 @@ def _train(config: FitConfig | ApplyConfig, arguments: list[str], named: bool, s
     assert state is not None
 
     def how_to_resume() -> str:
+        if not state.exists():
+            return "No epoch was finished and nothing was written."
+        # Here, for what stops a run may come before the imports below.
+        from relabel.verbs.outputs import written_by
+
         return _how_to_resume(state, arguments, any(path.exists() for path in written_by(config)))
 
     try:
@@ -121,7 +126,7 @@ def _train(config: FitConfig | ApplyConfig, arguments: list[str], named: bool, s
             watcher.stage("Starting", None)  # torch takes seconds to import
             from relabel.verbs.apply import apply
             from relabel.verbs.fit import fit
-            from relabel.verbs.outputs import checkpointed, save_trained, written_by
+            from relabel.verbs.outputs import checkpointed, save_trained
 
             with checkpointed(config, watcher, named):
                 result = fit(config, watcher) if isinstance(config, FitConfig) else apply(config, watcher)
@@ -347,8 +352,6 @@ def root(
 
 def _how_to_resume(checkpoint: Path, arguments: list[str], replace: bool) -> str:
     """The line that continues a run, and replaces what it has written already if there is any."""
-    if not checkpoint.exists():
-        return "No epoch was finished and nothing was written."
     flags = ["--resume", *(["--overwrite"] if replace else [])]
     missing = [flag for flag in flags if flag not in arguments]
     # First, in case the last words follow a --.

@@ -38,6 +38,8 @@ sys.meta_path.insert(0, Strikes())
 from relabel.__main__ import main as command
 command()
 """
+# As EARLY, but once the flags are read.
+STARTING = EARLY.replace('"pyarrow"', '"torch"')
 # The process gets a signal right after its main thread has locked one of the thread pool's conditions, once
 # AFTER images were begun.
 STRUCK = """
@@ -120,6 +122,13 @@ def test_ctrl_c_before_anything_has_begun_is_one_line(start):
     process = start(*FIT, program=("-c", EARLY))
     out, err = process.communicate(timeout=60)
     assert (process.returncode, out, err) == (130, b"", b"Interrupted. Nothing was written.\n")
+
+
+def test_ctrl_c_while_torch_is_imported_is_one_line(start, files):
+    process = start(*FIT, "-q", program=("-c", STARTING))
+    out, err = process.communicate(timeout=60)
+    assert (process.returncode, out) == (130, b"")
+    assert err == b"Interrupted. No epoch was finished and nothing was written.\n"
 
 
 def test_a_killed_run_continues_to_the_same_result(stop, run, whole, files):
