@@ -30,15 +30,23 @@ def write_vectors(path, seed=0, dimension=6, rows=ROWS, **columns):
 
 @pytest.fixture
 def vectors(folder, tools):
-    """`vectors.parquet`, and `trusted.csv` with twelve of its rows."""
+    """`vectors.parquet`, and `trusted_vectors.csv` with twelve of its rows."""
     write_vectors("vectors.parquet")
-    tools["write_csv"]("trusted.csv", [(f"text/{row}", f"c{row % 2}") for row in range(12)])
+    tools["write_csv"]("trusted_vectors.csv", [(f"text/{row}", f"c{row % 2}") for row in range(12)])
     return folder
 
 
 @pytest.fixture
 def fit_vectors(run, vectors):
-    command = ("fit", "vectors.parquet", "--features", "embedding", "--trusted", "trusted.csv", *QUICK)
+    command = (
+        "fit",
+        "vectors.parquet",
+        "--features",
+        "embedding",
+        "--trusted",
+        "trusted_vectors.csv",
+        *QUICK,
+    )
     return lambda *flags: run(*command, *flags)
 
 
@@ -106,7 +114,7 @@ def test_the_files_name_the_column_and_the_dimension(fit_vectors, run):
 def test_columns_of_numbers_are_named_by_a_glob(run, vectors):
     values = np.stack(pq.read_table("vectors.parquet")["embedding"].fill_null([0.0] * 6).to_pylist())
     write_vectors("wide.parquet", **{f"f_{n}": values[:, n] for n in range(6)})
-    flags = ("--trusted", "trusted.csv", *QUICK)
+    flags = ("--trusted", "trusted_vectors.csv", *QUICK)
     assert run("fit", "wide.parquet", "--features", "f_*", *flags).code == 0
     assert metadata()["dimension"] == 6
     assert columns()["error"] == [None] * ROWS
@@ -212,7 +220,7 @@ def test_a_benchmark_is_made_of_clean_vectors(run, vectors, noise):
     assert "Features" in run("inspect", "noisy.parquet").out.decode()
 
 
-FIT = ("fit", "vectors.parquet", "--features", "embedding", "--trusted", "trusted.csv")
+FIT = ("fit", "vectors.parquet", "--features", "embedding", "--trusted", "trusted_vectors.csv")
 IMAGES = ("fit", "images", "--trusted", "trusted.csv")
 
 
@@ -232,7 +240,10 @@ IMAGES = ("fit", "images", "--trusted", "trusted.csv")
         ((*FIT, "--trusted", "images"), "--trusted images is a folder of images"),
         ((*FIT, "--features", "embeding"), "vectors.parquet has no column 'embeding', but"),
         ((*FIT, "--features", "file_name"), "the column 'file_name' of vectors.parquet holds string"),
-        (("fit", "vectors.parquet", "--trusted", "trusted.csv"), "holds vectors in the column 'embedding'"),
+        (
+            ("fit", "vectors.parquet", "--trusted", "trusted_vectors.csv"),
+            "holds vectors in the column 'embedding'",
+        ),
         (("pretrain", "vectors.parquet", "-o", "p.pt"), "holds vectors in the column 'embedding'"),
         (
             ("pretrain", "images", "--features", "embedding", "-o", "p.pt"),
@@ -320,7 +331,7 @@ def test_shards_of_vectors_give_the_same_labels_as_one_file(run, fit_vectors):
     for number in range(3):
         pq.write_table(table.slice(20 * number, 20), f"shards/train-{number}.parquet")
     for source in ("shards", "shards/*.parquet"):
-        flags = ("--features", "embedding", "--trusted", "trusted.csv", *QUICK, "--overwrite")
+        flags = ("--features", "embedding", "--trusted", "trusted_vectors.csv", *QUICK, "--overwrite")
         done = run("fit", source, *flags)
         assert done.code == 0, done.err
         assert columns() == columns("one.parquet")
