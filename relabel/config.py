@@ -1,4 +1,4 @@
-"""What a command is asked to do: THE declaration of every flag, which is also a keyword from Python.
+"""The configuration of every command: the one declaration of each flag, which is also a keyword from Python.
 
 A config is made of groups, and a group of fields made with `flag`.
 """
